@@ -1,0 +1,41 @@
+# Both commands work from nothing: they make .venv, install the pinned versions, and run.
+#   make demo    register two real heads
+#   make test    the fast tests
+PY ?= python3
+V := .venv
+READY := $(V)/.ready
+PYTEST := OMP_NUM_THREADS=1 $(V)/bin/python -m pytest -n 2
+
+.PHONY: demo test test-slow test-clients lint typecheck bench install clean
+
+demo: $(READY)
+	$(V)/bin/python examples/demo.py
+
+test: $(READY)
+	$(PYTEST)
+
+test-slow: $(READY)
+	$(PYTEST) -m slow --timeout 3600
+
+test-clients: $(READY)
+	$(PYTEST) -m clients --timeout 1800
+
+lint: $(READY)
+	$(V)/bin/ruff check regenv regagents tests examples benchmarks
+
+typecheck: $(READY)
+	$(V)/bin/mypy
+
+bench: $(READY)
+	for script in benchmarks/*.py; do $(V)/bin/python $$script || exit 1; done
+
+install: $(READY)
+
+$(READY): pyproject.toml constraints.txt
+	@$(PY) -c 'import sys; sys.exit("Python 3.11 or newer is needed: make PY=python3.x" if sys.version_info < (3, 11) else 0)'
+	test -x $(V)/bin/python || $(PY) -m venv $(V)
+	$(V)/bin/python -m pip install --quiet --disable-pip-version-check -c constraints.txt -e '.[dev]'
+	touch $@
+
+clean:
+	rm -rf $(V) .pytest_cache .mypy_cache .ruff_cache

@@ -1,0 +1,1 @@
+"""Agents for image registration environments."""

@@ -1,0 +1,83 @@
+"""Agents on disk: safetensors for numbers, a JSON card for everything else. Loading never executes code."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+import torch
+from safetensors import SafetensorError, safe_open
+from safetensors.torch import save_file
+from torch import Tensor
+
+from regenv.data.io import atomic
+
+CARD_VERSION = 1
+
+
+class CheckpointError(ValueError):
+    """A checkpoint that does not fit: names the file, what is wrong and the way out."""
+
+
+def save(path: str | Path, tensors: Mapping[str, Tensor], card: Mapping[str, Any]) -> None:
+    """Write ``path`` (.safetensors) and beside it the card (.json), each by a temporary name and a rename."""
+    path = Path(path)
+    path.parent.mkdir(parents=True, exist_ok=True)
+    with atomic(path) as temporary:
+        save_file({name: tensor.detach().contiguous().cpu() for name, tensor in tensors.items()}, str(temporary))
+    with atomic(path.with_suffix(".json")) as temporary:
+        Path(temporary).write_text(json.dumps({"card_version": CARD_VERSION, **card}, indent=2) + "\n")
+
+
+def load(path: str | Path) -> tuple[dict[str, Tensor], dict[str, Any]]:
+    """Tensors and card of a checkpoint. Raises CheckpointError for missing, truncated or foreign files."""
+    path = Path(path)
+    card_path = path.with_suffix(".json")
+    for file in (path, card_path):
+        if not file.is_file():
+            raise CheckpointError(f"{file}: no such file; a checkpoint is NAME.safetensors with NAME.json beside it.")
+    try:
+        card = json.loads(card_path.read_text())
+    except (json.JSONDecodeError, UnicodeDecodeError) as error:
+        raise CheckpointError(f"{card_path}: card is not JSON ({error}); restore it or train again.") from None
+    if not isinstance(card, dict) or card.get("card_version") != CARD_VERSION:
+        version = card.get("card_version") if isinstance(card, dict) else None
+        raise CheckpointError(f"{card_path}: card_version is {version!r}; this release reads {CARD_VERSION}.")
+    try:
+        with safe_open(str(path), framework="pt") as file:
+            tensors = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118
+    except (SafetensorError, OSError) as error:
+        raise CheckpointError(f"{path}: weights cannot be read ({error}); the file is damaged or truncated.") from None
+    return tensors, card
+
+
+def fit(module: torch.nn.Module, tensors: Mapping[str, Tensor], path: str | Path) -> None:
+    """Load tensors into a module, every one, each of the right shape. Raises CheckpointError naming the first misfit."""
+    wanted = module.state_dict()
+    for name, value in wanted.items():
+        if name not in tensors:
+            raise CheckpointError(f"{path}: tensor {name} is missing; the checkpoint belongs to another network.")
+        if tensors[name].shape != value.shape:
+            raise CheckpointError(f"{path}: tensor {name} has shape {tuple(tensors[name].shape)}, the network's is "
+                                  f"{tuple(value.shape)}; the checkpoint belongs to another env or network.")
+    extra = sorted(set(tensors) - set(wanted))
+    if extra:
+        raise CheckpointError(f"{path}: tensor {extra[0]} is not in the network; the checkpoint belongs to another one.")
+    module.load_state_dict(dict(tensors))
+
+
+def flatten_optimizer(optimizer: torch.optim.Optimizer) -> dict[str, Tensor]:
+    """State of an optimizer as tensors named "INDEX.KEY"."""
+    return {f"{index}.{key}": torch.as_tensor(value) for index, state in optimizer.state_dict()["state"].items()
+            for key, value in state.items()}
+
+
+def fit_optimizer(optimizer: torch.optim.Optimizer, tensors: Mapping[str, Tensor]) -> None:
+    """Inverse of :func:`flatten_optimizer`."""
+    state: dict[int, dict[str, Tensor]] = {}
+    for name, value in tensors.items():
+        index, key = name.split(".", 1)
+        state.setdefault(int(index), {})[key] = value
+    optimizer.load_state_dict({"state": state, "param_groups": optimizer.state_dict()["param_groups"]})

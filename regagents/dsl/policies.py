@@ -1,0 +1,48 @@
+"""Networks of the DSL agent."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import torch
+from stable_baselines3.dqn.policies import DQNPolicy
+from torch import Tensor
+
+from regagents.common.extractors import CompactCNN, PaperCNN
+
+
+class DSLPolicy(DQNPolicy):
+    """SB3's DQN policy over an image extractor: features, one linear layer, one output per action.
+
+    ``best`` and ``best_odds`` turn on the paper's randomisation at test time: one of the ``best`` highest actions is
+    taken, with probabilities ``best_odds`` (best first).
+    """
+
+    def __init__(self, observation_space: Any, action_space: Any, lr_schedule: Any, net_arch: list[int] | None = None,
+                 features_extractor_class: Any = CompactCNN, best_odds: tuple[float, ...] = (1.0,), **kwargs: Any) -> None:
+        if abs(sum(best_odds) - 1) > 1e-6 or min(best_odds) < 0 or len(best_odds) > action_space.n:
+            raise ValueError(f"DSLPolicy: best_odds is {best_odds}; it needs probabilities that sum to 1, at most one "
+                             f"for each of the {action_space.n} actions.")
+        self.best_odds = best_odds
+        kwargs["normalize_images"] = False
+        super().__init__(observation_space, action_space, lr_schedule, net_arch=net_arch or [],
+                         features_extractor_class=features_extractor_class, **kwargs)
+
+    def _predict(self, obs: Tensor, deterministic: bool = True) -> Tensor:
+        values = self.q_net(obs)
+        if len(self.best_odds) == 1:
+            return values.argmax(dim=1)
+        odds = torch.tensor(self.best_odds, device=values.device).expand(values.shape[0], -1)
+        rank = torch.multinomial(odds, 1)
+        return values.topk(odds.shape[1], dim=1).indices.gather(1, rank).squeeze(1)
+
+    def _get_constructor_parameters(self) -> dict[str, Any]:
+        return super()._get_constructor_parameters() | {"best_odds": self.best_odds}
+
+
+class PaperPolicy(DSLPolicy):
+    """The paper's network."""
+
+    def __init__(self, *args: Any, **kwargs: Any) -> None:
+        kwargs.setdefault("features_extractor_class", PaperCNN)
+        super().__init__(*args, **kwargs)

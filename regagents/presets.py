@@ -1,0 +1,52 @@
+"""What is trained and how: one entry per set of shipped weights. ``regagents train NAME`` runs it."""
+
+from __future__ import annotations
+
+from typing import Any
+
+REAL_HEADS: dict[str, Any] = {"name": "heads", "subjects": ["mni152", "mni2009c", "csi1", "csi2"]}
+HEAD_GRID: dict[str, Any] = {"size": 32, "spacing": 6.5, "observation": "pair"}
+RISE: dict[str, Any] = {"start": 0.1, "end": 0.5, "difficulty": [0.0, 1.0], "reach": [0.35, 1.0]}
+
+PRESETS: dict[str, dict[str, Any]] = {
+    "head-geometric": {
+        "env": "RegRigid3DGeometric-v0",
+        "env_kwargs": {**HEAD_GRID, "source": REAL_HEADS, "ranges": [60, 60, 60, 90, 90, 90]},
+        "sampler_kwargs": {"near": 0.35, "near_scale": 0.2},
+        "curriculum": RISE,
+        "steps": 1_500_000,
+    },
+    "head-unit": {
+        "env": "RegRigid3D-v0",
+        "env_kwargs": {**HEAD_GRID, "source": REAL_HEADS, "targets": "drop"},
+        "sampler_kwargs": {"near": 0.4, "near_scale": 0.2},
+        "curriculum": {**RISE, "reach": [0.6, 1.0]},
+        "steps": 600_000,
+    },
+    "spine-coarse": {
+        "env": "RegRigid3D-v0",
+        "env_kwargs": {"size": [48, 24, 24], "spacing": 8.0, "observation": "pair", "source": {"name": "spine"},
+                       "targets": "drop"},
+        "sampler_kwargs": {"near": 0.3, "near_scale": 0.2},
+        "curriculum": {**RISE, "reach": [0.25, 1.0]},
+        "steps": 800_000,
+    },
+    "spine-fine": {
+        "env": "RegRigid3D-v0",
+        "env_kwargs": {"size": 32, "spacing": 3.0, "observation": "pair", "targets": "drop",
+                       "source": {"name": "spine", "moving_extent_mm": [96.0, 96.0, 96.0], "truncated": False,
+                                  "placement_mm": 80.0, "bank_spacing": 3.0},
+                       "ranges": [8, 8, 8, 8, 8, 8]},
+        "sampler_kwargs": {"near": 0.3, "near_scale": 0.3},
+        "curriculum": {**RISE, "reach": [1.0, 1.0]},
+        "steps": 250_000,
+    },
+    "rigid2d": {
+        "env": "RegRigid2D-v0",
+        "env_kwargs": {"observation": "pair", "targets": "drop"},
+        "sampler_kwargs": {"near": 0.4, "near_scale": 0.2},
+        "curriculum": {**RISE, "reach": [0.6, 1.0]},
+        "policy_kwargs": {"features_extractor_kwargs": {"widths": [16, 32, 48, 64, 64], "strides": [2, 2, 2, 2, 1]}},
+        "steps": 250_000,
+    },
+}

@@ -1,0 +1,125 @@
+"""Training of DSL agents from presets: resumable, seeded, logged to TensorBoard and CSV."""
+
+from __future__ import annotations
+
+import platform
+import time
+from pathlib import Path
+from typing import Any
+
+import gymnasium as gym
+import torch
+from stable_baselines3.common.callbacks import BaseCallback
+from stable_baselines3.common.logger import configure
+
+import regenv  # noqa: F401  registers the ids
+from regagents.common import checkpoints
+from regagents.dsl.dsl import DSL, Curriculum
+from regagents.presets import PRESETS
+
+
+def create(config: dict[str, Any], seed: int = 0, device: str = "cpu", **algorithm: Any) -> DSL:
+    """An untrained agent of a preset (or of a card's ``config``)."""
+    env = gym.make(config["env"], **config["env_kwargs"])
+    curriculum = config.get("curriculum")
+    return DSL(config.get("policy", "CompactPolicy"), env, seed=seed, device=device,
+               policy_kwargs=config.get("policy_kwargs"), sampler_kwargs=config.get("sampler_kwargs"),
+               curriculum=None if curriculum is None else Curriculum(**{k: tuple(v) if isinstance(v, list) else v
+                                                                        for k, v in curriculum.items()}),
+               **{**config.get("algorithm", {}), **algorithm})
+
+
+def load(path: str | Path, device: str = "cpu", **env_kwargs: Any) -> DSL:
+    """A trained agent from its checkpoint (a path, or the name of shipped weights).
+
+    Raises CheckpointError for missing, damaged or misfitting files.
+    """
+    path = resolve(path)
+    tensors, card = checkpoints.load(path)
+    if card.get("algorithm") != "DSL":
+        raise checkpoints.CheckpointError(f"{path}: algorithm is {card.get('algorithm')!r}; a DSL agent is needed.")
+    config = dict(card["config"])
+    config["env_kwargs"] = {**config["env_kwargs"], **env_kwargs}
+    agent = create(config, device=device)
+    checkpoints.fit(agent.q_net, tensors, path)
+    agent.q_net_target.load_state_dict(agent.q_net.state_dict())
+    agent.policy.set_training_mode(False)
+    return agent
+
+
+def resolve(path: str | Path) -> Path:
+    """A checkpoint's file: the path itself, or shipped weights of that name."""
+    shipped = Path(__file__).parent / "weights" / f"{path}.safetensors"
+    return shipped if shipped.is_file() else Path(path)
+
+
+class _Keeper(BaseCallback):
+    """Writes the training state every few minutes."""
+
+    def __init__(self, path: Path, card: dict[str, Any], every_seconds: float) -> None:
+        super().__init__()
+        self.path, self.card, self.every = path, card, every_seconds
+        self.last = self.begun = time.monotonic()
+        self.before = float(card.get("seconds", 0.0))
+
+    def _on_step(self) -> bool:
+        agent: DSL = self.model  # type: ignore[assignment]
+        if time.monotonic() - self.last > self.every and agent._fit_steps % agent.repose == 0:
+            self.write()
+        return True
+
+    def write(self) -> None:
+        agent: DSL = self.model  # type: ignore[assignment]
+        self.last = time.monotonic()
+        self.card |= {"samples": agent.num_timesteps, "fit_steps": agent._fit_steps,
+                      "seconds": round(self.before + self.last - self.begun)}
+        state = {f"network.{k}": v for k, v in agent.q_net.state_dict().items()}
+        state |= {f"optimizer.{k}": v for k, v in checkpoints.flatten_optimizer(agent.optimizer).items()}
+        checkpoints.save(self.path.with_name("state.safetensors"), state, self.card)
+        checkpoints.save(self.path, agent.q_net.state_dict(), self.card)
+
+
+def train(preset: str, out: str | Path, steps: int | None = None, seed: int = 0, device: str = "cpu",
+          init: str | None = None, resume: bool = False, amp: bool = True, keep_every: float = 120.0,
+          command: str = "", progress_bar: bool = False) -> Path:
+    """Train a preset into folder ``out``; returns the weights' path.
+
+    Args: steps: samples in all; init: checkpoint whose convolutions are taken over; resume: go on from ``out``.
+    Raises ValueError for an unknown preset; CheckpointError where resume or init do not fit.
+    """
+    if preset not in PRESETS:
+        raise ValueError(f"train: preset is {preset!r}; it must be one of {', '.join(PRESETS)}.")
+    out = Path(out)
+    out.mkdir(parents=True, exist_ok=True)
+    config = PRESETS[preset]
+    total = steps or config["steps"]
+    agent = create(config, seed=seed, device=device, amp=amp)
+    card: dict[str, Any] = {
+        "name": preset, "algorithm": "DSL", "env": config["env"], "config": config, "command": command, "seed": seed,
+        "init": init, "steps": total, "samples": 0, "seconds": 0,
+        "machine": f"{platform.processor() or platform.machine()}, {torch.get_num_threads()} thread(s), "
+                   f"torch {torch.__version__}", "licence": "Apache-2.0"}
+    path = out / f"{preset}.safetensors"
+    if resume and (out / "state.safetensors").is_file():
+        tensors, old = checkpoints.load(out / "state.safetensors")
+        if old["config"] != config:
+            raise checkpoints.CheckpointError(f"{out}: config differs from preset {preset!r}; train into a new folder.")
+        checkpoints.fit(agent.q_net, _under("network.", tensors), out)
+        checkpoints.fit_optimizer(agent.optimizer, _under("optimizer.", tensors))
+        agent.num_timesteps, agent._fit_steps = old["samples"], old["fit_steps"]
+        card["seconds"] = old["seconds"]
+        card["init"] = old["init"]
+    elif init is not None:
+        tensors, _ = checkpoints.load(resolve(init))
+        trunk = {k: v for k, v in tensors.items() if k.startswith("features_extractor.")}
+        checkpoints.fit(agent.q_net.features_extractor, _under("features_extractor.", trunk), init)
+    agent.set_logger(configure(str(out), ["csv", "tensorboard"]))
+    keeper = _Keeper(path, card, keep_every)
+    agent.learn(total - agent.num_timesteps if resume else total, callback=keeper, reset_num_timesteps=not resume,
+                progress_bar=progress_bar)
+    keeper.write()
+    return path
+
+
+def _under(prefix: str, tensors: dict[str, Any]) -> dict[str, Any]:
+    return {name[len(prefix):]: value for name, value in tensors.items() if name.startswith(prefix)}

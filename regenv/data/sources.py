@@ -1,0 +1,46 @@
+"""Pair sources by name."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping
+from typing import Any
+
+from regenv.data.appearance import Appearance
+from regenv.data.heads import Heads
+from regenv.data.pairs import PairSource
+from regenv.data.perturb import CoDeformed
+from regenv.data.phantoms import BrainPhantom, SpinePhantom
+
+
+def source_named(source: str | Mapping[str, Any] | PairSource, ndim: int) -> PairSource:
+    """A PairSource: "phantoms" (brain-like, no files needed), "spine", "heads" (real), or itself.
+
+    A mapping names one with arguments, so that it can stand in JSON: ``{"name": "heads", "subjects": ["mni152"]}``,
+    ``{"name": "codeformed", "source": {"name": "spine"}, "affine": 0.25}``.
+
+    Raises ValueError for another name, TypeError for an argument that the source does not take.
+    """
+    if not isinstance(source, (str, Mapping)):
+        return source
+    arguments = {"name": source} if isinstance(source, str) else dict(source)
+    name = arguments.pop("name", None)
+    if name not in SOURCES:
+        raise ValueError(f"source is {name!r}; it must be one of {', '.join(SOURCES)}, or a PairSource.")
+    return SOURCES[name](ndim, **{key: tuple(v) if isinstance(v, list) else v for key, v in arguments.items()})
+
+
+def _heads(ndim: int, appearance: Mapping[str, Any] | Appearance = Appearance(), **arguments: Any) -> PairSource:
+    look = Appearance(**appearance) if isinstance(appearance, Mapping) else appearance
+    return Heads(appearance=look, **arguments)
+
+
+def _codeformed(ndim: int, source: str | Mapping[str, Any], **arguments: Any) -> PairSource:
+    return CoDeformed(source_named(source, ndim), **arguments)
+
+
+SOURCES: dict[str, Callable[..., PairSource]] = {
+    "phantoms": BrainPhantom,
+    "spine": SpinePhantom,
+    "heads": _heads,
+    "codeformed": _codeformed,
+}

@@ -1,0 +1,76 @@
+"""RegistrationEnv: the core as a standard single Gymnasium environment, numpy out."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import gymnasium as gym
+import numpy as np
+import torch
+
+from regenv.core import RegistrationCore, Task
+from regenv.state import EpisodeState
+from regenv.registry import build
+from regenv.vector import RENDER_MODES
+
+
+class RegistrationEnv(gym.Env):
+    """One registration episode: ``gym.make("RegRigid3D-v0")``. What each id is, stands in its builder's docstring
+    (``regenv.tasks.rigid.rigid``).
+
+    Args:
+        task: a Task, or the catalogue's id of one.
+        render_mode: "rgb_array" or None.
+        device: where the core computes; observations are numpy.
+        max_episode_steps: time limit; ``gym.make`` sets its own (TimeLimit) and leaves this at None.
+        privileged: add ``target`` and ``q_star`` to the info.
+        arguments: passed to the id's builder.
+
+    ``reset(options=...)`` takes ``difficulty``, ``reach`` and ``same_pairs`` as RegistrationVectorEnv does.
+    """
+
+    metadata = {"render_modes": list(RENDER_MODES), "render_fps": 10}
+
+    def __init__(self, task: Task | str, render_mode: str | None = None, device: torch.device | str = "cpu",
+                 max_episode_steps: int | None = None, privileged: bool = False, **arguments: Any) -> None:
+        if render_mode not in (None, *RENDER_MODES):
+            raise ValueError(f"RegistrationEnv: render_mode is {render_mode!r}; it must be one of {RENDER_MODES}.")
+        self.render_mode = render_mode
+        built = build(task, **arguments)
+        self._limited = max_episode_steps is not None
+        if max_episode_steps is not None:
+            built = built.limited(max_episode_steps)
+        self.core = RegistrationCore(built, device, privileged)
+        self.observation_space = built.observation.space(built.grid.shape)
+        self.action_space = built.actions.space()
+        self._state: EpisodeState | None = None
+
+    @property
+    def state(self) -> EpisodeState:
+        """The running episode, one lane. Raises RuntimeError before the first reset."""
+        if self._state is None:
+            raise RuntimeError("RegistrationEnv: call reset() first.")
+        return self._state
+
+    def reset(self, *, seed: int | None = None, options: dict[str, Any] | None = None) -> tuple[np.ndarray, dict[str, Any]]:
+        super().reset(seed=seed)
+        options = options or {}
+        pair = self.state.pair if options.get("same_pairs") else None
+        self._state = self.core.reset([self.np_random], options.get("difficulty", 1.0), options.get("reach", 1.0), pair)
+        return self._observation(), self._info()
+
+    def step(self, action: Any) -> tuple[np.ndarray, float, bool, bool, dict[str, Any]]:
+        chosen = torch.as_tensor(np.asarray(action), device=self.core.device).unsqueeze(0)
+        self._state, reward, terminated, truncated = self.core.step(self.state, chosen)
+        return (self._observation(), float(reward), bool(terminated), self._limited and bool(truncated), self._info())
+
+    def render(self) -> np.ndarray | None:  # type: ignore[override]
+        """A (H, W, 3) uint8 frame: overlay of fixed and warped, with the step and the error written in."""
+        return None if self.render_mode is None else self.core.frame(self.state, 0)
+
+    def _observation(self) -> np.ndarray:
+        return self.core.observe(self.state)[0].cpu().numpy()
+
+    def _info(self) -> dict[str, Any]:
+        values = {key: value[0].cpu().numpy() for key, value in self.core.info(self.state).items()}
+        return {key: value.item() if value.ndim == 0 else value for key, value in values.items()}

@@ -1,0 +1,1 @@
+"""Faster implementations of the warps, behind the functions of ``regenv.ops.warp``."""

@@ -1,0 +1,94 @@
+"""Landmarks: where they come from, the error measured on them, and how often it is small enough."""
+
+from __future__ import annotations
+
+import math
+from typing import Any
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from regenv.grid import Grid
+
+
+def tre(points_a: Tensor, points_b: Tensor) -> Tensor:
+    """Target registration error: the mean distance between corresponding points, mm.
+
+    Args: points_a, points_b: (B, N, D), world mm, point n of one corresponding to point n of the other.
+    Returns: (B,).
+    """
+    return torch.linalg.vector_norm(points_a - points_b, dim=-1).mean(-1)
+
+
+def lattice(grid: Grid, per_axis: int = 5, margin: float = 0.1) -> Tensor:
+    """A regular lattice of points inside a grid.
+
+    Args:
+        grid: where the points shall lie.
+        per_axis: points along each axis; 1 is the middle.
+        margin: distance of the outermost points from the grid's edges, as a fraction of its extent, in [0, 0.5].
+    Returns: (per_axis**D, D) float64, world mm; the grid's last array axis runs fastest.
+    """
+    if per_axis < 1:
+        raise ValueError(f"lattice: per_axis is {per_axis}; it must be at least 1.")
+    if not 0 <= margin <= 0.5:
+        raise ValueError(f"lattice: margin is {margin}; it must be between 0 and 0.5 of the extent.")
+    ticks = np.linspace(margin, 1 - margin, per_axis) if per_axis > 1 else np.array([0.5])
+    mesh = np.stack(np.meshgrid(*(n * ticks - 0.5 for n in grid.shape), indexing="ij"), axis=-1)
+    return torch.from_numpy(grid.to_world(mesh.reshape(-1, grid.ndim)))
+
+
+def sift(image: Any, count: int) -> np.ndarray:
+    """The most salient points of a 2D image: SIFT keypoints (Lowe 2004), strongest first, at most one per pixel.
+
+    Needs OpenCV, which is imported here and nowhere else.
+
+    Args:
+        image: (H, W) array or tensor, intensities in [0, 1].
+        count: points wanted.
+    Returns: (N, 2) float64, voxel points (row, column); N is below ``count`` if the image has fewer keypoints.
+    """
+    pixels = np.asarray(image.detach().cpu() if isinstance(image, Tensor) else image, dtype=np.float64)
+    if pixels.ndim != 2:
+        raise ValueError(f"sift: the image has shape {pixels.shape}; SIFT needs a 2D image (H, W). "
+                         f"In 3D use regenv.ops.landmarks.lattice.")
+    import cv2
+
+    keypoints = cv2.SIFT.create().detect(np.round(pixels.clip(0, 1) * 255).astype(np.uint8), None)
+    keypoints = sorted(keypoints, key=lambda k: (-k.response, k.pt))
+    pixel_of: dict[tuple[int, int], tuple[float, float]] = {}
+    for keypoint in keypoints:  # one place may bear several keypoints, one per orientation
+        x, y = keypoint.pt
+        pixel_of.setdefault((round(y), round(x)), (y, x))
+    return np.array(list(pixel_of.values())[:count], dtype=np.float64).reshape(-1, 2)
+
+
+def wilson(successes: int, n: int, z: float = 1.96) -> tuple[float, float]:
+    """Wilson's score interval of a success rate (Wilson 1927), (low, high) in [0, 1]; (0, 1) if nothing was tried.
+
+    Args:
+        successes: out of ``n`` trials.
+        z: normal quantile, 1.96 for 95 %.
+    """
+    if not 0 <= successes <= n:
+        raise ValueError(f"wilson: {successes} successes of {n} trials; there must be from 0 to n.")
+    if n == 0:
+        return 0.0, 1.0
+    rate, spread = successes / n, z * z / n
+    middle = (rate + spread / 2) / (1 + spread)
+    half = math.sqrt(rate * (1 - rate) * spread + spread * spread / 4) / (1 + spread)
+    return (0.0 if successes == 0 else middle - half, 1.0 if successes == n else middle + half)
+
+
+def success_rate(errors_mm: Tensor | np.ndarray, threshold_mm: float) -> tuple[float, float, float]:
+    """Fraction of errors at or below a threshold, and its 95 % Wilson interval. A NaN error counts as a failure.
+
+    Args: errors_mm (N,), such as the TRE of N pairs; threshold_mm, 10 mm in Liao et al. 2017.
+    Returns: rate, low, high, each in [0, 1].
+    """
+    errors = np.asarray(errors_mm.detach().cpu() if isinstance(errors_mm, Tensor) else errors_mm, dtype=np.float64)
+    if errors.size == 0:
+        raise ValueError("success_rate: no errors were given; it needs at least one.")
+    successes = int((errors <= threshold_mm).sum())
+    return (successes / errors.size, *wilson(successes, errors.size))

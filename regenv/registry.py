@@ -1,0 +1,55 @@
+"""Every environment id, one row each: the whole catalogue on one screen."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, field
+from typing import Any
+
+import gymnasium as gym
+
+from regenv.core import Task
+from regenv.tasks.rigid import rigid
+
+
+@dataclass(frozen=True)
+class Row:
+    """An id: who builds its task, with which arguments, and its time limit."""
+
+    builder: Callable[..., Task]
+    arguments: Mapping[str, Any] = field(default_factory=dict)
+    steps: int = 200
+
+
+CATALOGUE: dict[str, Row] = {
+    "RegRigid2D-v0": Row(rigid, {"ndim": 2}),
+    "RegRigid2DContinuous-v0": Row(rigid, {"ndim": 2, "continuous": True}),
+    "RegRigid3D-v0": Row(rigid, {"ndim": 3}),
+    "RegRigid3DContinuous-v0": Row(rigid, {"ndim": 3, "continuous": True}),
+    "RegRigid3DGeometric-v0": Row(rigid, {"ndim": 3, "step_sizes": (1.0, 4.0, 16.0), "motion": "disentangled",
+                                          "observation": "pair"}, steps=60),
+}
+
+
+def build(task: Task | str, **arguments: Any) -> Task:
+    """The task of an id, with some of its arguments replaced.
+
+    Raises ValueError for an unknown id, TypeError for an argument that the id's builder does not take.
+    """
+    if isinstance(task, Task):
+        if arguments:
+            raise TypeError(f"build: a Task takes no further arguments; got {sorted(arguments)}.")
+        return task
+    if task not in CATALOGUE:
+        raise ValueError(f"regenv has no environment {task!r}; it has {', '.join(CATALOGUE)}.")
+    row = CATALOGUE[task]
+    return row.builder(**{**row.arguments, "max_episode_steps": row.steps, **arguments})
+
+
+def register() -> None:
+    """Make every id known to Gymnasium. Safe to call again."""
+    for name, row in CATALOGUE.items():
+        if name not in gym.registry:
+            gym.register(name, entry_point="regenv.env:RegistrationEnv",
+                         vector_entry_point="regenv.vector:RegistrationVectorEnv",
+                         max_episode_steps=row.steps, kwargs={"task": name})

@@ -1,0 +1,62 @@
+"""EpisodeState: all that an episode is, as batched tensors."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, fields, replace
+
+import torch
+from torch import Tensor
+
+from regenv.data.pairs import PairBatch
+
+
+@dataclass(frozen=True)
+class EpisodeState:
+    """B lanes of running episodes. Nothing here is changed in place.
+
+    Attributes:
+        pair: the images and what is known of them.
+        anchor: (B, D+1, D+1) float64, pull-back that the pose's residual is appended to: the truth where it is known.
+        pose: (B, P) float64, parameters of the residual.
+        pull_back: (B, D+1, D+1) float64, fixed world to moving world: anchor times residual.
+        warped: (B, C, *shape) float32, the moving image seen through ``pull_back`` on the fixed grid.
+        distance: (B,) float64, D of the pose; NaN where the truth is unknown.
+        tre: (B,) float64, mean landmark error, mm; NaN where the truth is unknown.
+        score: (B,) float64, what the reward is the gain of.
+        arrived: (B,) bool, the stopping rule holds.
+        steps: (B,) int64, steps taken.
+    """
+
+    pair: PairBatch
+    anchor: Tensor
+    pose: Tensor
+    pull_back: Tensor
+    warped: Tensor
+    distance: Tensor
+    tre: Tensor
+    score: Tensor
+    arrived: Tensor
+    steps: Tensor
+
+    @property
+    def lanes(self) -> int:
+        return self.pose.shape[0]
+
+    def put(self, mask: Tensor, other: EpisodeState) -> EpisodeState:
+        """A copy whose lanes of ``mask`` (B,) bool are those of ``other``, which has as many lanes as mask has True."""
+        changes: dict[str, object] = {"pair": self.pair.put(mask, other.pair)}
+        for f in fields(self):
+            if f.name != "pair":
+                merged = getattr(self, f.name).clone()
+                merged[mask] = getattr(other, f.name)
+                changes[f.name] = merged
+        return replace(self, **changes)  # type: ignore[arg-type]
+
+    def keep(self, mask: Tensor, before: EpisodeState) -> EpisodeState:
+        """A copy whose lanes of ``mask`` (B,) bool are as they were in ``before`` (same pairs)."""
+        changes = {}
+        for f in fields(self):
+            if f.name != "pair":
+                mine = getattr(self, f.name)
+                changes[f.name] = torch.where(mask.view(-1, *(1,) * (mine.ndim - 1)), getattr(before, f.name), mine)
+        return replace(self, **changes)  # type: ignore[arg-type]

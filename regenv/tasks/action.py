@@ -1,0 +1,56 @@
+"""How an agent's action becomes a change of parameters."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import gymnasium as gym
+import numpy as np
+import torch
+from torch import Tensor
+
+
+@dataclass(frozen=True)
+class DiscreteSteps:
+    """One parameter up or down: action 2i raises parameter i by one unit, 2i + 1 lowers it.
+
+    With several step sizes the same pairs follow once per size: action 2 P k + 2 i + sign moves by ``step_sizes[k]``.
+
+    Args: parameters: number P of parameters; step_sizes: units (mm and degrees) per step.
+    """
+
+    parameters: int
+    step_sizes: tuple[float, ...] = (1.0,)
+
+    @property
+    def deltas(self) -> np.ndarray:
+        """Change of the parameters by each action, (A, P)."""
+        unit = np.kron(np.eye(self.parameters), np.array([[1.0], [-1.0]]))
+        return np.concatenate([unit * size for size in self.step_sizes])
+
+    def space(self) -> gym.Space:
+        return gym.spaces.Discrete(len(self.step_sizes) * 2 * self.parameters)
+
+    def delta(self, action: Tensor, table: Tensor) -> Tensor:
+        """Change of the parameters (B, P) float64 by actions (B,) of integers; ``table`` is ``deltas`` on device."""
+        return table[action.reshape(-1).long()]
+
+
+@dataclass(frozen=True)
+class ContinuousSteps:
+    """All parameters at once, each by at most the largest step size: Box [-1, 1] of P numbers, as SAC wants it."""
+
+    parameters: int
+    step_sizes: tuple[float, ...] = (1.0,)
+
+    @property
+    def deltas(self) -> np.ndarray:
+        """The discrete unit steps, by which the stopping rule is judged."""
+        return DiscreteSteps(self.parameters, self.step_sizes).deltas
+
+    def space(self) -> gym.Space:
+        return gym.spaces.Box(-1.0, 1.0, (self.parameters,), np.float32)
+
+    def delta(self, action: Tensor, table: Tensor) -> Tensor:
+        """Change of the parameters (B, P) float64 by actions (B, P), clipped to [-1, 1]."""
+        return action.to(torch.float64).clamp(-1, 1) * max(self.step_sizes)

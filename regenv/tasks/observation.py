@@ -1,0 +1,63 @@
+"""What an agent sees of an episode."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import gymnasium as gym
+import numpy as np
+import torch
+from torch import Tensor
+
+from regenv.state import EpisodeState
+
+
+@dataclass(frozen=True)
+class Difference:
+    """The difference image ``fixed - warped`` (Liao et al. 2017).
+
+    float32: (1, *shape) in [-1, 1]. uint8: (1, *shape), 128 where the images agree.
+    """
+
+    dtype: str = "float32"
+    channels: int = 1
+
+    def space(self, shape: tuple[int, ...]) -> gym.spaces.Box:
+        return _box(self.dtype, -1.0, (self.channels, *shape))
+
+    def __call__(self, state: EpisodeState) -> Tensor:
+        """(B, 1, *shape)."""
+        difference = state.pair.fixed - state.warped
+        return _quantized(difference / 2 + 128 / 255) if self.dtype == "uint8" else difference
+
+
+@dataclass(frozen=True)
+class Pair:
+    """The two images (fixed, warped) as channels: what contrast changes and two modalities need.
+
+    float32: (2, *shape) in [0, 1]. uint8: (2, *shape).
+    """
+
+    dtype: str = "float32"
+    channels: int = 2
+
+    def space(self, shape: tuple[int, ...]) -> gym.spaces.Box:
+        return _box(self.dtype, 0.0, (self.channels, *shape))
+
+    def __call__(self, state: EpisodeState) -> Tensor:
+        """(B, 2, *shape)."""
+        both = torch.cat([state.pair.fixed, state.warped], dim=1)
+        return _quantized(both) if self.dtype == "uint8" else both
+
+
+def _box(dtype: str, low: float, shape: tuple[int, ...]) -> gym.spaces.Box:
+    if dtype == "uint8":
+        return gym.spaces.Box(0, 255, shape, np.uint8)
+    return gym.spaces.Box(low, 1.0, shape, np.float32)
+
+
+def _quantized(unit: Tensor) -> Tensor:
+    return (unit * 255).round_().clamp_(0, 255).to(torch.uint8)
+
+
+OBSERVATIONS = {"difference": Difference, "pair": Pair}

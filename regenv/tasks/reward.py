@@ -1,0 +1,51 @@
+"""Rewards: the gain of a score in a step, plus a bonus on arrival."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+
+from regenv.ops import similarity
+from regenv.state import EpisodeState
+
+
+@dataclass(frozen=True)
+class DistanceDecrease:
+    """Decrease of the pose distance D, plus a bonus on arrival (Liao et al. 2017, eq. 3 and 4)."""
+
+    bonus: float = 10.0
+
+    def score(self, state: EpisodeState) -> Tensor:
+        """(B,) float64; 0 where the truth is unknown, so that such lanes earn nothing."""
+        return torch.nan_to_num(-state.distance)
+
+    def __call__(self, before: EpisodeState, after: EpisodeState) -> Tensor:
+        """Rewards (B,) float64."""
+        return after.score - before.score + self.bonus * after.arrived
+
+
+@dataclass(frozen=True)
+class SimilarityGain:
+    """Gain of an image similarity: the unsupervised reward, which needs no truth.
+
+    Args: metric: a name in ``SIMILARITIES`` (higher is more alike); scale: reward per unit; bonus: on arrival, only
+    where the truth is known.
+    """
+
+    metric: str = "mi"
+    scale: float = 10.0
+    bonus: float = 0.0
+
+    def score(self, state: EpisodeState) -> Tensor:
+        return self.scale * SIMILARITIES[self.metric](state.pair.fixed, state.warped).to(torch.float64)
+
+    def __call__(self, before: EpisodeState, after: EpisodeState) -> Tensor:
+        """Rewards (B,) float64."""
+        return after.score - before.score + self.bonus * after.arrived
+
+
+SIMILARITIES = {"mi": similarity.mi, "ncc": similarity.ncc, "lncc": similarity.lncc, "ssim": similarity.ssim,
+                "mse": lambda fixed, warped: -similarity.mse(fixed, warped)}
+REWARDS = {"distance": DistanceDecrease(), **{name: SimilarityGain(name) for name in SIMILARITIES}}

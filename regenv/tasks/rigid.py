@@ -1,0 +1,119 @@
+"""The rigid family: RegRigid2D-v0, RegRigid3D-v0, their Continuous twins and the geometric variant."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+from regenv.core import SUCCESS_MM, Task
+from regenv.data.pairs import PairSource
+from regenv.data.perturb import UniformStart
+from regenv.data.sources import source_named
+from regenv.grid import Grid
+from regenv.tasks.action import ContinuousSteps, DiscreteSteps
+from regenv.tasks.expert import DistanceDrop, GreedyQ
+from regenv.tasks.observation import OBSERVATIONS
+from regenv.tasks.reward import REWARDS
+from regenv.tasks.termination import Arrived, Never
+from regenv.transforms.rigid import Rigid, RigidMotion
+
+MOTIONS = {"parameters": Rigid, "disentangled": RigidMotion}
+SIZE = {2: 128, 3: 64}
+FIELD_MM = {2: 256.0, 3: 224.0}
+RANGE_MM, RANGE_DEGREES = 30.0, 30.0
+
+
+def rigid(ndim: int, continuous: bool = False, size: int | Sequence[int] | None = None,
+          spacing: float | Sequence[float] | None = None, source: str | Mapping[str, Any] | PairSource = "phantoms",
+          observation: str = "difference", obs_dtype: str | None = None, reward: str = "distance",
+          motion: str = "parameters", step_sizes: Sequence[float] = (1.0,), ranges: Sequence[float] | None = None,
+          near: float = 0.0, near_scale: float = 0.15, whole: bool = False, gamma: float = 0.9, targets: str | None = None, stop: str = "arrived",
+          success_mm: float = SUCCESS_MM, max_episode_steps: int = 200) -> Task:
+    """Rigid registration as a Markov decision process (Liao et al. 2017).
+
+    ## Description
+    A moving image has been thrown out of place by a random rigid motion. Step by step the agent moves it back onto the
+    fixed image. The pose v = (tx, ty[, tz], rx, ry, rz | theta) holds the parameters of Tg o T^-1 (eq. 1), millimetres
+    and degrees: zero at perfect alignment.
+
+    ## Action Space
+    `Discrete(6)` in 2D, `Discrete(12)` in 3D; `Box(-1, 1, (3,) | (6,), float32)` for the Continuous ids, whose action
+    changes all parameters at once, each by at most one unit.
+
+    | Num | Action | Unit |
+    |---|---|---|
+    | 2i | raise parameter i | 1 mm or 1 degree |
+    | 2i + 1 | lower parameter i | 1 mm or 1 degree |
+
+    With several `step_sizes` the same 2P actions follow once per size. `motion="disentangled"` moves the warped image
+    along the fixed axes and turns it about its own centre; the pose is then its translation and rotation vector.
+
+    ## Observation Space
+    `observation="difference"`: fixed - warped, one channel (the paper's). `"pair"`: (fixed, warped), two channels.
+    Channel first. 2D ids are uint8 [0, 255] for SB3's CnnPolicy; 3D ids are float32 in [-1, 1] or [0, 1]
+    (`obs_dtype=` chooses).
+
+    ## Rewards
+    `reward="distance"`: D(v) - D(v'), D the L2 norm of v (eq. 4), plus 10 on arrival (eq. 3). A similarity's name
+    ("mi", "ncc", "lncc", "ssim", "mse"): ten times its gain, which needs no truth.
+
+    ## Starting State
+    Every parameter uniform in +-30 mm or +-30 degrees; `source="spine"` widens z to +-150 mm. `ranges=` sets others;
+    `near=` draws that share of the starts within `near_scale` of the ranges; `whole=True` rounds to whole units.
+
+    ## Episode End
+    ### Termination
+    D <= 0.5, or no action lowers D. The paper states the first rule only; unit steps from fractional poses end with
+    every |v_i| <= 1/2 and D up to sqrt(6)/2, so the second one is needed. `stop="never"` switches both off.
+    ### Truncation
+    After 200 steps (60 for the geometric variant); `max_episode_steps=` of `gym.make` and `gym.make_vec` sets another.
+
+    ## Arguments
+    `size` voxels per axis (128 in 2D, 64 in 3D) or a shape in array order; `spacing` mm; `source` "phantoms",
+    "spine", "heads" or a PairSource; `gamma`, `targets` ("q" or "drop") of the privileged `info["q_star"]`;
+    `success_mm` landmark error of `info["is_success"]`.
+
+    ```python
+    gym.make("RegRigid3D-v0", size=32, spacing=6.5, source="heads", observation="pair")
+    ```
+
+    ## Version History
+    * v0: first release.
+    """
+    parameters = 3 if ndim == 2 else 6
+    shape = (size or SIZE[ndim],) * ndim if size is None or isinstance(size, int) else tuple(size)
+    chosen = source_named(source, ndim)
+    if chosen.ndim != ndim:
+        raise ValueError(f"RegRigid{ndim}D needs {ndim}D pairs; source {source!r} gives {chosen.ndim}D.")
+    if ranges is None:
+        ranges = [RANGE_MM] * ndim + [RANGE_DEGREES] * (parameters - ndim)
+        if ndim == 3 and (source == "spine" or isinstance(source, Mapping) and source.get("name") == "spine"):
+            ranges[2] = 150.0
+    if len(ranges) != parameters:
+        raise ValueError(f"RegRigid{ndim}D: ranges has {len(ranges)} numbers; it needs {parameters}, mm then degrees.")
+    sizes = tuple(float(s) for s in step_sizes)
+    if not sizes or min(sizes) <= 0:
+        raise ValueError(f"RegRigid{ndim}D: step_sizes is {step_sizes}; every step must be positive.")
+    plain = motion == "parameters" and sizes == (1.0,)
+    if targets == "q" and not plain:
+        raise ValueError("RegRigid: targets='q' is defined for unit steps of parameters; use targets='drop'.")
+    expert = GreedyQ(gamma) if targets == "q" or (targets is None and plain) else DistanceDrop()
+    return Task(
+        source=chosen,
+        grid=Grid.centered(shape, FIELD_MM[ndim] / max(shape) if spacing is None else spacing),
+        transform=_named("motion", motion, MOTIONS)(ndim),
+        actions=(ContinuousSteps if continuous else DiscreteSteps)(parameters, sizes),
+        start=UniformStart(tuple(map(float, ranges)), near, near_scale, whole),
+        observation=_named("observation", observation, OBSERVATIONS)(obs_dtype or ("uint8" if ndim == 2 else "float32")),
+        reward=_named("reward", reward, REWARDS),
+        termination=_named("stop", stop, {"arrived": Arrived(), "never": Never()}),
+        expert=expert,
+        max_episode_steps=max_episode_steps,
+        success_mm=success_mm,
+    )
+
+
+def _named(argument, name, choices):  # type: ignore[no-untyped-def]
+    if name not in choices:
+        raise ValueError(f"RegRigid: {argument} is {name!r}; it must be one of {', '.join(choices)}.")
+    return choices[name]

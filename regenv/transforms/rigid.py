@@ -1,0 +1,189 @@
+"""Rigid poses. A pose is what an agent changes; its matrix is the misalignment that is left.
+
+Both classes describe the residual pull-back V of an episode: the moving image is sampled at ``truth(V(x))``, so V is
+the identity at perfect alignment. Poses are (..., P): translations in mm, then rotations in degrees.
+"""
+
+from __future__ import annotations
+
+import math
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+
+from regenv.ops.warp import matmul
+
+
+def axis_rotation(radians: Tensor, axis: int) -> Tensor:
+    """Rotation matrices (..., 3, 3) about a coordinate axis, right-handed."""
+    c, s = torch.cos(radians), torch.sin(radians)
+    zero, one = torch.zeros_like(c), torch.ones_like(c)
+    rows = {0: (one, zero, zero, zero, c, -s, zero, s, c),
+            1: (c, zero, s, zero, one, zero, -s, zero, c),
+            2: (c, -s, zero, s, c, zero, zero, zero, one)}[axis]
+    return torch.stack(rows, dim=-1).unflatten(-1, (3, 3))
+
+
+def homogeneous(linear: Tensor, translation: Tensor) -> Tensor:
+    """Matrices (..., D+1, D+1) of ``x -> linear x + translation``."""
+    top = torch.cat([linear, translation.unsqueeze(-1)], dim=-1)
+    bottom = torch.zeros_like(top[..., :1, :])
+    bottom[..., 0, -1] = 1
+    return torch.cat([top, bottom], dim=-2)
+
+
+def invert_affine(matrix: Tensor) -> Tensor:
+    """Inverse of homogeneous matrices (..., D+1, D+1), by adjugates: its rounding does not depend on the lanes."""
+    n = matrix.shape[-1] - 1
+    a = matrix[..., :n, :n]
+    if n == 2:
+        adjugate = torch.stack([a[..., 1, 1], -a[..., 0, 1], -a[..., 1, 0], a[..., 0, 0]], -1).unflatten(-1, (2, 2))
+    else:
+        rows = [torch.linalg.cross(a[..., :, i], a[..., :, j]) for i, j in ((1, 2), (2, 0), (0, 1))]
+        adjugate = torch.stack(rows, dim=-2)
+    determinant = matmul(adjugate, a)[..., 0, 0]
+    linear = adjugate / determinant[..., None, None]
+    return homogeneous(linear, -matmul(linear, matrix[..., :n, n:]).squeeze(-1))
+
+
+@dataclass(frozen=True)
+class Rigid:
+    """Liao et al. 2017, eq. 1: V = Trans(t) Rx Ry Rz (2D: Trans(t) R), v = (tx, ty[, tz], rx, ry, rz | theta).
+
+    v are the parameters of Tg o T^-1: the pull-back that is left, seen from the fixed image. An action adds to v.
+    The distance D is the L2 norm of v, millimetres and degrees mixed, as in the paper. ITK's Euler order differs:
+    exchange matrices with SimpleITK, never parameters.
+    """
+
+    ndim: int
+
+    @property
+    def names(self) -> tuple[str, ...]:
+        return ("tx", "ty", "theta") if self.ndim == 2 else ("tx", "ty", "tz", "rx", "ry", "rz")
+
+    def matrix(self, pose: Tensor) -> Tensor:
+        """Residual pull-back V (..., D+1, D+1) float64 about the origin, of poses (..., P)."""
+        pose = pose.to(torch.float64)
+        return homogeneous(self._rotation(pose[..., self.ndim:]), pose[..., : self.ndim])
+
+    def parameters(self, matrix: Tensor) -> Tensor:
+        """Poses (..., P) float64 of rigid matrices (..., D+1, D+1); ry in [-90, 90]."""
+        t = matrix[..., : self.ndim, self.ndim]
+        if self.ndim == 2:
+            angles = torch.atan2(matrix[..., 1, 0], matrix[..., 0, 0]).unsqueeze(-1)
+        else:
+            angles = torch.stack([torch.atan2(-matrix[..., 1, 2], matrix[..., 2, 2]),
+                                  torch.asin(matrix[..., 0, 2].clamp(-1, 1)),
+                                  torch.atan2(-matrix[..., 0, 1], matrix[..., 0, 0])], dim=-1)
+        return torch.cat([t, torch.rad2deg(angles)], dim=-1)
+
+    def apply(self, pose: Tensor, delta: Tensor) -> Tensor:
+        """Poses after actions that change the parameters by ``delta`` (..., P)."""
+        return pose + delta
+
+    def distance(self, pose: Tensor) -> Tensor:
+        """D, the L2 norm of the parameters, (...,)."""
+        return torch.linalg.vector_norm(pose, dim=-1)
+
+    def from_euler(self, euler: Tensor) -> Tensor:
+        """Poses of translations (mm) and Rx Ry Rz angles (degrees), (..., P)."""
+        return euler
+
+    def rebase(self, anchor: Tensor, residual: Tensor, pose: Tensor) -> tuple[Tensor, Tensor]:
+        """Anchor and pose to go on from where no truth is known: about the current estimate, T <- a o T."""
+        return matmul(anchor, residual), torch.zeros_like(pose)
+
+    def _rotation(self, degrees: Tensor) -> Tensor:
+        radians = torch.deg2rad(degrees)
+        if self.ndim == 2:
+            return axis_rotation(radians[..., 0], 2)[..., :2, :2]
+        rx, ry, rz = (axis_rotation(radians[..., i], i) for i in range(3))
+        return matmul(matmul(rx, ry), rz)
+
+
+@dataclass(frozen=True)
+class RigidMotion(Rigid):
+    """Motion of the image that is seen, rotation disentangled from translation: U = V^-1, x -> R x + t.
+
+    An action shifts the warped image along the fixed axes, or turns it about its own centre, by the named amount; so
+    it means the same whatever the truth is, and wide poses stay reachable. Rotations are a rotation vector in degrees:
+    the distance is sqrt(|t|^2 + angle^2).
+    """
+
+    def matrix(self, pose: Tensor) -> Tensor:
+        pose = pose.to(torch.float64)
+        quaternion = _quaternion(torch.deg2rad(self._vector(pose)))
+        turned = _turn(quaternion)[..., : self.ndim, : self.ndim].transpose(-1, -2)
+        return homogeneous(turned, -matmul(turned, pose[..., : self.ndim, None]).squeeze(-1))
+
+    def parameters(self, matrix: Tensor) -> Tensor:
+        n = self.ndim
+        moved = invert_affine(matrix)
+        rotation = moved[..., :n, :n]
+        if n == 2:
+            angles = torch.atan2(rotation[..., 1, 0], rotation[..., 0, 0]).unsqueeze(-1)
+        else:
+            angles = _rotation_vector(_to_quaternion(rotation))
+        return torch.cat([moved[..., :n, n], torch.rad2deg(angles)], dim=-1)
+
+    def apply(self, pose: Tensor, delta: Tensor) -> Tensor:
+        turn = _quaternion(torch.deg2rad(self._vector(delta)))
+        vector = _rotation_vector(_product(turn, _quaternion(torch.deg2rad(self._vector(pose)))))
+        angles = torch.rad2deg(vector)[..., 2:] if self.ndim == 2 else torch.rad2deg(vector)
+        return torch.cat([(pose + delta)[..., : self.ndim], angles], dim=-1)
+
+    def from_euler(self, euler: Tensor) -> Tensor:
+        return self.parameters(super().matrix(euler))
+
+    def rebase(self, anchor: Tensor, residual: Tensor, pose: Tensor) -> tuple[Tensor, Tensor]:
+        return anchor, pose
+
+    def _vector(self, pose: Tensor) -> Tensor:
+        """Rotation vectors (..., 3); in 2D about the third axis."""
+        turns = pose[..., self.ndim:]
+        return torch.nn.functional.pad(turns, (2, 0)) if self.ndim == 2 else turns
+
+
+def _quaternion(vector: Tensor) -> Tensor:
+    """Unit quaternions (..., 4), scalar first, of rotation vectors (..., 3) in radians."""
+    half = torch.linalg.vector_norm(vector, dim=-1, keepdim=True) / 2
+    return torch.cat([torch.cos(half), vector / 2 * torch.sinc(half / math.pi)], dim=-1)
+
+
+def _rotation_vector(quaternion: Tensor) -> Tensor:
+    """Rotation vectors (..., 3) in radians, angle at most pi."""
+    quaternion = torch.where(quaternion[..., :1] < 0, -quaternion, quaternion)
+    sine = torch.linalg.vector_norm(quaternion[..., 1:], dim=-1, keepdim=True)
+    angle = 2 * torch.atan2(sine, quaternion[..., :1])
+    return quaternion[..., 1:] * torch.where(sine > 1e-9, angle / sine.clamp(min=1e-9), 2.0)
+
+
+def _product(a: Tensor, b: Tensor) -> Tensor:
+    """Hamilton product of quaternions (..., 4): first b, then a."""
+    a0, a1, a2, a3 = a.unbind(-1)
+    b0, b1, b2, b3 = b.unbind(-1)
+    return torch.stack([a0 * b0 - a1 * b1 - a2 * b2 - a3 * b3, a0 * b1 + a1 * b0 + a2 * b3 - a3 * b2,
+                        a0 * b2 - a1 * b3 + a2 * b0 + a3 * b1, a0 * b3 + a1 * b2 - a2 * b1 + a3 * b0], dim=-1)
+
+
+def _turn(quaternion: Tensor) -> Tensor:
+    """Rotation matrices (..., 3, 3) of unit quaternions (..., 4)."""
+    w, x, y, z = quaternion.unbind(-1)
+    return torch.stack([1 - 2 * (y * y + z * z), 2 * (x * y - w * z), 2 * (x * z + w * y),
+                        2 * (x * y + w * z), 1 - 2 * (x * x + z * z), 2 * (y * z - w * x),
+                        2 * (x * z - w * y), 2 * (y * z + w * x), 1 - 2 * (x * x + y * y)], -1).unflatten(-1, (3, 3))
+
+
+def _to_quaternion(rotation: Tensor) -> Tensor:
+    """Unit quaternions (..., 4) of rotation matrices (..., 3, 3): the best conditioned of the four square roots."""
+    m = rotation
+    trace = m[..., 0, 0] + m[..., 1, 1] + m[..., 2, 2]
+    xy, xz, yz = m[..., 0, 1] + m[..., 1, 0], m[..., 0, 2] + m[..., 2, 0], m[..., 1, 2] + m[..., 2, 1]
+    wx, wy, wz = m[..., 2, 1] - m[..., 1, 2], m[..., 0, 2] - m[..., 2, 0], m[..., 1, 0] - m[..., 0, 1]
+    diagonal = [1 + trace] + [1 + 2 * m[..., i, i] - trace for i in range(3)]
+    rows = torch.stack([torch.stack([diagonal[0], wx, wy, wz], -1), torch.stack([wx, diagonal[1], xy, xz], -1),
+                        torch.stack([wy, xy, diagonal[2], yz], -1), torch.stack([wz, xz, yz, diagonal[3]], -1)], -2)
+    best = torch.stack(diagonal, -1).argmax(-1)
+    row = rows.gather(-2, best[..., None, None].expand(*best.shape, 1, 4)).squeeze(-2)
+    return row / torch.linalg.vector_norm(row, dim=-1, keepdim=True)

@@ -1,0 +1,175 @@
+"""RegistrationVectorEnv: the core as a native Gymnasium vector environment."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Any
+
+import gymnasium as gym
+import numpy as np
+import torch
+from gymnasium.utils import seeding
+from gymnasium.vector import AutoresetMode
+from gymnasium.vector.utils import batch_space
+from torch import Tensor
+
+from regenv.core import RegistrationCore, Task
+from regenv.state import EpisodeState
+from regenv.registry import build
+
+RENDER_MODES = ("rgb_array",)
+OUTPUTS = ("torch", "numpy")
+
+
+class RegistrationVectorEnv(gym.vector.VectorEnv):
+    """Many registration episodes at once, on one device: ``gym.make_vec("RegRigid3D-v0", num_envs=64, device="cuda")``.
+
+    Lane i seeded s equals the single environment seeded s + i, for any number of lanes.
+
+    Args:
+        task: a Task, or the catalogue's id of one.
+        num_envs: lanes.
+        device: where tensors live.
+        output: "torch" (default) or "numpy": type of observations, rewards, flags and infos.
+        autoreset_mode: NEXT_STEP (Gymnasium's default), SAME_STEP or DISABLED. SAME_STEP adds ``final_obs``,
+            ``_final_obs``, ``final_info``, ``_final_info`` to the infos.
+        max_episode_steps: time limit; default the task's.
+        privileged: add ``target`` (pose) and ``q_star`` (targets for every action) to the infos.
+        render_mode: "rgb_array" or None; ``render()`` gives one frame a lane.
+        arguments: passed to the id's builder (``size=``, ``spacing=``, ``source=``, ``observation=``, ...).
+
+    ``reset(options=...)`` takes ``reset_mask`` (bool (num_envs,), numpy or torch; other lanes go on unchanged),
+    ``difficulty`` in [0, 1] (how much the source varies), ``reach`` in (0, 1] (scales the starting range) and
+    ``same_pairs`` (True: new starting poses on the pairs of the last reset). It never changes ``options``.
+    """
+
+    def __init__(self, task: Task | str, num_envs: int = 1, device: torch.device | str = "cpu", output: str = "torch",
+                 autoreset_mode: AutoresetMode | str = AutoresetMode.NEXT_STEP, max_episode_steps: int | None = None,
+                 privileged: bool = False, render_mode: str | None = None, **arguments: Any) -> None:
+        if num_envs < 1:
+            raise ValueError(f"RegistrationVectorEnv: num_envs is {num_envs}; it must be at least 1.")
+        if output not in OUTPUTS:
+            raise ValueError(f"RegistrationVectorEnv: output is {output!r}; it must be one of {OUTPUTS}.")
+        if render_mode not in (None, *RENDER_MODES):
+            raise ValueError(f"RegistrationVectorEnv: render_mode is {render_mode!r}; it must be one of {RENDER_MODES}.")
+        self.autoreset_mode = AutoresetMode(autoreset_mode)
+        self.metadata = {"render_modes": list(RENDER_MODES), "render_fps": 10, "autoreset_mode": self.autoreset_mode}
+        self.render_mode = render_mode
+        self.num_envs = num_envs
+        self.output = output
+        built = build(task, **arguments)
+        if max_episode_steps is not None:
+            built = built.limited(max_episode_steps)
+        self.core = RegistrationCore(built, device, privileged)
+        self.device = self.core.device
+        self.single_observation_space = built.observation.space(built.grid.shape)
+        self.single_action_space = built.actions.space()
+        self.observation_space = batch_space(self.single_observation_space, num_envs)
+        self.action_space = batch_space(self.single_action_space, num_envs)
+        self._rngs: list[np.random.Generator] = [seeding.np_random()[0] for _ in range(num_envs)]
+        self._state: EpisodeState | None = None
+        self._done = torch.zeros(num_envs, dtype=torch.bool, device=self.device)
+
+    @property
+    def state(self) -> EpisodeState:
+        """The running episodes. Raises RuntimeError before the first reset."""
+        if self._state is None:
+            raise RuntimeError("RegistrationVectorEnv: call reset() first.")
+        return self._state
+
+    def reset(self, *, seed: int | Sequence[int | None] | None = None,
+              options: dict[str, Any] | None = None) -> tuple[Any, dict[str, Any]]:
+        options = options or {}
+        mask = self._mask(options.get("reset_mask"))
+        seeds = [seed + i for i in range(self.num_envs)] if isinstance(seed, int) else seed
+        if seeds is not None:
+            if len(seeds) != self.num_envs:
+                raise ValueError(f"reset: seed has {len(seeds)} entries; num_envs is {self.num_envs}.")
+            super().reset(seed=seeds[0])
+            for lane in np.flatnonzero(mask):
+                if seeds[lane] is not None:
+                    self._rngs[lane] = seeding.np_random(seeds[lane])[0]
+        self._restart(mask, options)
+        return self._give(self._observation()), self._masked(self.core.info(self.state), mask)
+
+    def step(self, actions: Any) -> tuple[Any, Any, Any, Any, dict[str, Any]]:
+        before = self.state
+        chosen = torch.as_tensor(actions).to(self.device, non_blocking=True)
+        after, reward, terminated, truncated = self.core.step(before, chosen)
+        everyone = np.ones(self.num_envs, dtype=bool)
+        extra: dict[str, Any] = {}
+        if self.autoreset_mode == AutoresetMode.NEXT_STEP:
+            resetting = self._done
+            self._state = after
+            if resetting.any():
+                self._state = after.keep(resetting, before)
+                self._restart(resetting.cpu().numpy(), {})
+                reward = reward.masked_fill(resetting, 0.0)
+                terminated, truncated = terminated & ~resetting, truncated & ~resetting
+            self._done = terminated | truncated
+        elif self.autoreset_mode == AutoresetMode.SAME_STEP:
+            self._state = after
+            done = terminated | truncated
+            if done.any():
+                where = done.cpu().numpy()
+                extra = {"final_obs": self._give(self._observation()), "_final_obs": self._give(done.clone()),
+                         "final_info": self._masked(self.core.info(after), where),
+                         "_final_info": self._give(done.clone())}
+                self._restart(where, {})
+        else:
+            if self._done.any():
+                raise RuntimeError(f"step: lanes {torch.nonzero(self._done).flatten().tolist()} have ended; with "
+                                   "autoreset disabled call reset(options={'reset_mask': ...}) for them first.")
+            self._state = after
+            self._done = terminated | truncated
+        infos = self._masked(self.core.info(self.state), everyone) | extra
+        return (self._give(self._observation()), self._give(reward), self._give(terminated.clone()),
+                self._give(truncated.clone()), infos)
+
+    def render(self) -> tuple[np.ndarray, ...] | None:
+        """One (H, W, 3) uint8 frame per lane: overlay of fixed and warped, with the step and the error written in."""
+        if self.render_mode is None:
+            return None
+        return tuple(self.core.frame(self.state, lane) for lane in range(self.num_envs))
+
+    def _restart(self, where: np.ndarray, options: dict[str, Any]) -> None:
+        """Fresh episodes in the lanes of ``where`` (num_envs,) bool."""
+        rngs = [self._rngs[lane] for lane in np.flatnonzero(where)]
+        mask = torch.from_numpy(where).to(self.device)
+        pair = None
+        if options.get("same_pairs"):
+            pair = self.state.pair if where.all() else self.state.pair.select(mask)
+        fresh = self.core.reset(rngs, options.get("difficulty", 1.0), options.get("reach", 1.0), pair)
+        if where.all():
+            self._state = fresh
+        elif self._state is None:
+            raise ValueError("reset: the first reset must reset every lane; reset_mask leaves some out.")
+        else:
+            self._state = self._state.put(mask, fresh)
+        self._done = self._done & ~mask
+
+    def _mask(self, given: Any) -> np.ndarray:
+        if given is None:
+            return np.ones(self.num_envs, dtype=bool)
+        mask = given.detach().cpu().numpy() if isinstance(given, Tensor) else np.asarray(given)
+        if mask.dtype != bool or mask.shape != (self.num_envs,):
+            raise ValueError(f"reset: reset_mask has dtype {mask.dtype} and shape {mask.shape}; "
+                             f"it must be bool of shape ({self.num_envs},).")
+        if not mask.any():
+            raise ValueError("reset: reset_mask has no True lane; leave the call out instead.")
+        return mask
+
+    def _observation(self) -> Tensor:
+        return self.core.observe(self.state)
+
+    def _give(self, tensor: Tensor) -> Any:
+        """A result as the caller asked for it; numpy arrays own their memory because the tensor was made for them."""
+        return tensor if self.output == "torch" else tensor.cpu().numpy()
+
+    def _masked(self, numbers: dict[str, Tensor], where: np.ndarray) -> dict[str, Any]:
+        """Infos with Gymnasium's ``_key`` masks of the lanes they hold for."""
+        infos: dict[str, Any] = {}
+        for key, value in numbers.items():
+            infos[key] = self._give(value)
+            infos["_" + key] = torch.from_numpy(where.copy()) if self.output == "torch" else where.copy()
+        return infos

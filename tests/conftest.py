@@ -1,0 +1,30 @@
+"""What several test modules share."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+
+SHARED_DATA = Path(__file__).resolve().parents[2] / "shared" / "data"
+
+
+@pytest.fixture(autouse=True)
+def _one_thread() -> None:
+    """Two workers on two cores: more threads only fight."""
+    torch.set_num_threads(1)
+
+
+@pytest.fixture
+def rng() -> np.random.Generator:
+    return np.random.default_rng(20170211)
+
+
+@pytest.fixture(scope="session")
+def shared_data() -> Path:
+    """A folder of real images with known answers, beside a checkout where there is one."""
+    if not SHARED_DATA.is_dir():
+        pytest.skip(f"no real images at {SHARED_DATA}")
+    return SHARED_DATA
