@@ -14,7 +14,7 @@ PRESETS: dict[str, dict[str, Any]] = {
         "env_kwargs": {**HEAD_GRID, "source": REAL_HEADS, "ranges": [60, 60, 60, 90, 90, 90]},
         "sampler_kwargs": {"near": 0.35, "near_scale": 0.2},
         "curriculum": RISE,
-        "steps": 1_500_000,
+        "steps": 1_000_000,
     },
     "head-unit": {
         "env": "RegRigid3D-v0",
@@ -29,7 +29,7 @@ PRESETS: dict[str, dict[str, Any]] = {
                        "targets": "drop"},
         "sampler_kwargs": {"near": 0.3, "near_scale": 0.2},
         "curriculum": {**RISE, "reach": [0.25, 1.0]},
-        "steps": 800_000,
+        "steps": 600_000,
     },
     "spine-fine": {
         "env": "RegRigid3D-v0",

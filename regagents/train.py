@@ -17,6 +17,8 @@ from regagents.common import checkpoints
 from regagents.dsl.dsl import DSL, Curriculum
 from regagents.presets import PRESETS
 
+WEIGHTS = Path(__file__).parent / "weights"
+
 
 def create(config: dict[str, Any], seed: int = 0, device: str = "cpu", **algorithm: Any) -> DSL:
     """An untrained agent of a preset (or of a card's ``config``)."""
@@ -38,9 +40,13 @@ def load(path: str | Path, device: str = "cpu", **env_kwargs: Any) -> DSL:
     tensors, card = checkpoints.load(path)
     if card.get("algorithm") != "DSL":
         raise checkpoints.CheckpointError(f"{path}: algorithm is {card.get('algorithm')!r}; a DSL agent is needed.")
-    config = dict(card["config"])
-    config["env_kwargs"] = {**config["env_kwargs"], **env_kwargs}
-    agent = create(config, device=device)
+    try:
+        config = dict(card["config"])
+        config["env_kwargs"] = {**config["env_kwargs"], **env_kwargs}
+        agent = create(config, device=device)
+    except (KeyError, TypeError, ValueError, gym.error.Error) as error:
+        raise checkpoints.CheckpointError(f"{path.with_suffix('.json')}: config does not describe an agent "
+                                          f"({type(error).__name__}: {error}).") from None
     checkpoints.fit(agent.q_net, tensors, path)
     agent.q_net_target.load_state_dict(agent.q_net.state_dict())
     agent.policy.set_training_mode(False)
@@ -49,8 +55,13 @@ def load(path: str | Path, device: str = "cpu", **env_kwargs: Any) -> DSL:
 
 def resolve(path: str | Path) -> Path:
     """A checkpoint's file: the path itself, or shipped weights of that name."""
-    shipped = Path(__file__).parent / "weights" / f"{path}.safetensors"
-    return shipped if shipped.is_file() else Path(path)
+    path_shipped = WEIGHTS / f"{path}.safetensors"
+    return path_shipped if path_shipped.is_file() else Path(path)
+
+
+def shipped() -> list[tuple[Path, dict[str, Any]]]:
+    """Weights that come with the package, and their cards."""
+    return [(path, checkpoints.load(path)[1]) for path in sorted(WEIGHTS.glob("*.safetensors"))]
 
 
 class _Keeper(BaseCallback):
@@ -90,7 +101,6 @@ def train(preset: str, out: str | Path, steps: int | None = None, seed: int = 0,
     if preset not in PRESETS:
         raise ValueError(f"train: preset is {preset!r}; it must be one of {', '.join(PRESETS)}.")
     out = Path(out)
-    out.mkdir(parents=True, exist_ok=True)
     config = PRESETS[preset]
     total = steps or config["steps"]
     agent = create(config, seed=seed, device=device, amp=amp)
@@ -113,6 +123,7 @@ def train(preset: str, out: str | Path, steps: int | None = None, seed: int = 0,
         tensors, _ = checkpoints.load(resolve(init))
         trunk = {k: v for k, v in tensors.items() if k.startswith("features_extractor.")}
         checkpoints.fit(agent.q_net.features_extractor, _under("features_extractor.", trunk), init)
+    out.mkdir(parents=True, exist_ok=True)
     agent.set_logger(configure(str(out), ["csv", "tensorboard"]))
     keeper = _Keeper(path, card, keep_every)
     agent.learn(total - agent.num_timesteps if resume else total, callback=keeper, reset_num_timesteps=not resume,

@@ -46,10 +46,12 @@ class Task:
     max_episode_steps: int
     success_mm: float = SUCCESS_MM
 
+    def __post_init__(self) -> None:
+        if self.max_episode_steps < 1:
+            raise ValueError(f"Task: max_episode_steps is {self.max_episode_steps}; it must be at least 1.")
+
     def limited(self, max_episode_steps: int) -> Task:
         """The same task with another time limit."""
-        if max_episode_steps < 1:
-            raise ValueError(f"Task: max_episode_steps is {max_episode_steps}; it must be at least 1.")
         return replace(self, max_episode_steps=max_episode_steps)
 
 
@@ -69,6 +71,9 @@ class RegistrationCore:
         Args: difficulty: 0 to 1, how much the source varies; reach: (0, 1], scales the range of starting poses;
         pair: draw only starting poses, for these pairs.
         """
+        if not (0 <= difficulty <= 1 and 0 < reach <= 1):
+            raise ValueError(f"reset: difficulty is {difficulty} and reach is {reach}; "
+                             "they must lie in [0, 1] and (0, 1].")
         pair = pair or self.task.source.draw(rngs, self.task.grid, self.device, difficulty)
         euler = torch.from_numpy(self.task.start.draw(rngs, reach)).to(self.device)
         return self.begin(pair, self.task.transform.from_euler(euler))

@@ -81,7 +81,7 @@ class RegistrationVectorEnv(gym.vector.VectorEnv):
               options: dict[str, Any] | None = None) -> tuple[Any, dict[str, Any]]:
         options = options or {}
         mask = self._mask(options.get("reset_mask"))
-        seeds = [seed + i for i in range(self.num_envs)] if isinstance(seed, int) else seed
+        seeds = [int(seed) + i for i in range(self.num_envs)] if isinstance(seed, (int, np.integer)) else seed
         if seeds is not None:
             if len(seeds) != self.num_envs:
                 raise ValueError(f"reset: seed has {len(seeds)} entries; num_envs is {self.num_envs}.")
@@ -95,6 +95,8 @@ class RegistrationVectorEnv(gym.vector.VectorEnv):
     def step(self, actions: Any) -> tuple[Any, Any, Any, Any, dict[str, Any]]:
         before = self.state
         chosen = torch.as_tensor(actions).to(self.device, non_blocking=True)
+        if chosen.shape != self.action_space.shape:
+            raise ValueError(f"step: actions have shape {tuple(chosen.shape)}; they must have {self.action_space.shape}.")
         after, reward, terminated, truncated = self.core.step(before, chosen)
         everyone = np.ones(self.num_envs, dtype=bool)
         extra: dict[str, Any] = {}

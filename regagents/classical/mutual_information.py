@@ -5,15 +5,18 @@ image to world points of the moving one (mm, ITK order, LPS). Optimisers search 
 pose, ``pull_back = initial @ motion``: the initial pose may be any invertible affine map and no Euler angle is near
 its singularity. Mutual information is reported as ITK does, negated: lower is better, ``inf`` means no registration.
 
-Determinism: on one machine, one thread and one seed the same call returns the same bits. Another number of threads,
-another CPU or another version of SimpleITK or PyTorch may change the last digits, from which a search can part ways.
+Determinism: SimpleITK runs on one thread, so on one machine the same call with the same seed returns the same bits.
+Another CPU, another number of PyTorch threads (refinement only) or another version of SimpleITK or PyTorch may change
+the last digits, from which a search can part ways.
 """
 
 from __future__ import annotations
 
 from collections.abc import Iterable, Iterator, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass, replace
 from time import perf_counter
+from typing import Any
 
 import numpy as np
 import SimpleITK as sitk
@@ -25,7 +28,7 @@ from regenv.grid import Grid
 from regenv.ops.similarity import mi
 from regenv.ops.warp import sample
 
-_MOTIONS = {
+_MOTIONS: dict[str, dict[int, Any]] = {
     "rigid": {2: sitk.Euler2DTransform, 3: sitk.Euler3DTransform},
     "similarity": {2: sitk.Similarity2DTransform, 3: sitk.Similarity3DTransform},
     "affine": {2: lambda: sitk.AffineTransform(2), 3: lambda: sitk.AffineTransform(3)},
@@ -51,7 +54,8 @@ class Result:
 
     Attributes:
         pull_back: (D+1, D+1) float64, fixed world points to moving world points, mm.
-        metric: value reached, lower is better; ``inf`` where the images do not overlap (``pull_back`` is the start).
+        metric: value reached, lower is better; ``inf`` where the images do not overlap or one of them has a single
+            value (``pull_back`` is then the start).
         seconds: wall time.
         iterations: optimiser iterations (evaluations of the metric, for :class:`Refinement`).
     """
@@ -118,31 +122,34 @@ class MattesMI:
             fixed, moving: scalar images, 2D or 3D.
             initial: (D+1, D+1), the pull-back to start from.
             center: (D,), fixed world point that rotations turn about, mm.
-        Returns: the pose found; the initial pose with metric ``inf`` where the images do not overlap enough.
+        Returns: the pose found; the initial pose with metric ``inf`` where the images do not overlap or one is flat.
         Raises: ValueError: the images or the initial pose do not fit together.
         """
         began = perf_counter()
         initial = _checked("MattesMI", fixed, moving, initial)
         fixed, moving = working(fixed, self.voxels), working(moving, self.voxels)
+        if _flat(fixed) or _flat(moving):
+            return Result(initial, float("inf"), perf_counter() - began, 0)
         motion = _MOTIONS[self.motion][fixed.GetDimension()]()
         motion.SetCenter(np.asarray(center, dtype=np.float64).tolist())
-        method = self._method(fixed)
-        method.SetMovingInitialTransform(matrix_to_sitk(initial))
-        method.SetInitialTransform(motion, True)
         iterations = 0
 
         def count() -> None:
             nonlocal iterations
             iterations += 1
 
-        method.AddCommand(sitk.sitkIterationEvent, count)
-        try:
-            method.Execute(fixed, moving)
-        except RuntimeError as error:
-            if _OFF_OVERLAP not in str(error):
-                raise
-            return Result(initial, float("inf"), perf_counter() - began, iterations)
-        metric = method.GetMetricValue()
+        with _one_thread():
+            method = self._method(fixed)
+            method.SetMovingInitialTransform(matrix_to_sitk(initial))
+            method.SetInitialTransform(motion, True)
+            method.AddCommand(sitk.sitkIterationEvent, count)
+            try:
+                method.Execute(fixed, moving)
+                metric = method.GetMetricValue()
+            except RuntimeError as error:
+                if _OFF_OVERLAP not in str(error):
+                    raise
+                metric = float("inf")
         if not abs(metric) < _NO_VALUE:
             return Result(initial, float("inf"), perf_counter() - began, iterations)
         return Result(initial @ sitk_to_matrix(motion), metric, perf_counter() - began, iterations)
@@ -153,7 +160,6 @@ class MattesMI:
         count = fixed.GetNumberOfPixels()
         fewest = [_FEWEST_SAMPLES * level ** fixed.GetDimension() / count for level in levels]
         method = sitk.ImageRegistrationMethod()
-        method.SetNumberOfThreads(1)  # sums of several threads come in another order
         _METRICS[self.metric](method, self.bins)
         method.SetInterpolator(sitk.sitkLinear)
         method.SetMetricSamplingStrategy(method.RANDOM)
@@ -190,7 +196,7 @@ class Refinement:
     smoothing: tuple[float, ...] = (4.0, 0.0)
     samples: tuple[int, ...] = (50_000, 100_000)
     iterations: int = 30
-    bins: int = 32
+    bins: int = 48
     seed: int = 0
     voxels: int = 450_000
 
@@ -207,6 +213,8 @@ class Refinement:
         began = perf_counter()
         initial = _checked("Refinement", fixed, moving, initial)
         fixed, moving = working(fixed, self.voxels), working(moving, self.voxels)
+        if _flat(fixed) or _flat(moving):
+            return Result(initial, float("inf"), perf_counter() - began, 0)
         pose, evaluations, stage = initial, 0, None
         for smoothing, samples in zip(self.smoothing, self.samples, strict=True):
             sigma = smoothing / 3.0 * float(np.mean(fixed.GetSpacing()))
@@ -298,12 +306,12 @@ class _Objective:
             value = self(motion, pose)
             value.backward()
             count += 1
-            if float(value) < best:
-                best, best_motion = float(value), motion.detach().clone()
+            if value.item() < best:
+                best, best_motion = value.item(), motion.detach().clone()
             return value
 
         with torch.enable_grad():
-            if np.isfinite(float(self(motion, pose))):
+            if np.isfinite(self.at(initial)):
                 optimizer.step(closure)
         moved = pose @ self._exponential(best_motion)
         return moved.detach().numpy() @ _shift(-self.center), count
@@ -327,19 +335,20 @@ def evaluate_metric(fixed: sitk.Image, moving: sitk.Image, pull_back: np.ndarray
                     voxels: int = 300_000) -> float:
     """Negated Mattes mutual information at a pose, over all voxels: deterministic, for choosing between candidates.
 
-    Returns: lower is better; ``inf`` where less than a twentieth of the fixed image meets the moving one.
+    Returns: lower is better; ``inf`` where an image is flat or under a twentieth of the fixed one meets the moving one.
     Raises: ValueError: the images or the pose do not fit together.
     """
     pull_back = _checked("evaluate_metric", fixed, moving, pull_back)
     fixed, moving = working(fixed, voxels), working(moving, voxels)
-    if _overlap(Grid.from_sitk(fixed), Grid.from_sitk(moving), pull_back) < _LEAST_OVERLAP:
+    overlap = _overlap(Grid.from_sitk(fixed), Grid.from_sitk(moving), pull_back)
+    if overlap < _LEAST_OVERLAP or _flat(fixed) or _flat(moving):
         return float("inf")
-    method = sitk.ImageRegistrationMethod()
-    method.SetNumberOfThreads(1)
-    method.SetMetricAsMattesMutualInformation(bins)
-    method.SetInterpolator(sitk.sitkLinear)
-    method.SetInitialTransform(matrix_to_sitk(pull_back))
-    return float(method.MetricEvaluate(fixed, moving))
+    with _one_thread():
+        method = sitk.ImageRegistrationMethod()
+        method.SetMetricAsMattesMutualInformation(bins)
+        method.SetInterpolator(sitk.sitkLinear)
+        method.SetInitialTransform(matrix_to_sitk(pull_back))
+        return float(method.MetricEvaluate(fixed, moving))
 
 
 def random_starts(initial: np.ndarray, center: np.ndarray, rng: np.random.Generator, translation: float = 30.0,
@@ -464,6 +473,20 @@ def _checked(who: str, fixed: sitk.Image, moving: sitk.Image, initial: np.ndarra
     return pose
 
 
+@contextmanager
+def _one_thread() -> Iterator[None]:
+    """SimpleITK on one thread: the sums of several come in another order each time.
+
+    The registration method's own setting does not reach all of its parts; the global one does, and is put back.
+    """
+    before = sitk.ProcessObject.GetGlobalDefaultNumberOfThreads()
+    sitk.ProcessObject.SetGlobalDefaultNumberOfThreads(1)
+    try:
+        yield
+    finally:
+        sitk.ProcessObject.SetGlobalDefaultNumberOfThreads(before)
+
+
 def _turns(n: int) -> np.ndarray:
     """Generators of the rotations about x, y and z in 3D, of the one in 2D: (D(D-1)/2, D, D), skew-symmetric."""
     planes: Sequence[tuple[int, int]] = {2: ((0, 1),), 3: ((1, 2), (2, 0), (0, 1))}[n]
@@ -500,6 +523,12 @@ def _sampled(image: Tensor, points_vox: Tensor) -> Tensor:
     """Values (N,) of an image (1, 1, *shape) at voxel points (N, D)."""
     ndim = points_vox.shape[1]
     return sample(image, points_vox.to(torch.float32).view(1, *(1,) * (ndim - 1), -1, ndim)).flatten()
+
+
+def _flat(image: sitk.Image) -> bool:
+    """Whether all voxels have one value, which no pose explains."""
+    values = sitk.GetArrayViewFromImage(image)
+    return not values.max() > values.min()
 
 
 def _overlap(fixed: Grid, moving: Grid, pull_back: np.ndarray) -> float:

@@ -11,12 +11,13 @@ import gymnasium as gym
 import torch
 import torch.nn.functional as F
 from stable_baselines3 import DQN
-from stable_baselines3.common.base_class import BaseAlgorithm
-from stable_baselines3.common.callbacks import BaseCallback
+from stable_baselines3.common.buffers import ReplayBuffer
 from stable_baselines3.common.type_aliases import MaybeCallback
 from torch import Tensor
 
 from regagents.dsl.policies import DSLPolicy, PaperPolicy
+from regenv.core import Task
+from regenv.registry import build
 
 DECAY_EVERY, DECAY = 10_000, 0.7
 
@@ -67,7 +68,7 @@ class DSL(DQN):
     def __init__(self, policy: str | type[DSLPolicy] = "CompactPolicy", env: Any = None, learning_rate: float = 1e-3,
                  batch_size: int = 48, schedule: str = "cosine", repose: int = 4, curriculum: Curriculum | None = None,
                  amp: bool = False, sampler_kwargs: dict[str, Any] | None = None, gamma: float = 0.9,
-                 buffer_size: int = 2_000, **kwargs: Any) -> None:
+                 buffer_size: int = 2_000, exploration_initial_eps: float = 0.2, **kwargs: Any) -> None:
         if schedule not in ("cosine", "paper"):
             raise ValueError(f"DSL: schedule is {schedule!r}; it must be 'cosine' or 'paper'.")
         if repose < 1:
@@ -79,13 +80,17 @@ class DSL(DQN):
         self.sampler_kwargs = sampler_kwargs or {}
         self._sampler: gym.vector.VectorEnv | None = None
         super().__init__(policy, env, learning_rate=learning_rate, batch_size=batch_size, gamma=gamma,
-                         buffer_size=buffer_size, **kwargs)
+                         buffer_size=buffer_size, exploration_initial_eps=exploration_initial_eps, **kwargs)
 
     def _setup_model(self) -> None:
         wanted, self.buffer_size = self.buffer_size, 1
         super()._setup_model()
         self.buffer_size, self.replay_buffer = wanted, None
         self._fit_steps = getattr(self, "_fit_steps", 0)
+        if self.env is not None:
+            task = self.task()
+            self.action_weights = task.expert.weights(task.actions.deltas)
+        self.policy.action_weights.copy_(torch.as_tensor(self.action_weights))
         parameters = self.q_net.parameters()
         self.optimizer: torch.optim.Optimizer = (
             torch.optim.RMSprop(parameters, self.learning_rate) if self.schedule == "paper"  # type: ignore[arg-type]
@@ -94,8 +99,8 @@ class DSL(DQN):
     def learn(self, total_timesteps: int, callback: MaybeCallback = None, log_interval: int = 100,
               tb_log_name: str = "DSL", reset_num_timesteps: bool = True, progress_bar: bool = False) -> DSL:
         """Supervised training on ``total_timesteps`` samples (one sample = one pose seen once)."""
-        total, callback = self._setup_learn(total_timesteps, callback, reset_num_timesteps, tb_log_name, progress_bar)
-        callback.on_training_start(locals(), globals())
+        total, callbacks = self._setup_learn(total_timesteps, callback, reset_num_timesteps, tb_log_name, progress_bar)
+        callbacks.on_training_start(locals(), globals())
         self.policy.set_training_mode(True)
         sampler, losses, started, at_start = self.sampler(), [], time.monotonic(), self.num_timesteps
         while self.num_timesteps < total:
@@ -103,8 +108,8 @@ class DSL(DQN):
             observations, targets = self._draw(sampler, progress)
             losses.append(self._fit(observations, targets, self._rate(progress)))
             self.num_timesteps += self.batch_size
-            callback.update_locals(locals())
-            if not callback.on_step():
+            callbacks.update_locals(locals())
+            if not callbacks.on_step():
                 break
             if self._fit_steps % log_interval == 0:
                 self.logger.record("train/loss", torch.stack(losses).mean().item())
@@ -117,19 +122,21 @@ class DSL(DQN):
                 losses.clear()
         self.q_net_target.load_state_dict(self.q_net.state_dict())
         self.policy.set_training_mode(False)
-        callback.on_training_end()
+        callbacks.on_training_end()
         return self
 
     def finetune(self, total_timesteps: int, **kwargs: Any) -> DSL:
-        """DQN on the learned Q: exploration and replay, by SB3's own loop. Takes ``learn``'s other arguments of SB3."""
-        self.num_timesteps = 0
-        BaseAlgorithm.set_random_seed(self, self.seed)
-        self.replay_buffer_class = None
-        sampled, self.optimizer_class = self.optimizer, type(self.policy.optimizer)
-        super()._setup_model_for_replay() if hasattr(super(), "_setup_model_for_replay") else self._allocate()
+        """DQN on the learned Q, exploration and replay included (the paper's outlook). Takes SB3's ``learn`` arguments."""
+        self.replay_buffer = ReplayBuffer(self.buffer_size, self.observation_space, self.action_space, self.device,
+                                          n_envs=self.n_envs, **self.replay_buffer_kwargs)
         DQN.learn(self, total_timesteps, **kwargs)
-        self.optimizer = sampled
         return self
+
+    def task(self) -> Task:
+        """The task of the environment's id and arguments."""
+        spec = self.get_env().get_attr("spec")[0]  # type: ignore[union-attr]
+        arguments = {k: v for k, v in spec.kwargs.items() if k not in ("task", "render_mode", "privileged")}
+        return build(spec.kwargs["task"], **arguments)
 
     def sampler(self) -> gym.vector.VectorEnv:
         """The native batch of the same id that training samples come from."""

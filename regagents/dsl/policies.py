@@ -14,9 +14,12 @@ from regagents.common.extractors import CompactCNN, PaperCNN
 class DSLPolicy(DQNPolicy):
     """SB3's DQN policy over an image extractor: features, one linear layer, one output per action.
 
-    ``best`` and ``best_odds`` turn on the paper's randomisation at test time: one of the ``best`` highest actions is
-    taken, with probabilities ``best_odds`` (best first).
+    ``best_odds`` turns on the paper's randomisation at test time: one of the best actions is taken with these
+    probabilities (best first). ``action_weights`` (A,) turn outputs into values: an expert that states its targets per
+    unit of the step (DistanceDrop) is followed by step size times output, the whole decrease that an action brings.
     """
+
+    action_weights: Tensor
 
     def __init__(self, observation_space: Any, action_space: Any, lr_schedule: Any, net_arch: list[int] | None = None,
                  features_extractor_class: Any = CompactCNN, best_odds: tuple[float, ...] = (1.0,), **kwargs: Any) -> None:
@@ -27,9 +30,10 @@ class DSLPolicy(DQNPolicy):
         kwargs["normalize_images"] = False
         super().__init__(observation_space, action_space, lr_schedule, net_arch=net_arch or [],
                          features_extractor_class=features_extractor_class, **kwargs)
+        self.register_buffer("action_weights", torch.ones(int(action_space.n)), persistent=False)
 
     def _predict(self, obs: Tensor, deterministic: bool = True) -> Tensor:
-        values = self.q_net(obs)
+        values = self.q_net(obs) * self.action_weights
         if len(self.best_odds) == 1:
             return values.argmax(dim=1)
         odds = torch.tensor(self.best_odds, device=values.device).expand(values.shape[0], -1)

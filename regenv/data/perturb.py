@@ -30,6 +30,13 @@ class UniformStart:
     near_scale: float = 0.15
     whole: bool = False
 
+    def __post_init__(self) -> None:
+        if not all(width >= 0 and np.isfinite(width) for width in self.ranges):
+            raise ValueError(f"UniformStart: ranges is {self.ranges}; every half-width must be finite and not negative.")
+        for name in ("near", "near_scale"):
+            if not 0 <= getattr(self, name) <= 1:
+                raise ValueError(f"UniformStart: {name} is {getattr(self, name)}; it must lie in [0, 1].")
+
     def draw(self, rngs: Sequence[np.random.Generator], scale: float = 1.0) -> np.ndarray:
         """Poses (B, P) float64; ``scale`` in (0, 1] shrinks the ranges, for curricula."""
         width = np.asarray(self.ranges) * scale

@@ -5,6 +5,7 @@ from __future__ import annotations
 import math
 from dataclasses import dataclass
 
+import numpy as np
 import torch
 from torch import Tensor
 
@@ -33,6 +34,10 @@ class GreedyQ:
         reward = torch.linalg.vector_norm(pose, dim=-1, keepdim=True) - distance
         return reward + torch.where(self._there(after, distance), self.bonus, self.gamma * self.value(after))
 
+    def weights(self, deltas: np.ndarray) -> np.ndarray:
+        """Factors (A,) from targets to the values of the actions: these targets are values."""
+        return np.ones(len(deltas))
+
     def value(self, magnitude: Tensor) -> Tensor:
         """Discounted return (...,) of the greedy path from poses of absolute parameters (..., P)."""
         longest = math.ceil(float(magnitude.amax()))
@@ -55,8 +60,8 @@ class GreedyQ:
 class DistanceDrop:
     """Immediate decrease of D by every action, per unit of its step: Q with gamma = 0 and no bonus, any transform.
 
-    Every action's target lies in [-1, 1] whatever its size, so a large step wins only while it still pays in full.
-    ``per_unit=False`` leaves the decrease itself.
+    Every action's target lies in [-1, 1] whatever its size, which suits a network; step size times target is the
+    decrease itself, by which actions compare. ``per_unit=False`` gives the decrease at once.
     """
 
     per_unit: bool = True
@@ -65,3 +70,7 @@ class DistanceDrop:
         """Targets (B, A) float64. Args: pose (B, P) float64; deltas (A, P)."""
         drop = transform.distance(pose)[:, None] - transform.distance(transform.apply(pose[:, None], deltas))
         return drop / torch.linalg.vector_norm(deltas, dim=-1) if self.per_unit else drop
+
+    def weights(self, deltas: np.ndarray) -> np.ndarray:
+        """Factors (A,) from targets to the values of the actions."""
+        return np.linalg.norm(deltas, axis=1) if self.per_unit else np.ones(len(deltas))

@@ -18,6 +18,7 @@ from regenv.tasks.termination import Arrived, Never
 from regenv.transforms.rigid import Rigid, RigidMotion
 
 MOTIONS = {"parameters": Rigid, "disentangled": RigidMotion}
+OBS_DTYPES = {"uint8": "uint8", "float32": "float32"}
 SIZE = {2: 128, 3: 64}
 FIELD_MM = {2: 256.0, 3: 224.0}
 RANGE_MM, RANGE_DEGREES = 30.0, 30.0
@@ -81,7 +82,10 @@ def rigid(ndim: int, continuous: bool = False, size: int | Sequence[int] | None 
     * v0: first release.
     """
     parameters = 3 if ndim == 2 else 6
-    shape = (size or SIZE[ndim],) * ndim if size is None or isinstance(size, int) else tuple(size)
+    wanted = SIZE[ndim] if size is None else size
+    shape = (wanted,) * ndim if isinstance(wanted, int) else tuple(wanted)
+    if len(shape) != ndim or min(shape) < 1:
+        raise ValueError(f"RegRigid{ndim}D: size is {size}; it must be a positive number of voxels, or {ndim} of them.")
     chosen = source_named(source, ndim)
     if chosen.ndim != ndim:
         raise ValueError(f"RegRigid{ndim}D needs {ndim}D pairs; source {source!r} gives {chosen.ndim}D.")
@@ -97,17 +101,18 @@ def rigid(ndim: int, continuous: bool = False, size: int | Sequence[int] | None 
     plain = motion == "parameters" and sizes == (1.0,)
     if targets == "q" and not plain:
         raise ValueError("RegRigid: targets='q' is defined for unit steps of parameters; use targets='drop'.")
-    expert = GreedyQ(gamma) if targets == "q" or (targets is None and plain) else DistanceDrop()
+    experts = {"q": GreedyQ(gamma), "drop": DistanceDrop()}
+    dtype = obs_dtype or ("uint8" if ndim == 2 else "float32")
     return Task(
         source=chosen,
         grid=Grid.centered(shape, FIELD_MM[ndim] / max(shape) if spacing is None else spacing),
         transform=_named("motion", motion, MOTIONS)(ndim),
         actions=(ContinuousSteps if continuous else DiscreteSteps)(parameters, sizes),
         start=UniformStart(tuple(map(float, ranges)), near, near_scale, whole),
-        observation=_named("observation", observation, OBSERVATIONS)(obs_dtype or ("uint8" if ndim == 2 else "float32")),
+        observation=_named("observation", observation, OBSERVATIONS)(_named("obs_dtype", dtype, OBS_DTYPES)),
         reward=_named("reward", reward, REWARDS),
         termination=_named("stop", stop, {"arrived": Arrived(), "never": Never()}),
-        expert=expert,
+        expert=_named("targets", targets or ("q" if plain else "drop"), experts),
         max_episode_steps=max_episode_steps,
         success_mm=success_mm,
     )

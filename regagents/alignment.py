@@ -1,0 +1,184 @@
+"""Agents on images: from two images and starting poses to final poses, by the agent's own environment.
+
+Images of any spacing, origin and direction are reduced to the grid that the agent was trained on; the truth is unknown
+there, so the environment's core moves each lane about its current estimate. All starts run as one batch.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, replace
+
+import numpy as np
+import SimpleITK as sitk
+import torch
+from torch import Tensor
+
+from regagents.dsl.dsl import DSL
+from regenv.core import RegistrationCore, pose_of
+from regenv.data.io import Image, normalize
+from regenv.data.pairs import PairBatch
+from regenv.grid import Grid
+from regenv.ops.warp import transform_points
+from regenv.state import EpisodeState
+from regenv.tasks.termination import Never
+
+BLUR = 0.35
+WINDOW, STILL_MM, PROBE_MM = 10, 1.5, 60.0
+
+
+@dataclass(frozen=True)
+class Aligned:
+    """What an agent made of K starts.
+
+    Attributes:
+        pull_backs: (K, D+1, D+1) float64, final poses: fixed world to moving world.
+        path: (T+1, K, D+1, D+1) float64, the pose after every step.
+        steps: (K,) steps until a lane stood still.
+        center: (D,) the point of the fixed world that rotations kept.
+    """
+
+    pull_backs: np.ndarray
+    path: np.ndarray
+    steps: np.ndarray
+    center: np.ndarray
+
+
+def align(agent: DSL, fixed: Image, moving: Image, starts: np.ndarray, steps: int | None = None,
+          center: np.ndarray | None = None) -> Aligned:
+    """Run an agent greedily from each start.
+
+    Args:
+        fixed, moving: images of the agent's dimension.
+        starts: (K, D+1, D+1) pull-backs, mm.
+        steps: at most this many (default: the environment's limit). A lane ends early once it has not moved by more
+            than 1.5 mm net over the last 10 steps; its pose is then the mean over those steps.
+        center: middle of the agent's view in the fixed world, mm (default: the foreground's centroid).
+    """
+    task = replace(agent.task(), termination=Never())
+    if fixed.grid.ndim != task.grid.ndim:
+        raise ValueError(f"{fixed.path}: image is {fixed.grid.ndim}D; the agent registers {task.grid.ndim}D images.")
+    middle = foreground_center(fixed) if center is None else np.asarray(center, dtype=np.float64)
+    grid = Grid.centered(task.grid.shape, task.grid.spacing, middle.tolist())
+    core = RegistrationCore(replace(task, grid=grid), agent.device)
+    pair = work_pair(fixed, moving, grid, len(starts)).to(agent.device)
+    anchor = torch.eye(grid.ndim + 1, dtype=torch.float64).repeat(len(starts), 1, 1)
+    anchor[:, :-1, -1] = torch.from_numpy(foreground_center(moving) - middle)
+    begin = torch.from_numpy(np.ascontiguousarray(starts, dtype=np.float64))
+    anchor, begin = anchor.to(agent.device), begin.to(agent.device)
+    state = core.begin(pair, pose_of(task.transform, anchor, pair.center, begin), anchor)
+    path, walked = _walk(agent, core, state, steps or task.max_episode_steps)
+    return Aligned(_settled(path, walked), path.cpu().numpy(), walked.cpu().numpy(), middle)
+
+
+@torch.inference_mode()
+def _walk(agent: DSL, core: RegistrationCore, state: EpisodeState, steps: int) -> tuple[Tensor, Tensor]:
+    """Poses after every step (T+1, K, D+1, D+1) and the steps at which each lane stood still (K,)."""
+    path = [state.pull_back]
+    probes = state.pair.center[:, None] + PROBE_MM * _corners(state.pair.ndim).to(state.pair.center)
+    seen = [transform_points(state.pull_back, probes)]
+    walked = torch.full((state.lanes,), steps, device=state.pose.device)
+    running = torch.ones_like(walked, dtype=torch.bool)
+    for step in range(1, steps + 1):
+        action = agent.policy._predict(core.observe(state).float(), deterministic=True)  # type: ignore[operator]
+        after = core.step(state, action)[0]
+        state = after.keep(~running, state)
+        path.append(state.pull_back)
+        seen.append(transform_points(state.pull_back, probes))
+        if step >= WINDOW:
+            moved = torch.linalg.vector_norm(seen[step] - seen[step - WINDOW], dim=-1).mean(-1)
+            still = running & (moved < STILL_MM)
+            walked = torch.where(still, step, walked)
+            running = running & ~still
+            if not running.any():
+                break
+    return torch.stack(path), walked.clamp(max=len(path) - 1)
+
+
+def _settled(path: Tensor, walked: Tensor) -> np.ndarray:
+    """Mean pose of each lane over its last steps: the middle of what the agent still swings about."""
+    last = path.shape[0] - 1
+    window = min(WINDOW, last + 1)
+    index = (walked[None] - torch.arange(window, device=path.device)[:, None]).clamp(min=0)
+    poses = path[index, torch.arange(path.shape[1], device=path.device)].mean(0).cpu().numpy()
+    u, _, vt = np.linalg.svd(poses[:, :-1, :-1])
+    poses[:, :-1, :-1] = u @ vt
+    return poses
+
+
+def work_pair(fixed: Image, moving: Image, grid: Grid, lanes: int = 1) -> PairBatch:
+    """Two images as lanes of an environment: fixed on ``grid``, moving on its own axes at the grid's spacing."""
+    spacing = min(grid.spacing)
+    coarse = moving.grid.resized(shape=[max(1, round(e / spacing)) for e in moving.grid.extent[::-1]])
+    images = [torch.from_numpy(reduced(image, on)[None]).expand(lanes, 1, *on.shape)
+              for image, on in ((fixed, grid), (moving, coarse))]
+    n = grid.ndim
+
+    def repeat(array: np.ndarray) -> Tensor:
+        return torch.from_numpy(array).expand(lanes, *array.shape)
+
+    return PairBatch(fixed=images[0], moving=images[1], fixed_to_world=repeat(grid.voxel_to_world),
+                     world_to_moving=repeat(coarse.world_to_voxel), truth=repeat(np.eye(n + 1)),
+                     known=torch.zeros(lanes, dtype=torch.bool), center=repeat(grid.center),
+                     landmarks=repeat(grid.center[None]))
+
+
+def reduced(image: Image, grid: Grid) -> np.ndarray:
+    """An image on another grid, antialiased, intensities in [0, 1]: float32 (*grid.shape)."""
+    smooth = to_sitk(image)
+    sigmas = [BLUR * np.sqrt(max(0.0, min(grid.spacing) ** 2 - s**2)) for s in image.grid.spacing]
+    if max(sigmas) > 0:
+        smooth = sitk.SmoothingRecursiveGaussian(smooth, [max(s, 1e-3) for s in sigmas])
+    frame = sitk.Image(*grid.size, sitk.sitkFloat32)
+    frame.SetSpacing(grid.spacing)
+    frame.SetOrigin(grid.origin)
+    frame.SetDirection(grid.direction)
+    resampled = sitk.Resample(smooth, frame, sitk.Transform(), sitk.sitkLinear, 0.0)
+    return np.clip(sitk.GetArrayFromImage(resampled), 0, 1).astype(np.float32)
+
+
+def to_sitk(image: Image) -> sitk.Image:
+    """An image as SimpleITK's, intensities in [0, 1]."""
+    out = sitk.GetImageFromArray(normalize(image.array))
+    out.SetSpacing(image.grid.spacing)
+    out.SetOrigin(image.grid.origin)
+    out.SetDirection(image.grid.direction)
+    return out
+
+
+def foreground_center(image: Image) -> np.ndarray:
+    """World centroid of what is not background (Otsu's threshold), mm, (D,)."""
+    mask = sitk.OtsuThreshold(to_sitk(image), 0, 1)
+    shape = sitk.LabelShapeStatisticsImageFilter()
+    shape.Execute(mask)
+    return np.array(shape.GetCentroid(1)) if shape.HasLabel(1) else image.grid.center
+
+
+def _corners(ndim: int) -> Tensor:
+    return torch.cartesian_prod(*[torch.tensor([-1.0, 1.0], dtype=torch.float64)] * ndim)
+
+
+def saliency_center(agent: DSL, observation: Tensor, grid: Grid, percentile: float = 95.0) -> np.ndarray:
+    """Where an agent looks: world centre of the fixed image's voxels above a percentile of the saliency, (D,) mm.
+
+    Saliency is the gradient of the sum of all outputs with respect to the input, absolute, summed over channels; one
+    backward pass (Simonyan et al. 2013; Liao et al. 2017, hierarchical registration). Voxels weigh by their saliency.
+
+    Args: observation (1, C, *shape); grid: that of the observation.
+    """
+    image = observation.detach().clone().float().requires_grad_()
+    agent.q_net(image).sum().backward()
+    saliency = image.grad.abs().sum(1)[0].cpu().numpy()  # type: ignore[union-attr]
+    chosen = saliency >= np.percentile(saliency, percentile)
+    points = grid.to_world(np.argwhere(chosen))
+    return np.average(points, axis=0, weights=saliency[chosen])
+
+
+def fine_center(agent: DSL, fixed: Image, moving: Image, aligned: Aligned, lane: int = 0) -> np.ndarray:
+    """The region of interest for a fine agent, by the saliency of the coarse agent's last view."""
+    task = replace(agent.task(), termination=Never())
+    grid = Grid.centered(task.grid.shape, task.grid.spacing, aligned.center.tolist())
+    core = RegistrationCore(replace(task, grid=grid), agent.device)
+    pair = work_pair(fixed, moving, grid).to(agent.device)
+    anchor = torch.from_numpy(aligned.pull_backs[lane:lane + 1]).to(agent.device)
+    pose = torch.zeros(1, len(task.start.ranges), dtype=torch.float64, device=agent.device)
+    return saliency_center(agent, core.observe(core.begin(pair, pose, anchor)), grid)

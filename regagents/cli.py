@@ -1,0 +1,185 @@
+"""The command ``regagents``: register images, evaluate and train agents."""
+
+from __future__ import annotations
+
+import argparse
+import json
+import shlex
+import sys
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+
+from tqdm import tqdm
+
+from regenv.data.datasets import DatasetError
+
+INTERRUPTED = 130
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+    """Run the command; returns the exit status: 0, or 2 after one line on stderr that says what is wrong."""
+    typed = list(sys.argv[1:] if argv is None else argv)
+    arguments = _parser().parse_args(typed)
+    arguments.typed = "regagents " + shlex.join(typed)
+    try:
+        return arguments.command(arguments)
+    except (ValueError, DatasetError, OSError) as error:  # ImageError and CheckpointError are ValueErrors
+        print(f"regagents: {' '.join(str(error).split())}", file=sys.stderr)
+        return 2
+    except KeyboardInterrupt:
+        print("regagents: interrupted.", file=sys.stderr)
+        return INTERRUPTED
+
+
+def _parser() -> argparse.ArgumentParser:
+    parser = argparse.ArgumentParser(prog="regagents", description=__doc__)
+    commands = parser.add_subparsers(required=True, metavar="COMMAND")
+
+    register = commands.add_parser("register", help="register two images",
+                                   description="Register MOVING to FIXED with an agent, then refine. Writes "
+                                   "transform.tfm, warped.nii.gz, overlay.png, trace.csv and metrics.json to OUT.")
+    register.add_argument("fixed", metavar="FIXED", help="image file, or folder of a DICOM series")
+    register.add_argument("moving", metavar="MOVING", help="likewise")
+    register.add_argument("-o", "--out", metavar="OUT", required=True, help="folder for the results")
+    register.add_argument("--agent", metavar="NAME|PATH", help="agent or checkpoint (see `regagents agents`); "
+                          "default: by dimension")
+    register.add_argument("--no-refine", action="store_true", help="keep the agent's own pose")
+    register.add_argument("--seed", type=int, default=0, help="of the scattered starts (default 0)")
+    register.add_argument("--spacing", metavar="MM", type=float, help="spacing of images whose file has none (PNG)")
+    register.add_argument("--landmarks", nargs=2, metavar=("FIXED", "MOVING"),
+                          help="corresponding points (CSV, .fcsv): measure the TRE")
+    register.add_argument("--labels", nargs=2, metavar=("FIXED", "MOVING"), help="label images: measure the Dice")
+    register.set_defaults(command=_register)
+
+    evaluate = commands.add_parser("evaluate", help="agents and classical baselines on held-out pairs: one table")
+    evaluate.add_argument("--env", metavar="ID", required=True, help="environment id, or: whole-head, spine")
+    evaluate.add_argument("--agent", metavar="NAME|PATH", nargs="+", default=[], help="agents or checkpoints")
+    evaluate.add_argument("--pairs", type=int, default=32, help="how many (default 32)")
+    evaluate.add_argument("--seed", type=int, default=0, help="of the first pair (default 0)")
+    evaluate.add_argument("--env-kwargs", metavar="JSON", default="{}", help="arguments of the environment")
+    evaluate.add_argument("--refine", action="store_true", help="a second row for every agent, refined")
+    evaluate.add_argument("--baselines", metavar="LIST", default="initial,mi",
+                          help="of initial, mi, mi-multistart (the slowest agent's time); default initial,mi")
+    evaluate.add_argument("--json", metavar="FILE", help="write the report, every pair's error too")
+    evaluate.add_argument("--csv", metavar="FILE", help="write the table")
+    evaluate.set_defaults(command=_evaluate)
+
+    train = commands.add_parser("train", help="train a preset")
+    train.add_argument("preset", metavar="PRESET", help="see regagents/presets.py")
+    train.add_argument("--out", metavar="DIR", help="folder for weights and logs (default runs/PRESET)")
+    train.add_argument("--steps", type=int, help="samples in all (default: the preset's)")
+    train.add_argument("--seed", type=int, default=0)
+    train.add_argument("--init", metavar="CHECKPOINT", help="take over the convolutions of another agent")
+    train.add_argument("--resume", action="store_true", help="go on from the last state in DIR")
+    train.add_argument("--device", default="cpu", help="cpu (default) or cuda")
+    train.set_defaults(command=_train)
+
+    agents = commands.add_parser("agents", help="list agents and shipped weights")
+    agents.set_defaults(command=_agents)
+    return parser
+
+
+def _register(arguments: argparse.Namespace) -> int:
+    from regagents.registration import check_folder, register
+    from regenv.data.io import read_image
+
+    check_folder(arguments.out)
+    fixed, moving = (read_image(path, arguments.spacing) for path in (arguments.fixed, arguments.moving))
+    with _bar() as progress:
+        result = register(fixed, moving, arguments.agent, refine=not arguments.no_refine, seed=arguments.seed,
+                          progress=progress, landmarks=arguments.landmarks, labels=arguments.labels)
+        result.save(arguments.out)
+    metrics = result.metrics
+    print(f"agent {' + '.join(metrics['agent'])}, {metrics['starts']} start(s): "
+          f"{sum(metrics['seconds'].values()):.1f} s")
+    told = ", ".join(f"{stage} {'none' if value is None else format(value, '.4f')}"
+                     for stage, value in metrics["similarity"].items())
+    print(f"mutual information: {told}")
+    if "tre_mm" in metrics:
+        print(f"TRE: before {metrics['tre_mm']['before']:.2f} mm, after {metrics['tre_mm']['after']:.2f} mm")
+    if "dice" in metrics:
+        print(f"Dice, mean: before {_mean(metrics['dice']['before'])}, after {_mean(metrics['dice']['after'])}")
+    print(f"written: {arguments.out}")
+    return 0
+
+
+def _evaluate(arguments: argparse.Namespace) -> int:
+    for path in (arguments.json, arguments.csv):
+        if path is not None and not Path(path).absolute().parent.is_dir():
+            raise ValueError(f"{path}: folder {Path(path).parent} does not exist. Create it first.")
+    from regagents.evaluate import BASELINES, evaluate
+
+    baselines = [name for name in arguments.baselines.split(",") if name]
+    for name in baselines:
+        if name not in BASELINES:
+            raise ValueError(f"evaluate: baseline is {name!r}; it must be one of {', '.join(BASELINES)}.")
+    with _bar() as progress:
+        report = evaluate(arguments.env, [*arguments.agent, *baselines], arguments.pairs, arguments.seed,
+                          _object(arguments.env_kwargs), arguments.refine, progress=progress)
+    if arguments.json is not None:
+        report.save_json(arguments.json)
+    if arguments.csv is not None:
+        report.save_csv(arguments.csv)
+    print(report.table())
+    return 0
+
+
+def _train(arguments: argparse.Namespace) -> int:
+    if arguments.steps is not None and arguments.steps < 1:
+        raise ValueError(f"train: steps is {arguments.steps}; it must be at least 1.")
+    from regagents.train import train
+
+    path = train(arguments.preset, arguments.out or Path("runs") / arguments.preset, arguments.steps, arguments.seed,
+                 arguments.device, arguments.init, arguments.resume, command=arguments.typed,
+                 progress_bar=sys.stderr.isatty())
+    print(path)
+    return 0
+
+
+def _agents(arguments: argparse.Namespace) -> int:
+    from regagents.registration import AGENTS, DEFAULT
+    from regagents.train import resolve, shipped
+
+    print("agents")
+    for name, chain in AGENTS.items():
+        here = all(resolve(stage).is_file() for stage in chain.stages)
+        default = ", ".join(f"default in {ndim}D" for ndim, chosen in DEFAULT.items() if chosen == name)
+        print(f"  {name:16}{' + '.join(chain.stages)}, {chain.starts} start(s)"
+              f"{', ' + default if default else ''}{'' if here else '; weights missing'}")
+    print("weights")
+    for path, card in shipped():
+        print(f"  {path.stem:16}{card.get('env')}, {card.get('samples', 0):,} samples, {card.get('seconds', 0):,} s")
+    return 0
+
+
+def _object(text: str) -> dict[str, Any]:
+    try:
+        value = json.loads(text)
+    except json.JSONDecodeError as error:
+        raise ValueError(f"evaluate: --env-kwargs is not JSON ({error}).") from None
+    if not isinstance(value, dict):
+        raise ValueError(f"evaluate: --env-kwargs is {text}; it must be a JSON object, such as {{\"size\": 32}}.")
+    return value
+
+
+def _mean(scores: dict[str, float | None]) -> str:
+    present = [score for score in scores.values() if score is not None]
+    return f"{sum(present) / len(present):.3f}" if present else "none"
+
+
+@contextmanager
+def _bar() -> Iterator[Callable[[str, float], None]]:
+    """A progress bar on a terminal, nothing elsewhere; gone at the end, so that an error stands on its own line."""
+    layout = "{desc:24.24}|{bar}| {percentage:3.0f} % {elapsed}"
+    with tqdm(total=1.0, leave=False, disable=None, bar_format=layout) as bar:
+        def progress(name: str, share: float) -> None:
+            bar.set_description_str(name, refresh=False)
+            bar.update(max(0.0, share - bar.n))
+
+        yield progress
+
+
+if __name__ == "__main__":
+    sys.exit(main())

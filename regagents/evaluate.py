@@ -1,0 +1,319 @@
+"""Agents and classical registration on the same held-out pairs, from the same starts: one table."""
+
+from __future__ import annotations
+
+import csv
+import json
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from dataclasses import asdict, dataclass
+from functools import partial
+from pathlib import Path
+from time import perf_counter
+from typing import Any, Protocol
+
+import gymnasium as gym
+import numpy as np
+import torch
+from torch import Tensor
+
+import regenv  # noqa: F401  registers the ids
+from regagents.alignment import to_sitk
+from regagents.classical.mutual_information import MattesMI, multi_start, random_starts
+from regagents.classical.mutual_information import refine as polish
+from regagents.registration import Pipeline, pipeline, run, stages
+from regenv.core import SUCCESS_MM
+from regenv.data.io import Image, atomic
+from regenv.grid import Grid
+from regenv.ops.landmarks import success_rate
+
+BASELINES = ("initial", "mi", "mi-multistart")
+CHUNK = 16          # pairs drawn at once; results do not depend on it
+SCHEMA = 1
+PERCENTILES = (10, 50, 90)
+
+HELD_OUT: dict[str, tuple[str, dict[str, Any]]] = {
+    "whole-head": ("RegRigid3D-v0", {"size": 64, "spacing": 3.25,
+                                     "source": {"name": "heads", "subjects": ["colin27", "csi3"]}}),
+    "spine": ("RegRigid3D-v0", {"size": [96, 48, 48], "spacing": 4.0, "source": {"name": "spine", "split": "test"}}),
+}
+
+
+class Predictor(Protocol):
+    """Anything with SB3's ``predict``: PPO, DQN, a DSL agent, ..."""
+
+    def predict(self, observation: np.ndarray, *, deterministic: bool = ...) -> tuple[Any, Any]: ...
+
+
+@dataclass(frozen=True)
+class Policy:
+    """A method that plays the environment itself to its time limit, on the environment's own observations."""
+
+    name: str
+    model: Predictor
+
+
+@dataclass(frozen=True)
+class Case:
+    """One held-out pair.
+
+    Attributes:
+        fixed, moving: the images, all that a method sees.
+        start: (D+1, D+1) pull-back that every method starts from.
+        truth: (D+1, D+1) pull-back at perfect alignment.
+        landmarks: (N, D) world mm, on which the error is measured.
+        center: (D,) centre of the starting rotations, mm.
+        seed: the pair's own.
+    """
+
+    fixed: Image
+    moving: Image
+    start: np.ndarray
+    truth: np.ndarray
+    landmarks: np.ndarray
+    center: np.ndarray
+    seed: int
+
+    def error(self, pull_back: np.ndarray) -> float:
+        """Mean landmark distance to the truth in the moving world, mm."""
+        n = self.landmarks.shape[1]
+        difference = np.asarray(pull_back, dtype=np.float64) - self.truth
+        return float(np.linalg.norm(self.landmarks @ difference[:n, :n].T + difference[:n, n], axis=1).mean())
+
+
+@dataclass(frozen=True)
+class Row:
+    """A method's outcome: errors of all pairs (mm, in the order of their seeds) and mean seconds a pair."""
+
+    method: str
+    errors_mm: tuple[float, ...]
+    seconds: float
+    success_mm: float = SUCCESS_MM
+
+    @property
+    def mean(self) -> float:
+        return float(np.mean(self.errors_mm))
+
+    @property
+    def percentiles(self) -> tuple[float, ...]:
+        """10th, 50th and 90th, mm."""
+        return tuple(float(p) for p in np.percentile(self.errors_mm, PERCENTILES))
+
+    @property
+    def success(self) -> tuple[float, float, float]:
+        """Share of errors at or below ``success_mm``, and its 95 % Wilson interval."""
+        return success_rate(np.asarray(self.errors_mm), self.success_mm)
+
+    def numbers(self) -> dict[str, Any]:
+        """The row of the table."""
+        rate, low, high = self.success
+        return {"method": self.method, "tre_mean_mm": self.mean,
+                **{f"tre_p{p}_mm": value for p, value in zip(PERCENTILES, self.percentiles, strict=True)},
+                "success_rate": rate, "success_low": low, "success_high": high, "seconds_per_pair": self.seconds}
+
+
+@dataclass(frozen=True)
+class Report:
+    """What was run and how every method fared."""
+
+    env: str
+    env_kwargs: Mapping[str, Any]
+    pairs: int
+    seed: int
+    threads: int
+    success_mm: float
+    rows: tuple[Row, ...]
+
+    def to_dict(self) -> dict[str, Any]:
+        """Plain numbers and names: {schema, env, env_kwargs, pairs, seed, threads, success_mm, methods: [{method,
+        tre_mean_mm, tre_p10_mm, tre_p50_mm, tre_p90_mm, success_rate, success_low, success_high, seconds_per_pair,
+        errors_mm: [...]}]}."""
+        plain = {key: value for key, value in asdict(self).items() if key != "rows"}
+        return {"schema": SCHEMA, **plain,
+                "methods": [{**row.numbers(), "errors_mm": list(row.errors_mm)} for row in self.rows]}
+
+    def table(self) -> str:
+        """The table as plain text."""
+        head = ("method", "TRE mean", *(f"p{p}" for p in PERCENTILES), f"<= {self.success_mm:g} mm", "95 % interval",
+                "s/pair")
+        lines = [head]
+        for row in self.rows:
+            rate, low, high = (100 * value for value in row.success)
+            lines.append((row.method, f"{row.mean:.2f}", *(f"{p:.2f}" for p in row.percentiles), f"{rate:.1f} %",
+                          f"{low:.1f}-{high:.1f} %", f"{row.seconds:.2f}"))
+        widths = [max(map(len, column)) for column in zip(*lines, strict=True)]
+        return "\n".join("  ".join((cells[0].ljust(widths[0]),
+                                    *(c.rjust(w) for c, w in zip(cells[1:], widths[1:], strict=True))))
+                         for cells in lines)
+
+    def save_json(self, path: str | Path) -> None:
+        """Write :meth:`to_dict`, whole or not at all."""
+        with atomic(path) as temporary:
+            temporary.write_text(json.dumps(self.to_dict(), indent=2, default=str, allow_nan=False) + "\n")
+
+    def save_csv(self, path: str | Path) -> None:
+        """Write the table, whole or not at all."""
+        rows = [row.numbers() for row in self.rows]
+        with atomic(path) as temporary, temporary.open("w", newline="") as file:
+            writer = csv.DictWriter(file, fieldnames=list(rows[0]))
+            writer.writeheader()
+            writer.writerows(rows)
+
+
+def evaluate(env_id: str, methods: Sequence[str | Pipeline | Policy], pairs: int, seed: int = 0,
+             env_kwargs: Mapping[str, Any] | None = None, refine: bool = False, budget_seconds: float | None = None,
+             progress: Callable[[str, float], None] | None = None) -> Report:
+    """Run methods on the same pairs from the same starts; the truth serves only to measure.
+
+    Pair i is what ``env_id`` gives for seed ``seed + i``, with episodes that no agent is told to end. Agents and
+    baselines see the two images and the starting pose.
+
+    Args:
+        env_id: an id of regenv, or a name in HELD_OUT: "whole-head" (two people never trained on), "spine".
+        methods: "initial" (the start), "mi" (the tuned MattesMI from the start), "mi-multistart" (the same from one
+            random start after another, +-30 mm and degrees about the given one, while time is left), a pipeline's or a
+            checkpoint's name, a Pipeline, or a Policy.
+        pairs: how many.
+        seed: of the first pair.
+        env_kwargs: arguments of the environment; they go before those of HELD_OUT.
+        refine: give every agent a second row, with the local refinement after it.
+        budget_seconds: a pair's time for "mi-multistart"; default: what the slowest agent of this run took on average.
+        progress: called with a method's name and the share of work done.
+    Raises: ValueError: unknown id, argument or method. CheckpointError: bad weights. DatasetError: no such images.
+    """
+    tell = progress or (lambda name, share: None)
+    if pairs < 1:
+        raise ValueError(f"evaluate: pairs is {pairs}; it must be at least 1.")
+    if not methods:
+        raise ValueError(f"evaluate: no method was given; give an agent or one of {', '.join(BASELINES)}.")
+    env_id, known = HELD_OUT.get(env_id, (env_id, {}))
+    arguments = {**known, **(env_kwargs or {})}
+    names = [_name(method) for method in methods]
+    if len(set(names)) < len(names):
+        raise ValueError(f"evaluate: methods are {', '.join(names)}; each may stand there once.")
+    probe = _env(env_id, 1, arguments)
+    task = probe.unwrapped.core.task  # type: ignore[attr-defined]
+    blank = Image(np.zeros(task.grid.shape, np.float32), task.grid, env_id)
+    chains = {name: pipeline(method) for name, method in zip(names, methods, strict=True)
+              if not isinstance(method, Policy) and name not in BASELINES}
+    agents = {name: (chain, stages(chain, blank)) for name, chain in chains.items()}
+
+    rows: dict[str, list[tuple[float, float]]] = {}
+    passes = 1 + ("mi-multistart" in names) + sum(isinstance(method, Policy) for method in methods)
+    done = 0
+
+    def tick(name: str) -> None:
+        nonlocal done
+        done += 1
+        tell(name, done / (passes * pairs))
+
+    for case in cases(env_id, pairs, seed, arguments):
+        for name in names:
+            if name == "initial":
+                rows.setdefault(name, []).append((case.error(case.start), 0.0))
+            elif name == "mi":
+                begun = perf_counter()
+                found = MattesMI().register(to_sitk(case.fixed), to_sitk(case.moving), case.start, case.center)
+                rows.setdefault(name, []).append((case.error(found.pull_back), perf_counter() - begun))
+            elif name in agents:
+                chain, loaded = agents[name]
+                begun = perf_counter()
+                pull_back, _ = run(chain, case.fixed, case.moving, case.start, case.seed, agents=loaded)
+                rows.setdefault(name, []).append((case.error(pull_back), perf_counter() - begun))
+                if refine:
+                    pull_back = polish(to_sitk(case.fixed), to_sitk(case.moving), pull_back, case.center).pull_back
+                    rows.setdefault(_refined(name), []).append((case.error(pull_back), perf_counter() - begun))
+        tick("agents and baselines")
+    if "mi-multistart" in names:
+        budget = _budget(rows, agents, refine) if budget_seconds is None else budget_seconds
+        for case in cases(env_id, pairs, seed, arguments):
+            begun = perf_counter()
+            starts = random_starts(case.start, case.center, np.random.default_rng(case.seed))
+            found = multi_start(to_sitk(case.fixed), to_sitk(case.moving), starts, case.center, budget)
+            rows.setdefault("mi-multistart", []).append((case.error(found.pull_back), perf_counter() - begun))
+            tick("mi-multistart")
+    for method in methods:
+        if isinstance(method, Policy):
+            rows[method.name] = played(method, env_id, pairs, seed, arguments, partial(tick, method.name))
+    order = [label for name in names for label in (name, _refined(name)) if label in rows]
+    return Report(env_id, arguments, pairs, seed, torch.get_num_threads(), task.success_mm, tuple(
+        Row(label, tuple(error for error, _ in rows[label]), float(np.mean([s for _, s in rows[label]])),
+            task.success_mm) for label in order))
+
+
+def cases(env_id: str, pairs: int, seed: int, env_kwargs: Mapping[str, Any]) -> Iterator[Case]:
+    """The pairs of an evaluation, one after another."""
+    for first in range(0, pairs, CHUNK):
+        count = min(CHUNK, pairs - first)
+        env = _env(env_id, count, env_kwargs)
+        env.reset(seed=seed + first)
+        state = env.unwrapped.state  # type: ignore[attr-defined]
+        for lane in range(count):
+            one, name = state.pair.select(slice(lane, lane + 1)), f"{env_id} seed {seed + first + lane}"
+            to_moving_world = np.linalg.inv(one.world_to_moving[0].cpu().numpy())
+            yield Case(fixed=_image(one.fixed, one.fixed_to_world[0].cpu().numpy(), f"{name} (fixed)"),
+                       moving=_image(one.moving, to_moving_world, f"{name} (moving)"),
+                       start=state.pull_back[lane].cpu().numpy(), truth=one.truth[0].cpu().numpy(),
+                       landmarks=one.landmarks[0].cpu().numpy(), center=one.center[0].cpu().numpy(),
+                       seed=seed + first + lane)
+
+
+def played(policy: Policy, env_id: str, pairs: int, seed: int, env_kwargs: Mapping[str, Any],
+           tick: Callable[[], None] = lambda: None) -> list[tuple[float, float]]:
+    """Error (mm) and seconds of every pair, where a policy plays each episode to its time limit."""
+    outcomes = []
+    for first in range(0, pairs, CHUNK):
+        count = min(CHUNK, pairs - first)
+        env = _env(env_id, count, {**env_kwargs, "output": "numpy"})
+        observations, _ = env.reset(seed=seed + first)
+        core = env.unwrapped
+        begun = perf_counter()
+        for _ in range(core.core.task.max_episode_steps):  # type: ignore[attr-defined]
+            actions, _ = policy.model.predict(observations, deterministic=True)
+            observations, *_ = env.step(actions)
+        seconds = (perf_counter() - begun) / count
+        for error in core.state.tre.tolist():  # type: ignore[attr-defined]
+            outcomes.append((error, seconds))
+            tick()
+    return outcomes
+
+
+def _env(env_id: str, lanes: int, env_kwargs: Mapping[str, Any]) -> gym.vector.VectorEnv:
+    try:
+        return gym.make_vec(env_id, num_envs=lanes, **{**env_kwargs, "stop": "never"})
+    except gym.error.Error as error:
+        raise ValueError(f"evaluate: env is {env_id!r}; it must be an id of regenv or one of {', '.join(HELD_OUT)} "
+                         f"({error}).") from None
+    except TypeError as error:
+        raise ValueError(f"evaluate: {env_id} does not take these env_kwargs ({error}).") from None
+
+
+def _image(tensor: Tensor, voxel_to_world: np.ndarray, name: str) -> Image:
+    array = tensor[0, 0].cpu().numpy()
+    return Image(np.ascontiguousarray(array), grid_of(voxel_to_world, array.shape), name)
+
+
+def grid_of(voxel_to_world: np.ndarray, shape: Sequence[int]) -> Grid:
+    """The grid of a matrix (D+1, D+1) from voxel points, array-axis order, to world mm; inverse of
+    ``Grid.voxel_to_world``. The direction of a sheared one is sheared."""
+    n = len(shape)
+    steps = voxel_to_world[:n, :n][:, ::-1]
+    spacing = np.linalg.norm(steps, axis=0)
+    return Grid(tuple(shape), tuple(spacing.tolist()), tuple(voxel_to_world[:n, n].tolist()),
+                tuple((steps / spacing).ravel().tolist()))
+
+
+def _name(method: str | Pipeline | Policy) -> str:
+    if isinstance(method, Policy):
+        return method.name
+    return " + ".join(method.stages) if isinstance(method, Pipeline) else str(method)
+
+
+def _refined(name: str) -> str:
+    return f"{name}, refined"
+
+
+def _budget(rows: Mapping[str, list[tuple[float, float]]], agents: Mapping[str, Any], refine: bool) -> float:
+    if not agents:
+        raise ValueError("evaluate: mi-multistart takes the agent's time, and no agent was given; "
+                         "give one, or budget_seconds=...")
+    return max(float(np.mean([s for _, s in rows[_refined(name) if refine else name]])) for name in agents)

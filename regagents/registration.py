@@ -1,0 +1,341 @@
+"""register(fixed, moving): any two images, an agent, a local refinement."""
+
+from __future__ import annotations
+
+import csv
+import json
+import os
+import shutil
+import time
+import uuid
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import SimpleITK as sitk
+import torch
+
+from regagents.alignment import Aligned, align, fine_center, foreground_center, to_sitk
+from regagents.classical.mutual_information import evaluate_metric, matrix_to_sitk
+from regagents.classical.mutual_information import refine as polish
+from regagents.dsl.dsl import DSL
+from regagents.train import load
+from regenv import render
+from regenv.data.io import (
+    Image,
+    ImageError,
+    normalize,
+    read_image,
+    read_labels,
+    read_landmarks,
+    write_image,
+    write_transform,
+)
+from regenv.data.perturb import about
+from regenv.ops.overlap import dice
+from regenv.transforms.rigid import Rigid
+
+SCATTER_MM, SCATTER_DEGREES = 12.0, 12.0
+FEWEST_VOXELS = 4  # along an axis: the smoothing's and the metric's least
+
+
+@dataclass(frozen=True)
+class Pipeline:
+    """A named way to register: agents in turn, each from the last one's pose.
+
+    Args:
+        stages: checkpoints, or names of shipped weights.
+        starts: poses scattered about the start, run as one batch; the best by mutual information goes on. Wrong ends
+            differ from start to start, right ones agree.
+        view: middle of the first agent's view, "foreground" or "grid" (of the fixed image).
+        attention: later stages look at the region that the stage before found salient (Liao et al. 2017).
+    """
+
+    stages: tuple[str, ...]
+    starts: int = 1
+    view: str = "foreground"
+    attention: bool = False
+
+
+AGENTS: dict[str, Pipeline] = {
+    "head": Pipeline(("head-geometric",), starts=8),
+    "spine": Pipeline(("spine-coarse", "spine-fine"), view="grid", attention=True),
+    "rigid2d": Pipeline(("rigid2d",), starts=4),
+}
+DEFAULT = {2: "rigid2d", 3: "head"}
+
+
+@dataclass(frozen=True)
+class Result:
+    """A registration's outcome.
+
+    Attributes:
+        pull_back: (D+1, D+1) float64, fixed world points to moving world points, mm: what Resample wants.
+        warped: the moving image on the fixed grid.
+        trace: one row per step of the lane that was chosen: stage, step, and the pose's matrix, row-major (m00, m01,
+            ...); then the pose that the agent settled on and the refined one. The last row is ``pull_back``.
+        metrics: numbers: mutual information at the start, after the agent and after refinement; seconds of each; TRE
+            and Dice where landmarks and labels were given.
+    """
+
+    fixed: Image
+    moving: Image
+    pull_back: np.ndarray
+    warped: Image
+    trace: list[dict[str, Any]] = field(repr=False)
+    metrics: dict[str, Any] = field(default_factory=dict)
+
+    @property
+    def transform(self) -> sitk.AffineTransform:
+        """The pull-back as a SimpleITK transform."""
+        return matrix_to_sitk(self.pull_back)
+
+    def save(self, out: str | Path) -> Path:
+        """Write transform.tfm, warped.nii.gz, overlay.png, trace.csv and metrics.json into folder ``out``: all of them
+        or, after a failure, none; files of these names from an earlier run are replaced."""
+        with whole_folder(out) as folder:
+            write_transform(folder / "transform.tfm", self.pull_back)
+            write_image(folder / "warped.nii.gz", self.warped.array, self.warped.grid)
+            before = _resampled(self.moving, self.fixed, np.eye(self.fixed.grid.ndim + 1))
+            pictures = [render.frame(normalize(self.fixed.array), normalize(image.array),
+                                     spacing=self.fixed.grid.spacing, text=text)
+                        for image, text in ((before, "before"), (self.warped, "after"))]
+            render.write_png(folder / "overlay.png", np.concatenate(pictures))
+            with (folder / "trace.csv").open("w", newline="") as file:
+                writer = csv.DictWriter(file, fieldnames=list(self.trace[0]))
+                writer.writeheader()
+                writer.writerows(self.trace)
+            (folder / "metrics.json").write_text(json.dumps(self.metrics, indent=2, allow_nan=False) + "\n")
+        return Path(out)
+
+
+def register(fixed: str | Path | Image, moving: str | Path | Image, agent: str | Pipeline | None = None,
+             refine: bool = True, initial: np.ndarray | None = None, seed: int = 0,
+             progress: Callable[[str, float], None] | None = None,
+             landmarks: tuple[str | Path | np.ndarray, str | Path | np.ndarray] | None = None,
+             labels: tuple[str | Path | Image, str | Path | Image] | None = None) -> Result:
+    """Register two images: an agent finds the pose, a local search on mutual information polishes it.
+
+    Args:
+        fixed, moving: paths or images, of any spacing, origin, direction; both 2D or both 3D.
+        agent: a name in AGENTS, a Pipeline, shipped weights or a checkpoint's path. Default: by dimension.
+        refine: polish by mutual information from the agent's pose.
+        initial: (D+1, D+1) pull-back to start from. Default: the two foregrounds' centres on each other.
+        seed: of the scattered starts.
+        progress: called with a stage's name and the share of work done.
+        landmarks: corresponding points of the fixed and of the moving image, files or (N, D) world mm; never seen by
+            the agent, only measured: ``metrics["tre_mm"]`` before and after.
+        labels: label images of the fixed and of the moving image; likewise, ``metrics["dice"]`` of every label.
+    Raises:
+        ImageError: bad or mismatching images, landmarks or labels. CheckpointError: bad weights. ValueError: an agent
+            of another dimension, an initial pose of another shape.
+    """
+    tell = progress or (lambda name, share: None)
+    a, b = (image if isinstance(image, Image) else read_image(image) for image in (fixed, moving))
+    if a.grid.ndim != b.grid.ndim:
+        raise ImageError(f"{b.path}: moving image is {b.grid.ndim}D but fixed image {a.path} is {a.grid.ndim}D; "
+                         "both must have the same dimension.")
+    for image in (a, b):
+        _check_registrable(image)
+    measures = [*([_tre(a, b, *landmarks)] if landmarks else []), *([_dice(a, *labels)] if labels else [])]
+    chain = pipeline(DEFAULT[a.grid.ndim] if agent is None else agent)
+    agents = stages(chain, a)
+    begun = time.perf_counter()
+    source, target = to_sitk(b), to_sitk(a)
+    start = centered(a, b) if initial is None else _checked_pose(initial, a.grid.ndim)
+    pull_back, trace = run(chain, a, b, start, seed, tell, agents)
+    similarity = {"start": _similarity(target, source, start), "agent": _similarity(target, source, pull_back)}
+    seconds = {"agent": time.perf_counter() - begun}
+    trace.append(_row("agent", 0, pull_back))
+    if refine:
+        tell("refinement", 0.9)
+        polished = polish(target, source, pull_back, foreground_center(a))
+        pull_back = polished.pull_back
+        seconds["refinement"] = polished.seconds
+        similarity["refinement"] = _similarity(target, source, pull_back)
+        trace.append(_row("refinement", 0, pull_back))
+    metrics = {"fixed": a.path, "moving": b.path, "agent": [str(name) for name in chain.stages],
+               "starts": chain.starts, "seed": seed, "similarity": similarity, "seconds": seconds,
+               "pull_back": pull_back.tolist()}
+    for name, measure in measures:
+        metrics[name] = {"before": measure(np.eye(a.grid.ndim + 1)), "start": measure(start),
+                         "after": measure(pull_back)}
+    tell("done", 1.0)
+    return Result(a, b, pull_back, _resampled(b, a, pull_back), trace, metrics)
+
+
+def pipeline(agent: str | Path | Pipeline) -> Pipeline:
+    """A pipeline by name, or of one checkpoint."""
+    return agent if isinstance(agent, Pipeline) else AGENTS.get(str(agent), Pipeline((str(agent),)))
+
+
+def stages(chain: Pipeline, fixed: Image) -> list[DSL]:
+    """The agents of a pipeline. Raises CheckpointError for bad weights, ValueError for those of another dimension."""
+    agents = [load(name) for name in chain.stages]
+    for name, agent in zip(chain.stages, agents, strict=True):
+        ndim = agent.task().grid.ndim
+        if ndim != fixed.grid.ndim:
+            raise ValueError(f"{fixed.path}: image is {fixed.grid.ndim}D, but agent {name} registers {ndim}D images. "
+                             f"Choose an agent for {fixed.grid.ndim}D.")
+    return agents
+
+
+def run(chain: Pipeline, fixed: Image, moving: Image, start: np.ndarray, seed: int = 0,
+        tell: Callable[[str, float], None] = lambda name, share: None,
+        agents: Sequence[DSL] | None = None) -> tuple[np.ndarray, list[dict[str, Any]]]:
+    """A pipeline from one start: the final pull-back and the trace.
+
+    Args: agents: the pipeline's, where they are loaded already (see :func:`stages`).
+    """
+    center = foreground_center(fixed) if chain.view == "foreground" else fixed.grid.center
+    starts = scattered(start, center, chain.starts, seed)
+    trace: list[dict[str, Any]] = []
+    for number, agent in enumerate(stages(chain, fixed) if agents is None else agents):
+        name = str(chain.stages[number])
+        tell(name, 0.05 + 0.8 * number / len(chain.stages))
+        aligned = align(agent, fixed, moving, starts, center=center)
+        best = choose(fixed, moving, aligned)
+        trace += [_row(name, step, aligned.path[step, best]) for step in range(aligned.steps[best] + 1)]
+        starts = aligned.pull_backs[best:best + 1]
+        if chain.attention and number + 1 < len(chain.stages):
+            center = fine_center(agent, fixed, moving, aligned, best)
+    return starts[0], trace
+
+
+def choose(fixed: Image, moving: Image, aligned: Aligned) -> int:
+    """The lane of the highest mutual information."""
+    if len(aligned.pull_backs) == 1:
+        return 0
+    images = to_sitk(fixed), to_sitk(moving)
+    return int(np.argmin([evaluate_metric(*images, pose) for pose in aligned.pull_backs]))
+
+
+def scattered(start: np.ndarray, center: np.ndarray, count: int, seed: int) -> np.ndarray:
+    """The start and ``count - 1`` poses around it, (count, D+1, D+1)."""
+    n = len(center)
+    width = np.array([SCATTER_MM] * n + [SCATTER_DEGREES] * (1 if n == 2 else 3))
+    moves = np.random.default_rng(seed).uniform(-width, width, (count, len(width)))
+    moves[0] = 0
+    return start @ about(center, Rigid(n).matrix(torch.from_numpy(moves))).numpy()
+
+
+def centered(fixed: Image, moving: Image) -> np.ndarray:
+    """The pull-back that puts the two foregrounds' centroids on each other."""
+    pull_back = np.eye(fixed.grid.ndim + 1)
+    pull_back[:-1, -1] = foreground_center(moving) - foreground_center(fixed)
+    return pull_back
+
+
+@contextmanager
+def whole_folder(out: str | Path) -> Iterator[Path]:
+    """A temporary folder; its files come to lie in folder ``out`` at the end, and it is gone after a failure.
+
+    Raises ImageError where ``out`` is a file.
+    """
+    out = Path(out)
+    check_folder(out)
+    nearest = next(folder for folder in out.absolute().parents if folder.is_dir())
+    folder = nearest / f".{out.name}.{uuid.uuid4().hex}"
+    folder.mkdir()
+    try:
+        yield folder
+        if out.is_dir():
+            for path in sorted(folder.iterdir()):
+                os.replace(path, out / path.name)
+        else:
+            out.parent.mkdir(parents=True, exist_ok=True)
+            os.replace(folder, out)
+    finally:
+        shutil.rmtree(folder, ignore_errors=True)
+
+
+def check_folder(out: str | Path) -> None:
+    """Raises ImageError where a folder ``out`` can neither be there nor be made."""
+    for path in (Path(out), *Path(out).absolute().parents):
+        if path.exists() or path.is_symlink():
+            if not path.is_dir():
+                raise ImageError(f"{path}: it is a file, but the results need a folder. Choose another -o.")
+            return
+
+
+def _check_registrable(image: Image) -> None:
+    if min(image.grid.shape) < FEWEST_VOXELS:
+        raise ImageError(f"{image.path}: shape is {tuple(image.grid.shape)} voxels; every axis needs at least "
+                         f"{FEWEST_VOXELS}. Register a single slice as a 2D image.")
+    if not np.isfinite(image.array).all():
+        raise ImageError(f"{image.path}: some voxels are NaN or infinite; all must be finite. Replace them.")
+
+
+def _checked_pose(initial: np.ndarray, ndim: int) -> np.ndarray:
+    pose = np.asarray(initial, dtype=np.float64)
+    if pose.shape != (ndim + 1, ndim + 1) or not np.isfinite(pose).all():
+        raise ValueError(f"register: initial has shape {pose.shape}; a {ndim}D pose is a finite "
+                         f"({ndim + 1}, {ndim + 1}) matrix.")
+    return pose
+
+
+def _similarity(fixed: sitk.Image, moving: sitk.Image, pull_back: np.ndarray) -> float | None:
+    """Mutual information; None where there is none, since JSON knows no infinity."""
+    value = -evaluate_metric(fixed, moving, pull_back)
+    return value if np.isfinite(value) else None
+
+
+def _tre(fixed: Image, moving: Image, fixed_points: str | Path | np.ndarray,
+         moving_points: str | Path | np.ndarray) -> tuple[str, Callable[[np.ndarray], float]]:
+    """Mean distance of corresponding landmarks in the moving world, mm, as a function of the pull-back."""
+    n = fixed.grid.ndim
+    points, names = [], []
+    for given, image in ((fixed_points, fixed), (moving_points, moving)):
+        array = given if isinstance(given, np.ndarray) else read_landmarks(given, image.grid)
+        names.append(f"landmarks of {image.path}" if isinstance(given, np.ndarray) else str(given))
+        if array.ndim != 2 or array.shape[1] != n:
+            raise ImageError(f"{names[-1]}: landmarks have shape {array.shape}; a {n}D image needs (N, {n}).")
+        points.append(np.asarray(array, dtype=np.float64))
+    if len(points[0]) != len(points[1]):
+        raise ImageError(f"{names[1]}: number of landmarks is {len(points[1])}, but {names[0]} has {len(points[0])}; "
+                         "line n of one must correspond to line n of the other.")
+
+    def measure(pull_back: np.ndarray) -> float:
+        moved = points[0] @ pull_back[:n, :n].T + pull_back[:n, n]
+        return float(np.linalg.norm(moved - points[1], axis=1).mean())
+
+    return "tre_mm", measure
+
+
+def _dice(image: Image, fixed_labels: str | Path | Image,
+          moving_labels: str | Path | Image) -> tuple[str, Callable[[np.ndarray], dict[str, float | None]]]:
+    """Dice of every label of the fixed label image, as a function of the pull-back; None where it is absent."""
+    a, b = (given if isinstance(given, Image) else read_labels(given) for given in (fixed_labels, moving_labels))
+    for labels in (a, b):
+        if labels.grid.ndim != image.grid.ndim:
+            raise ImageError(f"{labels.path}: labels are {labels.grid.ndim}D but {image.path} is {image.grid.ndim}D; "
+                             "both must have the same dimension.")
+    classes = [int(value) for value in np.unique(a.array) if value != 0]
+
+    def measure(pull_back: np.ndarray) -> dict[str, float | None]:
+        warped = _resampled(b, a, pull_back, sitk.sitkNearestNeighbor).array
+        here, there = (torch.from_numpy(np.asarray(array, dtype=np.int64)[None, None]) for array in (a.array, warped))
+        scores = dice(here, there, classes)[0].tolist()
+        return {str(c): None if np.isnan(score) else score for c, score in zip(classes, scores, strict=True)}
+
+    return "dice", measure
+
+
+def _row(stage: str, step: int, pull_back: np.ndarray) -> dict[str, Any]:
+    n = len(pull_back) - 1
+    return {"stage": stage, "step": step,
+            **{f"m{i}{j}": pull_back[i, j] for i in range(n) for j in range(n + 1)}}
+
+
+def _resampled(image: Image, like: Image, pull_back: np.ndarray, interpolator: int = sitk.sitkLinear) -> Image:
+    """An image on another's grid, 0 outside."""
+    source, frame = sitk.GetImageFromArray(image.array), sitk.Image(*like.grid.size, sitk.sitkUInt8)
+    for picture, grid in ((source, image.grid), (frame, like.grid)):
+        picture.SetSpacing(grid.spacing)
+        picture.SetOrigin(grid.origin)
+        picture.SetDirection(grid.direction)
+    warped = sitk.Resample(source, frame, matrix_to_sitk(pull_back), interpolator, 0.0, source.GetPixelID())
+    return Image(sitk.GetArrayFromImage(warped), like.grid, image.path)
