@@ -37,12 +37,13 @@ import torch
 from tqdm import tqdm
 
 from regagents import registration
-from regagents.alignment import Aligned, align, foreground_center, to_sitk
+from regagents.alignment import Aligned, align
 from regagents.classical.mutual_information import MattesMI, Refinement, evaluate_metric, working
 from regagents.common.checkpoints import CheckpointError
 from regagents.registration import AGENTS, Pipeline, centered, choose, scattered
 from regagents.train import load, resolve
 from regenv.data import datasets, headbank
+from regenv.data.files import foreground_center, to_sitk
 from regenv.data.io import Image, ImageError, atomic, read_image
 from regenv.data.perturb import about
 from regenv.grid import Grid
@@ -53,7 +54,6 @@ GOLD_MM = 4.0            # at the corners of RIRE; mutual information's own opti
 LATTICE_MM = 60.0        # landmarks: 3 x 3 x 3 points, this far apart, about the fixed foreground's centre
 LANES = 128              # of one batch of the agent
 LONE_STARTS = 2          # full runs of one start each, for the time a registration takes
-REACH_MM, REACH_DEGREES = 60.0, 90.0
 
 METHODS = {"agent": "agent, one start", "pipeline": "agent, pipeline", "refined": "pipeline + refinement",
            "mi": "tuned MI, one start", "multi": "tuned MI, multi-start, same time"}
@@ -135,7 +135,7 @@ class Case:
 
 def product_cases() -> Iterator[Case]:
     """Real heads that anyone can fetch. Colin27 and CSI3 were never in training."""
-    (colin,), colin_brain = headbank._load("colin27")
+    _, colin_brain = headbank._load("colin27")
     mni = read_image(datasets.mni152()["t1"])
     head = read_image(datasets.get("colin27")["colin27"])
     mask = sitk.GetArrayFromImage(colin_brain) > 0
@@ -164,7 +164,7 @@ def rire_case(folder: Path) -> Case:
 def agent_poses(case: Case, chain: Pipeline, agents: Sequence[Any], starts: np.ndarray) -> np.ndarray:
     """What :func:`regagents.registration.run` makes of every start (K, 4, 4), start i with seed i, as few batches."""
     if chain.attention:
-        return np.stack([registration.run(chain, case.fixed, case.moving, start, seed)[0]
+        return np.stack([registration.run(chain, case.fixed, case.moving, start, seed, agents=agents)[0]
                          for seed, start in enumerate(starts)])
     center = case.center if chain.view == "foreground" else case.fixed.grid.center
     groups = [scattered(start, center, chain.starts, seed) for seed, start in enumerate(starts)]
@@ -315,7 +315,7 @@ def run_case(case: Case, chain: Pipeline, agents: Sequence[Any], reach: tuple[fl
         for i in missing(lone, min(count, LONE_STARTS)):
             tell(lone)
             began = perf_counter()
-            pose = registration.run(form, case.fixed, case.moving, starts[i], seed=i)[0]
+            pose = registration.run(form, case.fixed, case.moving, starts[i], seed=i, agents=agents)[0]
             add(lone, i, pose, perf_counter() - began)
         if missing(method):
             tell(method)
@@ -342,13 +342,15 @@ def run_case(case: Case, chain: Pipeline, agents: Sequence[Any], reach: tuple[fl
     seconds["multi"] = tries * seconds["mi"]
     ends = {method: poses(lines[method]) for method in ("agent", "pipeline", "refined", "mi")}
     ends["multi"] = multi_start(ends["mi"], np.array([line["metric"] for line in lines["mi"]]), tries, seed)
-    rows = {method: measure(case, ends[method], seconds[method]) for method in METHODS}
+    rows: dict[str, dict[str, Any]] = {m: measure(case, ends[m], seconds[m]) for m in METHODS}
     rows["multi"]["runs"] = tries
     lone = poses(lines["pipeline, alone"])
     rows["pipeline"]["lone_run_differs_mm"] = float(np.max(gaps(
         moved(lone, case.landmarks), moved(ends["pipeline"][:len(lone)], case.landmarks))))
-    outcome = {method: (gaps(points := moved(ends[method], case.landmarks), common_points(points)) <= NEAR_MM).tolist()
-               for method in METHODS}
+    outcome = {}
+    for method in METHODS:
+        points = moved(ends[method], case.landmarks)
+        outcome[method] = (gaps(points, common_points(points)) <= NEAR_MM).tolist()
     reference = moved(case.reference[None], case.landmarks)[0]
     return rows | {"_": {"start_mm": gaps(moved(starts, case.landmarks), reference).tolist(), "found": outcome}}
 
@@ -385,7 +387,8 @@ def report(results: dict[tuple[float, float], dict[str, Any]], header: dict[str,
              "distance over 27 landmarks (a lattice of ±60 mm) to where most ends of the same method put them. "
              "Reference: the gold standard where there is one, else the best by mutual information of searches and "
              "refinements from the centred and from the stored pose. Multi-start: as many runs as fit into the "
-             "pipeline's and the refinement's time. MNI152 and MNI 2009c were in training; the others were not.", ""]
+             "pipeline's and the refinement's time. Seconds: without reading images and weights. MNI152 and MNI 2009c "
+             "were in training; the others were not.", ""]
     for (mm, degrees), cases in results.items():
         parts += [f"## Starts within ±{mm:g} mm and ±{degrees:g}° on every axis", "", table(cases, gold), ""]
     return "\n".join([*parts, "![Success over start distance](capture_range.png)", ""])

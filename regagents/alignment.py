@@ -9,20 +9,18 @@ from __future__ import annotations
 from dataclasses import dataclass, replace
 
 import numpy as np
-import SimpleITK as sitk
 import torch
 from torch import Tensor
 
 from regagents.dsl.dsl import DSL
 from regenv.core import RegistrationCore, pose_of
-from regenv.data.io import Image, normalize
-from regenv.data.pairs import PairBatch
+from regenv.data.files import foreground_center, image_pair
+from regenv.data.io import Image
 from regenv.grid import Grid
 from regenv.ops.warp import transform_points
 from regenv.state import EpisodeState
 from regenv.tasks.termination import Never
 
-BLUR = 0.35
 WINDOW, STILL_MM, PROBE_MM = 10, 1.5, 60.0
 
 
@@ -60,19 +58,19 @@ def align(agent: DSL, fixed: Image, moving: Image, starts: np.ndarray, steps: in
     middle = foreground_center(fixed) if center is None else np.asarray(center, dtype=np.float64)
     grid = Grid.centered(task.grid.shape, task.grid.spacing, middle.tolist())
     core = RegistrationCore(replace(task, grid=grid), agent.device)
-    pair = work_pair(fixed, moving, grid, len(starts)).to(agent.device)
+    pair = image_pair(fixed, moving, grid, len(starts)).to(agent.device)
     anchor = torch.eye(grid.ndim + 1, dtype=torch.float64).repeat(len(starts), 1, 1)
     anchor[:, :-1, -1] = torch.from_numpy(foreground_center(moving) - middle)
     begin = torch.from_numpy(np.ascontiguousarray(starts, dtype=np.float64))
     anchor, begin = anchor.to(agent.device), begin.to(agent.device)
     state = core.begin(pair, pose_of(task.transform, anchor, pair.center, begin), anchor)
-    path, walked = _walk(agent, core, state, steps or task.max_episode_steps)
-    return Aligned(_settled(path, walked), path.cpu().numpy(), walked.cpu().numpy(), middle)
+    path, walked, still = _walk(agent, core, state, steps or task.max_episode_steps)
+    return Aligned(_settled(path, walked, still), path.cpu().numpy(), walked.cpu().numpy(), middle)
 
 
 @torch.inference_mode()
-def _walk(agent: DSL, core: RegistrationCore, state: EpisodeState, steps: int) -> tuple[Tensor, Tensor]:
-    """Poses after every step (T+1, K, D+1, D+1) and the steps at which each lane stood still (K,)."""
+def _walk(agent: DSL, core: RegistrationCore, state: EpisodeState, steps: int) -> tuple[Tensor, Tensor, Tensor]:
+    """Poses after every step (T+1, K, D+1, D+1); steps walked (K,); whether a lane stood still at the end (K,)."""
     path = [state.pull_back]
     probes = state.pair.center[:, None] + PROBE_MM * _corners(state.pair.ndim).to(state.pair.center)
     seen = [transform_points(state.pull_back, probes)]
@@ -91,66 +89,17 @@ def _walk(agent: DSL, core: RegistrationCore, state: EpisodeState, steps: int) -
             running = running & ~still
             if not running.any():
                 break
-    return torch.stack(path), walked.clamp(max=len(path) - 1)
+    return torch.stack(path), walked.clamp(max=len(path) - 1), ~running
 
 
-def _settled(path: Tensor, walked: Tensor) -> np.ndarray:
-    """Mean pose of each lane over its last steps: the middle of what the agent still swings about."""
-    last = path.shape[0] - 1
-    window = min(WINDOW, last + 1)
-    index = (walked[None] - torch.arange(window, device=path.device)[:, None]).clamp(min=0)
+def _settled(path: Tensor, walked: Tensor, still: Tensor) -> np.ndarray:
+    """Mean pose over the last steps of each lane that stands still: the middle of what the agent swings about."""
+    back = torch.arange(min(WINDOW, path.shape[0]), device=path.device)[:, None] * still
+    index = (walked[None] - back).clamp(min=0)
     poses = path[index, torch.arange(path.shape[1], device=path.device)].mean(0).cpu().numpy()
     u, _, vt = np.linalg.svd(poses[:, :-1, :-1])
     poses[:, :-1, :-1] = u @ vt
     return poses
-
-
-def work_pair(fixed: Image, moving: Image, grid: Grid, lanes: int = 1) -> PairBatch:
-    """Two images as lanes of an environment: fixed on ``grid``, moving on its own axes at the grid's spacing."""
-    spacing = min(grid.spacing)
-    coarse = moving.grid.resized(shape=[max(1, round(e / spacing)) for e in moving.grid.extent[::-1]])
-    images = [torch.from_numpy(reduced(image, on)[None]).expand(lanes, 1, *on.shape)
-              for image, on in ((fixed, grid), (moving, coarse))]
-    n = grid.ndim
-
-    def repeat(array: np.ndarray) -> Tensor:
-        return torch.from_numpy(array).expand(lanes, *array.shape)
-
-    return PairBatch(fixed=images[0], moving=images[1], fixed_to_world=repeat(grid.voxel_to_world),
-                     world_to_moving=repeat(coarse.world_to_voxel), truth=repeat(np.eye(n + 1)),
-                     known=torch.zeros(lanes, dtype=torch.bool), center=repeat(grid.center),
-                     landmarks=repeat(grid.center[None]))
-
-
-def reduced(image: Image, grid: Grid) -> np.ndarray:
-    """An image on another grid, antialiased, intensities in [0, 1]: float32 (*grid.shape)."""
-    smooth = to_sitk(image)
-    sigmas = [BLUR * np.sqrt(max(0.0, min(grid.spacing) ** 2 - s**2)) for s in image.grid.spacing]
-    if max(sigmas) > 0:
-        smooth = sitk.SmoothingRecursiveGaussian(smooth, [max(s, 1e-3) for s in sigmas])
-    frame = sitk.Image(*grid.size, sitk.sitkFloat32)
-    frame.SetSpacing(grid.spacing)
-    frame.SetOrigin(grid.origin)
-    frame.SetDirection(grid.direction)
-    resampled = sitk.Resample(smooth, frame, sitk.Transform(), sitk.sitkLinear, 0.0)
-    return np.clip(sitk.GetArrayFromImage(resampled), 0, 1).astype(np.float32)
-
-
-def to_sitk(image: Image) -> sitk.Image:
-    """An image as SimpleITK's, intensities in [0, 1]."""
-    out = sitk.GetImageFromArray(normalize(image.array))
-    out.SetSpacing(image.grid.spacing)
-    out.SetOrigin(image.grid.origin)
-    out.SetDirection(image.grid.direction)
-    return out
-
-
-def foreground_center(image: Image) -> np.ndarray:
-    """World centroid of what is not background (Otsu's threshold), mm, (D,)."""
-    mask = sitk.OtsuThreshold(to_sitk(image), 0, 1)
-    shape = sitk.LabelShapeStatisticsImageFilter()
-    shape.Execute(mask)
-    return np.array(shape.GetCentroid(1)) if shape.HasLabel(1) else image.grid.center
 
 
 def _corners(ndim: int) -> Tensor:
@@ -178,7 +127,7 @@ def fine_center(agent: DSL, fixed: Image, moving: Image, aligned: Aligned, lane:
     task = replace(agent.task(), termination=Never())
     grid = Grid.centered(task.grid.shape, task.grid.spacing, aligned.center.tolist())
     core = RegistrationCore(replace(task, grid=grid), agent.device)
-    pair = work_pair(fixed, moving, grid).to(agent.device)
+    pair = image_pair(fixed, moving, grid).to(agent.device)
     anchor = torch.from_numpy(aligned.pull_backs[lane:lane + 1]).to(agent.device)
     pose = torch.zeros(1, len(task.start.ranges), dtype=torch.float64, device=agent.device)
     return saliency_center(agent, core.observe(core.begin(pair, pose, anchor)), grid)

@@ -17,11 +17,11 @@ import torch
 from torch import Tensor
 
 import regenv  # noqa: F401  registers the ids
-from regagents.alignment import to_sitk
 from regagents.classical.mutual_information import MattesMI, multi_start, random_starts
 from regagents.classical.mutual_information import refine as polish
 from regagents.registration import Pipeline, pipeline, run, stages
 from regenv.core import SUCCESS_MM
+from regenv.data.files import to_sitk
 from regenv.data.io import Image, atomic
 from regenv.grid import Grid
 from regenv.ops.landmarks import success_rate

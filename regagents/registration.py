@@ -18,12 +18,13 @@ import numpy as np
 import SimpleITK as sitk
 import torch
 
-from regagents.alignment import Aligned, align, fine_center, foreground_center, to_sitk
+from regagents.alignment import Aligned, align, fine_center
 from regagents.classical.mutual_information import evaluate_metric, matrix_to_sitk
 from regagents.classical.mutual_information import refine as polish
 from regagents.dsl.dsl import DSL
 from regagents.train import load
 from regenv import render
+from regenv.data.files import foreground_center, resampled, to_sitk
 from regenv.data.io import (
     Image,
     ImageError,

@@ -14,6 +14,7 @@ from regenv import render
 from regenv.data.pairs import PairBatch, PairSource
 from regenv.data.perturb import UniformStart, about
 from regenv.grid import Grid
+from regenv.ops import overlap
 from regenv.ops.warp import matmul, transform_points, warp_affine
 from regenv.state import EpisodeState
 from regenv.transforms.rigid import invert_affine
@@ -102,6 +103,8 @@ class RegistrationCore:
         """Numbers about the state, each (B, ...), fresh memory; the same keys at reset and at step."""
         numbers = {"distance": state.distance.clone(), "tre": state.tre.clone(),
                    "is_success": state.tre <= self.task.success_mm}
+        if state.pair.fixed_labels is not None:
+            numbers["dice"] = self._dice(state)
         if self.privileged:
             numbers["target"] = state.pose.clone()
             numbers["q_star"] = self.task.expert(self.task.transform, state.pose, self._deltas)
@@ -113,6 +116,16 @@ class RegistrationCore:
         tre = float(state.tre[lane])
         return render.annotate(render.frame(fixed, warped, spacing=self.task.grid.spacing), int(state.steps[lane]),
                                None if np.isnan(tre) else tre)
+
+    def _dice(self, state: EpisodeState) -> Tensor:
+        """Mean Dice (B,) of the labels that both images have."""
+        pair = state.pair
+        voxels = matmul(matmul(pair.world_to_moving, state.pull_back), pair.fixed_to_world)
+        fixed, moving = pair.fixed_labels, pair.moving_labels
+        assert fixed is not None and moving is not None
+        warped = warp_affine(moving, voxels, tuple(fixed.shape[2:]), mode="nearest")
+        classes = [c for c in torch.unique(fixed).tolist() if c != 0]
+        return overlap.dice(fixed, warped, classes).nanmean(-1)
 
     def _rebased(self, state: EpisodeState) -> tuple[Tensor, Tensor]:
         residual = about(state.pair.center, self.task.transform.matrix(state.pose))
@@ -126,11 +139,15 @@ class RegistrationCore:
         residual = about(pair.center, transform.matrix(state.pose))
         pull_back = matmul(state.anchor, residual)
         voxels = matmul(matmul(pair.world_to_moving, pull_back), pair.fixed_to_world)
-        offsets = transform_points(pull_back, pair.landmarks) - transform_points(pair.truth, pair.landmarks)
         unknown = torch.where(pair.known, 0.0, torch.nan)
+        if pair.targets is None:
+            targets, unmeasured = transform_points(pair.truth, pair.landmarks), unknown
+        else:
+            targets, unmeasured = pair.targets, torch.zeros_like(unknown)
+        offsets = transform_points(pull_back, pair.landmarks) - targets
         seen = replace(state, pull_back=pull_back, warped=warp_affine(pair.moving, voxels, tuple(pair.fixed.shape[2:])),
                        distance=transform.distance(state.pose) + unknown,
-                       tre=torch.linalg.vector_norm(offsets, dim=-1).mean(-1) + unknown,
+                       tre=torch.linalg.vector_norm(offsets, dim=-1).mean(-1) + unmeasured,
                        arrived=self.task.termination(transform, state.pose, pair.known, self._deltas))
         return replace(seen, score=self.task.reward.score(seen))
 

@@ -27,6 +27,7 @@ class PairBatch:
         known: (B,) bool, whether ``truth`` is known.
         center: (B, D) float64, centre of rotation in the fixed world, mm.
         landmarks: (B, N, D) float64, points of the fixed world, mm, on which target registration error is measured.
+        targets: (B, N, D) float64 or None, where they belong in the moving world, mm. None: where the truth sends them.
         fixed_labels: (B, 1, *shape) int16 or None.
         moving_labels: (B, 1, *moving_shape) int16 or None.
     """
@@ -39,8 +40,15 @@ class PairBatch:
     known: Tensor
     center: Tensor
     landmarks: Tensor
+    targets: Tensor | None = None
     fixed_labels: Tensor | None = None
     moving_labels: Tensor | None = None
+
+    @classmethod
+    def stack(cls, pairs: Sequence[PairBatch]) -> PairBatch:
+        """Batches of equal shapes, one after the other."""
+        return cls(**{f.name: None if getattr(pairs[0], f.name) is None
+                      else torch.cat([getattr(pair, f.name) for pair in pairs]) for f in fields(cls)})
 
     @property
     def lanes(self) -> int:

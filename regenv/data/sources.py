@@ -6,6 +6,7 @@ from collections.abc import Callable, Mapping
 from typing import Any
 
 from regenv.data.appearance import Appearance
+from regenv.data.files import Files
 from regenv.data.heads import Heads
 from regenv.data.pairs import PairSource
 from regenv.data.perturb import CoDeformed
@@ -43,4 +44,5 @@ SOURCES: dict[str, Callable[..., PairSource]] = {
     "spine": SpinePhantom,
     "heads": _heads,
     "codeformed": _codeformed,
+    "files": Files,
 }

@@ -1,0 +1,373 @@
+"""The native vector environments keep Gymnasium's contract in every mode, and the checker notices when one does not."""
+
+from __future__ import annotations
+
+import copy
+from collections.abc import Callable
+from typing import Any
+
+import gymnasium as gym
+import numpy as np
+import pytest
+import torch
+from gymnasium.vector import AutoresetMode
+from torch import Tensor
+
+from regenv.registry import CATALOGUE
+from regenv.testing import check_vector_env
+from regenv.vector import RegistrationVectorEnv
+
+MODES = list(AutoresetMode)
+CONTINUOUS = "RegRigid2DContinuous-v0"
+
+
+def small(name: str) -> dict[str, Any]:
+    """Small images; starts so close that random actions often arrive."""
+    parameters = 3 if "2D" in name else 6
+    return {"size": 36 if parameters == 3 else 12, "ranges": [1.5] * parameters}
+
+
+def make(name: str = "RegRigid2D-v0", **arguments: Any) -> RegistrationVectorEnv:
+    return gym.make_vec(name, **{"num_envs": 3, **small(name), **arguments})  # type: ignore[return-value]
+
+
+# --- the contract ---------------------------------------------------------------------------------------------------
+
+@pytest.mark.parametrize("output", ["torch", "numpy"])
+@pytest.mark.parametrize("name", CATALOGUE)
+def test_every_id_keeps_the_contract_in_all_modes(name: str, output: str) -> None:
+    check_vector_env(name, output=output, privileged=output == "torch", **small(name))
+
+
+@pytest.mark.parametrize("name", CATALOGUE)
+def test_every_id_keeps_the_contract_at_its_default_size(name: str) -> None:
+    check_vector_env(name, num_envs=2, steps=6, modes=[AutoresetMode.NEXT_STEP])
+
+
+@pytest.mark.parametrize("source", ["phantoms", "spine", "heads", {"name": "codeformed", "source": "spine", "mm": 5.0,
+                                                                   "degrees": 10.0}], ids=str)
+@pytest.mark.parametrize("lanes", [2, 5])
+def test_a_lane_equals_the_single_env_for_every_source(source: Any, lanes: int) -> None:
+    if source == "heads":
+        pytest.importorskip("nilearn")
+    check_vector_env("RegRigid3D-v0", num_envs=lanes, size=16, source=source, observation="pair", reward="mi",
+                     seed=40, steps=6)
+
+
+def test_whole_episodes_arrive_in_lockstep_with_single_envs() -> None:
+    """Lanes that follow the expert end at their own times, restart, and never lose their single twin."""
+    env = make(num_envs=4, ranges=[6.0] * 3, privileged=True, autoreset_mode="SameStep", output="numpy")
+    alone = [gym.make("RegRigid2D-v0", **{**small("RegRigid2D-v0"), "ranges": [6.0] * 3}) for _ in range(4)]
+    observation, infos = env.reset(seed=3)
+    for lane, single in enumerate(alone):
+        assert np.array_equal(observation[lane], single.reset(seed=3 + lane)[0])
+    episodes = 0
+    for _ in range(30):
+        actions = infos["q_star"].argmax(1)
+        observation, rewards, terminated, _, infos = env.step(actions)
+        for lane, single in enumerate(alone):
+            seen, reward, done, _, info = single.step(actions[lane])
+            assert rewards[lane] == pytest.approx(reward, abs=1e-6)
+            assert terminated[lane] == done
+            if done:
+                assert np.array_equal(infos["final_obs"][lane], seen)
+                assert infos["final_info"]["tre"][lane] == pytest.approx(info["tre"], abs=1e-6)
+                assert info["distance"] <= np.sqrt(3) / 2
+                seen, _ = single.reset()
+                episodes += 1
+            assert np.array_equal(observation[lane], seen)
+    assert episodes >= 4
+
+
+# --- the checker notices --------------------------------------------------------------------------------------------
+
+class SharesObservations(RegistrationVectorEnv):
+    def _observation(self) -> Tensor:
+        self._buffer = getattr(self, "_buffer", super()._observation())
+        return self._buffer.copy_(super()._observation())
+
+
+class SharesItsState(RegistrationVectorEnv):
+    def _masked(self, numbers: dict[str, Tensor], where: np.ndarray) -> dict[str, Any]:
+        return super()._masked(numbers | {"distance": self.state.score, "tre": self.state.pose[:, 0]}, where)
+
+
+class ResetsEveryLane(RegistrationVectorEnv):
+    def _mask(self, given: Any) -> np.ndarray:
+        return np.ones_like(super()._mask(given))
+
+
+class TakesAnyMask(RegistrationVectorEnv):
+    def _mask(self, given: Any) -> np.ndarray:
+        return np.resize(np.ones(1, dtype=bool) if given is None else np.asarray(given).astype(bool), self.num_envs)
+
+
+class EatsOptions(RegistrationVectorEnv):
+    def reset(self, *, seed: Any = None, options: dict[str, Any] | None = None) -> tuple[Any, dict[str, Any]]:
+        mask = (options or {}).pop("reset_mask", None)
+        return super().reset(seed=seed, options=None if mask is None else {"reset_mask": mask})
+
+
+class SeedsAllLanesAlike(RegistrationVectorEnv):
+    def reset(self, *, seed: Any = None, options: dict[str, Any] | None = None) -> tuple[Any, dict[str, Any]]:
+        return super().reset(seed=[seed] * self.num_envs if isinstance(seed, int) else seed, options=options)
+
+
+class IgnoresSeeds(RegistrationVectorEnv):
+    def reset(self, *, seed: Any = None, options: dict[str, Any] | None = None) -> tuple[Any, dict[str, Any]]:
+        return super().reset(options=options)
+
+
+class NeverTruncates(RegistrationVectorEnv):
+    def __init__(self, *args: Any, max_episode_steps: int = 0, **kwargs: Any) -> None:
+        super().__init__(*args, **kwargs)
+
+
+class TruncatesLate(RegistrationVectorEnv):
+    def __init__(self, *args: Any, max_episode_steps: int = 0, **kwargs: Any) -> None:
+        super().__init__(*args, max_episode_steps=max_episode_steps + 1, **kwargs)
+
+
+class NamesAnotherMode(RegistrationVectorEnv):
+    def __init__(self, *args: Any, **kwargs: Any) -> None:
+        super().__init__(*args, **kwargs)
+        self.metadata["autoreset_mode"] = "NextStep"
+
+
+class Changed(RegistrationVectorEnv):
+    """A step whose result is then spoilt."""
+
+    def spoil(self, result: list[Any]) -> None: ...
+
+    def step(self, actions: Any) -> tuple[Any, Any, Any, Any, dict[str, Any]]:
+        self.before = self._done.clone()
+        result = list(super().step(actions))
+        self.spoil(result)
+        return tuple(result)  # type: ignore[return-value]
+
+
+class RewardsResets(Changed):
+    def spoil(self, result: list[Any]) -> None:
+        result[1] = result[1] + self.before
+
+
+class ForgetsAKey(Changed):
+    def spoil(self, result: list[Any]) -> None:
+        del result[4]["tre"], result[4]["_tre"]
+
+
+class ForgetsAMask(Changed):
+    def spoil(self, result: list[Any]) -> None:
+        del result[4]["_tre"]
+
+
+class EndsWithColumns(Changed):
+    def spoil(self, result: list[Any]) -> None:
+        result[2] = result[2][:, None]
+
+
+class GivesIntegerRewards(Changed):
+    def spoil(self, result: list[Any]) -> None:
+        result[1] = result[1].long()
+
+
+class LeavesItsSpace(Changed):
+    def spoil(self, result: list[Any]) -> None:
+        result[0] = result[0].float()
+
+
+class ShowsTheOldPicture(Changed):
+    def spoil(self, result: list[Any]) -> None:
+        if "final_obs" in result[4]:
+            result[0] = result[4]["final_obs"].clone()
+
+
+class HidesTheLastObservation(Changed):
+    def spoil(self, result: list[Any]) -> None:
+        if "final_obs" in result[4]:
+            result[4]["final_obs"] = result[0].clone()
+
+
+class RendersOneFrame(RegistrationVectorEnv):
+    def render(self) -> Any:
+        return super().render()[0]
+
+
+@pytest.mark.parametrize(("broken", "mode", "words"), [
+    (SharesObservations, "NextStep", "memory|differ"),
+    (SharesItsState, "NextStep", "share memory"),
+    (ResetsEveryLane, "Disabled", "reset_mask of lane 1"),
+    (TakesAnyMask, "Disabled", "is accepted"),
+    (EatsOptions, "Disabled", "changes the options"),
+    (SeedsAllLanesAlike, "NextStep", "differs from the list"),
+    (IgnoresSeeds, "NextStep", "two resets with seed"),
+    (NeverTruncates, "NextStep", "truncated"),
+    (TruncatesLate, "NextStep", "truncated"),
+    (NamesAnotherMode, "NextStep", "autoreset_mode"),
+    (RewardsResets, "NextStep", "ignores its action"),
+    (ForgetsAKey, "NextStep", "infos have keys"),
+    (ForgetsAMask, "NextStep", "needs a mask '_tre'"),
+    (EndsWithColumns, "NextStep", "terminated has"),
+    (GivesIntegerRewards, "NextStep", "rewards has"),
+    (LeavesItsSpace, "NextStep", "the observation of step"),
+    (ShowsTheOldPicture, "SameStep", "after the reset"),
+    (HidesTheLastObservation, "SameStep", "in final_obs"),
+    (RendersOneFrame, "NextStep", "tuple of 3 frames"),
+])
+def test_the_checker_catches_a_broken_environment(broken: Callable[..., RegistrationVectorEnv], mode: str,
+                                                  words: str) -> None:
+    def make_broken(**arguments: Any) -> RegistrationVectorEnv:
+        return broken("RegRigid2D-v0", **small("RegRigid2D-v0"), **arguments)
+
+    def single(**arguments: Any) -> gym.Env:
+        return gym.make("RegRigid2D-v0", **small("RegRigid2D-v0"), **arguments)
+
+    with pytest.raises(AssertionError, match=f"check_vector_env: .*({words})"):
+        check_vector_env(make_broken, modes=[AutoresetMode(mode)], single=single)
+
+
+def test_the_checker_passes_another_packages_environment() -> None:
+    """Gymnasium's own SyncVectorEnv keeps NEXT_STEP; it empties the options of a reset, which the checker must say."""
+    def sync(autoreset_mode: AutoresetMode, **arguments: Any) -> gym.vector.VectorEnv:
+        return gym.make_vec("CartPole-v1", vectorization_mode="sync",
+                            vector_kwargs={"autoreset_mode": autoreset_mode}, **arguments)
+
+    check_vector_env(sync, modes=[AutoresetMode.NEXT_STEP], skip_render=True)
+    with pytest.raises(AssertionError, match="changes the options"):
+        check_vector_env(sync, modes=[AutoresetMode.DISABLED], skip_render=True)
+
+
+def test_the_checker_needs_lanes_and_steps() -> None:
+    with pytest.raises(ValueError, match="num_envs is 1"):
+        check_vector_env("RegRigid2D-v0", num_envs=1)
+
+
+# --- what the checker does not ask ----------------------------------------------------------------------------------
+
+@pytest.mark.parametrize(("output", "kind"), [("torch", Tensor), ("numpy", np.ndarray)])
+def test_output_chooses_the_type_of_everything(output: str, kind: type) -> None:
+    env = make(output=output, autoreset_mode="SameStep", max_episode_steps=1)
+    observation, infos = env.reset(seed=0)
+    result = env.step(env.action_space.sample())
+    everything = [observation, *infos.values(), *result[:4]]
+    for value in result[4].values():
+        everything += list(value.values()) if isinstance(value, dict) else [value]
+    assert "final_obs" in result[4]
+    assert all(isinstance(value, kind) for value in everything)
+
+
+def test_actions_may_be_torch_numpy_or_lists() -> None:
+    rewards = []
+    for actions in (torch.tensor([0, 1, 2]), np.array([0, 1, 2]), [0, 1, 2]):
+        env = make()
+        env.reset(seed=0)
+        rewards.append(env.step(actions)[1])
+    assert torch.equal(rewards[0], rewards[1])
+    assert torch.equal(rewards[0], rewards[2])
+
+
+@pytest.mark.parametrize("actions", [[0], [0, 1], [[0, 1, 2]], 0])
+def test_actions_of_a_wrong_shape_are_refused(actions: Any) -> None:
+    env = make()
+    env.reset(seed=0)
+    with pytest.raises(ValueError, match=r"actions have shape .*\(3,\)"):
+        env.step(np.array(actions))
+
+
+def test_make_vec_takes_a_time_limit() -> None:
+    env = make(max_episode_steps=2, ranges=[30.0] * 3)
+    env.reset(seed=0)
+    assert not env.step([0, 0, 0])[3].any()
+    assert env.step([0, 0, 0])[3].all()
+    assert make().core.task.max_episode_steps == 200
+    assert make("RegRigid3DGeometric-v0").core.task.max_episode_steps == 60
+
+
+def test_a_lane_does_not_depend_on_the_number_of_lanes() -> None:
+    one, many = make(num_envs=1, ranges=[30.0] * 3), make(num_envs=7, ranges=[30.0] * 3)
+    a, b = one.reset(seed=14)[0], many.reset(seed=10)[0]
+    assert torch.equal(a[0], b[4])
+    for action in range(6):
+        a, b = one.step([action])[0], many.step([action] * 7)[0]
+        assert torch.equal(a[0], b[4])
+
+
+def test_disabled_refuses_to_step_an_ended_lane() -> None:
+    env = make(autoreset_mode=AutoresetMode.DISABLED, max_episode_steps=1)
+    env.reset(seed=0)
+    env.step([0, 0, 0])
+    with pytest.raises(RuntimeError, match="reset_mask"):
+        env.step([0, 0, 0])
+    env.reset(options={"reset_mask": torch.tensor([True, True, True])})
+    env.step([0, 0, 0])
+
+
+@pytest.mark.parametrize("mode", MODES)
+def test_reset_mask_works_in_every_mode(mode: AutoresetMode) -> None:
+    env = make(autoreset_mode=mode, ranges=[30.0] * 3)
+    before, _ = env.reset(seed=0)
+    after, infos = env.reset(options={"reset_mask": np.array([False, True, False])})
+    assert [torch.equal(before[i], after[i]) for i in range(3)] == [True, False, True]
+    assert infos["_tre"].tolist() == [False, True, False]
+    seeded, _ = env.reset(seed=0, options={"reset_mask": np.array([False, True, False])})
+    assert torch.equal(seeded, before)
+
+
+def test_same_pairs_draws_new_starts_on_the_same_images() -> None:
+    env = make("RegRigid3D-v0", ranges=[30.0] * 6)
+    env.reset(seed=0)
+    pair, pose = env.state.pair, env.state.pose
+    env.reset(options={"same_pairs": True})
+    assert torch.equal(env.state.pair.fixed, pair.fixed)
+    assert not torch.isclose(env.state.pose, pose).any()
+    env.reset(options={"same_pairs": True, "reset_mask": np.array([True, False, False])})
+    assert torch.equal(env.state.pair.moving, pair.moving)
+
+
+def test_seeds_may_be_numpy_integers_lists_or_none() -> None:
+    env = make(ranges=[30.0] * 3)
+    first = env.reset(seed=5)[0]
+    assert torch.equal(env.reset(seed=np.int64(5))[0], first)
+    assert torch.equal(env.reset(seed=[5, None, 7])[0][[0, 2]], first[[0, 2]])
+    with pytest.raises(ValueError, match="2 entries"):
+        env.reset(seed=[1, 2])
+
+
+def test_use_before_reset_and_partial_first_reset_are_refused() -> None:
+    with pytest.raises(RuntimeError, match="reset"):
+        make().step([0, 0, 0])
+    with pytest.raises(ValueError, match="first reset"):
+        make().reset(options={"reset_mask": np.array([True, False, False])})
+
+
+@pytest.mark.parametrize(("arguments", "words"), [
+    ({"num_envs": 0}, "num_envs is 0"), ({"output": "jax"}, "output is 'jax'"),
+    ({"render_mode": "human"}, "render_mode is 'human'"), ({"autoreset_mode": "Sometimes"}, "Sometimes"),
+    ({"max_episode_steps": 0}, "max_episode_steps is 0")])
+def test_wrong_arguments_are_named(arguments: dict[str, Any], words: str) -> None:
+    with pytest.raises(ValueError, match=words):
+        make(**arguments)
+
+
+def test_copies_and_options_are_independent() -> None:
+    env = make(ranges=[30.0] * 3)
+    env.reset(seed=0)
+    twin = copy.deepcopy(env)
+    assert torch.equal(env.step([0, 1, 2])[0], twin.step([0, 1, 2])[0])
+    options = {"reset_mask": np.array([True, False, True]), "difficulty": 0.5, "reach": 0.5}
+    kept = copy.deepcopy(options)
+    env.reset(options=options)
+    assert options.keys() == kept.keys()
+    assert np.array_equal(options["reset_mask"], kept["reset_mask"])
+
+
+def test_render_is_none_unless_asked_for() -> None:
+    env = make()
+    env.reset(seed=0)
+    assert env.render() is None
+
+
+@pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a CUDA device")
+@pytest.mark.parametrize("name", CATALOGUE)
+def test_every_id_keeps_the_contract_on_cuda(name: str) -> None:
+    check_vector_env(name, device="cuda", tolerance=1.0 if "2D" in name else 1e-3, **small(name))
