@@ -246,9 +246,12 @@ def measure(case: Case, ends: np.ndarray, seconds: float) -> dict[str, Any]:
 # ------------------------------------------------------------------------------------------------------- the record
 
 class Record:
-    """What has been run: one JSON line per (case, range, method, start), each with the key of what made it."""
+    """What has been run: one JSON line per (case, range, method, start), each with the key of what made it.
 
-    def __init__(self, path: Path, header: dict[str, Any], keys: set[str]) -> None:
+    Args: keys: those that count, of each case; other lines of these cases are stale and go, those of other cases stay.
+    """
+
+    def __init__(self, path: Path, header: dict[str, Any], keys: dict[str, set[str]]) -> None:
         self.path = path
         self.lines: dict[tuple[Any, ...], dict[str, Any]] = {}
         for text in path.read_text().splitlines()[1:] if path.is_file() else []:
@@ -256,7 +259,7 @@ class Record:
                 line = json.loads(text)
             except json.JSONDecodeError:  # the run before was cut off while writing
                 continue
-            if line["key"] in keys:
+            if line["key"] in keys.get(line["case"], {line["key"]}):
                 self.lines[self._index(**line)] = line
         with atomic(path) as temporary:
             temporary.write_text("".join(json.dumps(line) + "\n" for line in (header, *self.lines.values())))
@@ -301,14 +304,13 @@ def run_case(case: Case, chain: Pipeline, agents: Sequence[Any], reach: tuple[fl
              keys: Keys, record: Record, tell: Callable[[str], None]) -> dict[str, dict[str, Any]]:
     """Run what is missing of a case and one range; the table's rows by method."""
     starts = case.starts(*reach, count, seed)
-    mine = {method: keys(case, method) for method in METHODS}
 
     def missing(method: str, most: int = count) -> list[int]:
-        return [i for i in range(most) if not record.has(mine["mi" if method == "mi" else "agent"], reach, method, i)]
+        return [i for i in range(most) if not record.has(keys(case, method), reach, method, i)]
 
     def add(method: str, start: int, pull_back: np.ndarray, seconds: float | None, **more: Any) -> None:
-        record.add(key=mine["mi" if method == "mi" else "agent"], case=case.name, reach=reach, method=method,
-                   start=start, pull_back=pull_back.tolist(), seconds=seconds, **more)
+        record.add(key=keys(case, method), case=case.name, reach=reach, method=method, start=start,
+                   pull_back=pull_back.tolist(), seconds=seconds, **more)
 
     for method, form in (("agent", replace(chain, starts=1)), ("pipeline", chain)):
         lone = f"{method}, alone"
@@ -323,16 +325,17 @@ def run_case(case: Case, chain: Pipeline, agents: Sequence[Any], reach: tuple[fl
                 add(method, i, pose, None)
     for i in missing("refined"):
         tell(f"refinement {i + 1}/{count}")
-        pose = record.of(mine["agent"], reach, "pipeline", count)[i]["pull_back"]
-        found = Refinement().register(*case.for_refinement, np.array(pose))
-        add("refined", i, found.pull_back, found.seconds)
+        rough = record.of(keys(case, "pipeline"), reach, "pipeline", count)[i]["pull_back"]
+        polished = Refinement().register(*case.for_refinement, np.array(rough))
+        add("refined", i, polished.pull_back, polished.seconds)
     for i in missing("mi"):
         tell(f"mutual information {i + 1}/{count}")
-        found = MattesMI(seed=i).register(*case.for_search, starts[i], case.center)
-        add("mi", i, found.pull_back, found.seconds, metric=evaluate_metric(*case.for_search, found.pull_back))
+        searched = MattesMI(seed=i).register(*case.for_search, starts[i], case.center)
+        add("mi", i, searched.pull_back, searched.seconds,
+            metric=evaluate_metric(*case.for_search, searched.pull_back))
 
     tell("measures")
-    lines = {method: record.of(mine["mi" if method == "mi" else "agent"], reach, method, count)
+    lines = {method: record.of(keys(case, method), reach, method, count)
              for method in ("agent", "agent, alone", "pipeline", "pipeline, alone", "refined", "mi")}
     seconds = {method: float(np.median([line["seconds"] for line in those]))
                for method, those in lines.items() if those[0]["seconds"] is not None}
@@ -347,12 +350,12 @@ def run_case(case: Case, chain: Pipeline, agents: Sequence[Any], reach: tuple[fl
     lone = poses(lines["pipeline, alone"])
     rows["pipeline"]["lone_run_differs_mm"] = float(np.max(gaps(
         moved(lone, case.landmarks), moved(ends["pipeline"][:len(lone)], case.landmarks))))
-    outcome = {}
-    for method in METHODS:
-        points = moved(ends[method], case.landmarks)
-        outcome[method] = (gaps(points, common_points(points)) <= NEAR_MM).tolist()
+    found = {}
+    for name, those in ends.items():
+        points = moved(those, case.landmarks)
+        found[name] = (gaps(points, common_points(points)) <= NEAR_MM).tolist()
     reference = moved(case.reference[None], case.landmarks)[0]
-    return rows | {"_": {"start_mm": gaps(moved(starts, case.landmarks), reference).tolist(), "found": outcome}}
+    return rows | {"_": {"start_mm": gaps(moved(starts, case.landmarks), reference).tolist(), "found": found}}
 
 
 # ------------------------------------------------------------------------------------------------------------ report
@@ -477,7 +480,7 @@ def benchmark(arguments: argparse.Namespace, ranges: list[tuple[float, float]], 
                                                  f"torch {torch.__version__}"}
     arguments.out.mkdir(parents=True, exist_ok=True)
     record = Record(arguments.out / "capture_range.jsonl", header,
-                    {keys(case, method) for case in cases for method in METHODS})
+                    {case.name: {keys(case, method) for method in METHODS} for case in cases})
     results: dict[tuple[float, float], dict[str, Any]] = {reach: {} for reach in ranges}
     with tqdm(total=len(cases) * len(ranges), unit="case", disable=None) as bar:
         for case in cases:

@@ -24,7 +24,7 @@ from regagents.classical.mutual_information import refine as polish
 from regagents.dsl.dsl import DSL
 from regagents.train import load
 from regenv import render
-from regenv.data.files import foreground_center, resampled, to_sitk
+from regenv.data.files import foreground_center, to_sitk
 from regenv.data.io import (
     Image,
     ImageError,
@@ -100,7 +100,7 @@ class Result:
         with whole_folder(out) as folder:
             write_transform(folder / "transform.tfm", self.pull_back)
             write_image(folder / "warped.nii.gz", self.warped.array, self.warped.grid)
-            before = _resampled(self.moving, self.fixed, np.eye(self.fixed.grid.ndim + 1))
+            before = resampled(self.moving, self.fixed.grid, np.eye(self.fixed.grid.ndim + 1))
             pictures = [render.frame(normalize(self.fixed.array), normalize(image.array),
                                      spacing=self.fixed.grid.spacing, text=text)
                         for image, text in ((before, "before"), (self.warped, "after"))]
@@ -165,7 +165,7 @@ def register(fixed: str | Path | Image, moving: str | Path | Image, agent: str |
         metrics[name] = {"before": measure(np.eye(a.grid.ndim + 1)), "start": measure(start),
                          "after": measure(pull_back)}
     tell("done", 1.0)
-    return Result(a, b, pull_back, _resampled(b, a, pull_back), trace, metrics)
+    return Result(a, b, pull_back, resampled(b, a.grid, pull_back), trace, metrics)
 
 
 def pipeline(agent: str | Path | Pipeline) -> Pipeline:
@@ -317,7 +317,7 @@ def _dice(image: Image, fixed_labels: str | Path | Image,
     classes = [int(value) for value in np.unique(a.array) if value != 0]
 
     def measure(pull_back: np.ndarray) -> dict[str, float | None]:
-        warped = _resampled(b, a, pull_back, sitk.sitkNearestNeighbor).array
+        warped = resampled(b, a.grid, pull_back, sitk.sitkNearestNeighbor).array
         here, there = (torch.from_numpy(np.asarray(array, dtype=np.int64)[None, None]) for array in (a.array, warped))
         scores = dice(here, there, classes)[0].tolist()
         return {str(c): None if np.isnan(score) else score for c, score in zip(classes, scores, strict=True)}
@@ -329,14 +329,3 @@ def _row(stage: str, step: int, pull_back: np.ndarray) -> dict[str, Any]:
     n = len(pull_back) - 1
     return {"stage": stage, "step": step,
             **{f"m{i}{j}": pull_back[i, j] for i in range(n) for j in range(n + 1)}}
-
-
-def _resampled(image: Image, like: Image, pull_back: np.ndarray, interpolator: int = sitk.sitkLinear) -> Image:
-    """An image on another's grid, 0 outside."""
-    source, frame = sitk.GetImageFromArray(image.array), sitk.Image(*like.grid.size, sitk.sitkUInt8)
-    for picture, grid in ((source, image.grid), (frame, like.grid)):
-        picture.SetSpacing(grid.spacing)
-        picture.SetOrigin(grid.origin)
-        picture.SetDirection(grid.direction)
-    warped = sitk.Resample(source, frame, matrix_to_sitk(pull_back), interpolator, 0.0, source.GetPixelID())
-    return Image(sitk.GetArrayFromImage(warped), like.grid, image.path)

@@ -23,12 +23,12 @@ WEIGHTS = Path(__file__).parent / "weights"
 def create(config: dict[str, Any], seed: int = 0, device: str = "cpu", **algorithm: Any) -> DSL:
     """An untrained agent of a preset (or of a card's ``config``)."""
     env = gym.make(config["env"], **config["env_kwargs"])
-    curriculum = config.get("curriculum")
+    rise = config.get("curriculum")
+    curriculum = None if rise is None else Curriculum(rise["start"], rise["end"], tuple(rise["difficulty"]),
+                                                      tuple(rise["reach"]))
     return DSL(config.get("policy", "CompactPolicy"), env, seed=seed, device=device,
                policy_kwargs=config.get("policy_kwargs"), sampler_kwargs=config.get("sampler_kwargs"),
-               curriculum=None if curriculum is None else Curriculum(**{k: tuple(v) if isinstance(v, list) else v
-                                                                        for k, v in curriculum.items()}),
-               **{**config.get("algorithm", {}), **algorithm})
+               curriculum=curriculum, **{**config.get("algorithm", {}), **algorithm})
 
 
 def load(path: str | Path, device: str = "cpu", **env_kwargs: Any) -> DSL:

@@ -84,7 +84,8 @@ class RegistrationCore:
         nothing = torch.zeros(pair.lanes, dtype=torch.float64, device=self.device)
         state = EpisodeState(pair=pair, anchor=pair.truth if anchor is None else anchor, pose=pose,
                              pull_back=pair.truth, warped=pair.fixed, distance=nothing, tre=nothing, score=nothing,
-                             arrived=torch.zeros_like(pair.known), steps=torch.zeros_like(pair.known, dtype=torch.int64))
+                             arrived=torch.zeros_like(pair.known),
+                             steps=torch.zeros_like(pair.known, dtype=torch.int64))
         return self._look(state)
 
     def step(self, state: EpisodeState, action: Tensor) -> tuple[EpisodeState, Tensor, Tensor, Tensor]:

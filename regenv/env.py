@@ -9,8 +9,8 @@ import numpy as np
 import torch
 
 from regenv.core import RegistrationCore, Task
-from regenv.state import EpisodeState
 from regenv.registry import build
+from regenv.state import EpisodeState
 from regenv.vector import RENDER_MODES
 
 
@@ -29,7 +29,7 @@ class RegistrationEnv(gym.Env):
     ``reset(options=...)`` takes ``difficulty``, ``reach`` and ``same_pairs`` as RegistrationVectorEnv does.
     """
 
-    metadata = {"render_modes": list(RENDER_MODES), "render_fps": 10}
+    metadata: dict[str, Any] = {"render_modes": list(RENDER_MODES), "render_fps": 10}  # noqa: RUF012
 
     def __init__(self, task: Task | str, render_mode: str | None = None, device: torch.device | str = "cpu",
                  max_episode_steps: int | None = None, privileged: bool = False, **arguments: Any) -> None:
@@ -52,7 +52,8 @@ class RegistrationEnv(gym.Env):
             raise RuntimeError("RegistrationEnv: call reset() first.")
         return self._state
 
-    def reset(self, *, seed: int | None = None, options: dict[str, Any] | None = None) -> tuple[np.ndarray, dict[str, Any]]:
+    def reset(self, *, seed: int | None = None,
+              options: dict[str, Any] | None = None) -> tuple[np.ndarray, dict[str, Any]]:
         super().reset(seed=seed)
         options = options or {}
         pair = self.state.pair if options.get("same_pairs") else None

@@ -14,8 +14,8 @@ from gymnasium.vector.utils import batch_space
 from torch import Tensor
 
 from regenv.core import RegistrationCore, Task
-from regenv.state import EpisodeState
 from regenv.registry import build
+from regenv.state import EpisodeState
 
 RENDER_MODES = ("rgb_array",)
 OUTPUTS = ("torch", "numpy")
@@ -51,7 +51,8 @@ class RegistrationVectorEnv(gym.vector.VectorEnv):
         if output not in OUTPUTS:
             raise ValueError(f"RegistrationVectorEnv: output is {output!r}; it must be one of {OUTPUTS}.")
         if render_mode not in (None, *RENDER_MODES):
-            raise ValueError(f"RegistrationVectorEnv: render_mode is {render_mode!r}; it must be one of {RENDER_MODES}.")
+            raise ValueError(f"RegistrationVectorEnv: render_mode is {render_mode!r}; "
+                             f"it must be one of {RENDER_MODES}.")
         self.autoreset_mode = AutoresetMode(autoreset_mode)
         self.metadata = {"render_modes": list(RENDER_MODES), "render_fps": 10, "autoreset_mode": self.autoreset_mode}
         self.render_mode = render_mode
@@ -86,7 +87,7 @@ class RegistrationVectorEnv(gym.vector.VectorEnv):
             if len(seeds) != self.num_envs:
                 raise ValueError(f"reset: seed has {len(seeds)} entries; num_envs is {self.num_envs}.")
             super().reset(seed=seeds[0])
-            for lane in np.flatnonzero(mask):
+            for lane in np.flatnonzero(mask).tolist():
                 if seeds[lane] is not None:
                     self._rngs[lane] = seeding.np_random(seeds[lane])[0]
         self._restart(mask, options)
@@ -96,7 +97,7 @@ class RegistrationVectorEnv(gym.vector.VectorEnv):
         before = self.state
         chosen = torch.as_tensor(actions).to(self.device, non_blocking=True)
         if chosen.shape != self.action_space.shape:
-            raise ValueError(f"step: actions have shape {tuple(chosen.shape)}; they must have {self.action_space.shape}.")
+            raise ValueError(f"step: actions have shape {tuple(chosen.shape)}; it must be {self.action_space.shape}.")
         after, reward, terminated, truncated = self.core.step(before, chosen)
         everyone = np.ones(self.num_envs, dtype=bool)
         extra: dict[str, Any] = {}

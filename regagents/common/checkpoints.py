@@ -54,7 +54,7 @@ def load(path: str | Path) -> tuple[dict[str, Tensor], dict[str, Any]]:
 
 
 def fit(module: torch.nn.Module, tensors: Mapping[str, Tensor], path: str | Path) -> None:
-    """Load tensors into a module, every one, each of the right shape. Raises CheckpointError naming the first misfit."""
+    """Load tensors into a module, all of them, each of the right shape. Raises CheckpointError on the first misfit."""
     wanted = module.state_dict()
     for name, value in wanted.items():
         if name not in tensors:
@@ -64,7 +64,7 @@ def fit(module: torch.nn.Module, tensors: Mapping[str, Tensor], path: str | Path
                                   f"{tuple(value.shape)}; the checkpoint belongs to another env or network.")
     extra = sorted(set(tensors) - set(wanted))
     if extra:
-        raise CheckpointError(f"{path}: tensor {extra[0]} is not in the network; the checkpoint belongs to another one.")
+        raise CheckpointError(f"{path}: tensor {extra[0]} is not in the network; it belongs to another one.")
     module.load_state_dict(dict(tensors))
 
 

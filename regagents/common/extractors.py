@@ -30,7 +30,7 @@ class ImageExtractor(BaseFeaturesExtractor):
         dense: list[nn.Module] = []
         for before, after in zip([width, *head[:-1]], head, strict=True):
             dense += [nn.Linear(before, after), *([nn.BatchNorm1d(after)] if norm else []), nn.ReLU()]
-        self.layers = nn.Sequential(*layers, *dense).to(memory_format=CHANNELS_LAST[self.ndim])
+        self.layers = nn.Sequential(*layers, *dense).to(memory_format=CHANNELS_LAST[self.ndim])  # type: ignore[call-overload]
 
     def forward(self, observations: Tensor) -> Tensor:
         image = observations.to(torch.float32)

@@ -90,7 +90,8 @@ class DSL(DQN):
         if self.env is not None:
             task = self.task()
             self.action_weights = task.expert.weights(task.actions.deltas)
-        self.policy.action_weights.copy_(torch.as_tensor(self.action_weights))
+        self.policy.action_weights.copy_(  # type: ignore[operator]
+            torch.as_tensor(self.action_weights))
         parameters = self.q_net.parameters()
         self.optimizer: torch.optim.Optimizer = (
             torch.optim.RMSprop(parameters, self.learning_rate) if self.schedule == "paper"  # type: ignore[arg-type]
@@ -126,7 +127,7 @@ class DSL(DQN):
         return self
 
     def finetune(self, total_timesteps: int, **kwargs: Any) -> DSL:
-        """DQN on the learned Q, exploration and replay included (the paper's outlook). Takes SB3's ``learn`` arguments."""
+        """DQN on the learned Q, with exploration and replay (the paper's outlook). Takes SB3's ``learn`` arguments."""
         self.replay_buffer = ReplayBuffer(self.buffer_size, self.observation_space, self.action_space, self.device,
                                           n_envs=self.n_envs, **self.replay_buffer_kwargs)
         DQN.learn(self, total_timesteps, **kwargs)
@@ -150,7 +151,7 @@ class DSL(DQN):
         return self._sampler
 
     def _draw(self, sampler: gym.vector.VectorEnv, progress: float) -> tuple[Tensor, Tensor]:
-        """Observations (B, ...) and targets (B, A) of fresh poses; every batch is seeded, so that a resumed run goes on
+        """Observations (B, ...) and targets (B, A) of fresh poses; every batch has its seed, so a resumed run goes on
         as the first would have."""
         seed = ((self.seed or 0) * 1_000_003 + self._fit_steps) * self.batch_size % (1 << 31)
         options: dict[str, Any] = self._options(progress)

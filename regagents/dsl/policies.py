@@ -22,7 +22,8 @@ class DSLPolicy(DQNPolicy):
     action_weights: Tensor
 
     def __init__(self, observation_space: Any, action_space: Any, lr_schedule: Any, net_arch: list[int] | None = None,
-                 features_extractor_class: Any = CompactCNN, best_odds: tuple[float, ...] = (1.0,), **kwargs: Any) -> None:
+                 features_extractor_class: Any = CompactCNN, best_odds: tuple[float, ...] = (1.0,),
+                 **kwargs: Any) -> None:
         if abs(sum(best_odds) - 1) > 1e-6 or min(best_odds) < 0 or len(best_odds) > action_space.n:
             raise ValueError(f"DSLPolicy: best_odds is {best_odds}; it needs probabilities that sum to 1, at most one "
                              f"for each of the {action_space.n} actions.")
@@ -32,7 +33,7 @@ class DSLPolicy(DQNPolicy):
                          features_extractor_class=features_extractor_class, **kwargs)
         self.register_buffer("action_weights", torch.ones(int(action_space.n)), persistent=False)
 
-    def _predict(self, obs: Tensor, deterministic: bool = True) -> Tensor:
+    def _predict(self, obs: Any, deterministic: bool = True) -> Tensor:
         values = self.q_net(obs) * self.action_weights
         if len(self.best_odds) == 1:
             return values.argmax(dim=1)

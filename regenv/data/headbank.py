@@ -39,7 +39,9 @@ class Bank:
 @lru_cache(maxsize=8)
 def bank(subjects: tuple[str, ...], spacing: float, device: str = "cpu") -> Bank:
     """The heads of ``subjects`` at ``spacing`` mm. Raises ValueError for an unknown name; asks for missing data."""
-    volumes, stripped, people = [], [], []
+    volumes: list[Tensor] = []
+    stripped: list[bool] = []
+    people: list[tuple[int, ...]] = []
     grid = Grid.centered((round(BANK_MM / spacing),) * 3, spacing)
     for name in subjects:
         scans, brain = _load(name)
@@ -103,8 +105,7 @@ def _reduced(scan: sitk.Image, brain: sitk.Image, grid: Grid) -> Tensor:
     frame.SetOrigin(here.origin)
     smooth = sitk.SmoothingRecursiveGaussian(scan, 0.4 * grid.spacing[0])
     values = sitk.GetArrayFromImage(sitk.Resample(smooth, frame, sitk.Transform(), sitk.sitkLinear, 0.0))
-    low, high = np.percentile(values[values > 0.05 * values.max()], (0.5, 99.5))
-    values = np.clip(values / high, 0, 1)
+    values = np.clip(values / np.percentile(values[values > 0.05 * values.max()], 99.5), 0, 1)
     distance = sitk.SignedMaurerDistanceMap(brain, insideIsPositive=False, squaredDistance=False, useImageSpacing=True)
     near = sitk.Clamp(AWAY_MM - distance, sitk.sitkFloat32, 0.0, 2 * AWAY_MM)
     near = sitk.GetArrayFromImage(sitk.Resample(near, frame, sitk.Transform(), sitk.sitkLinear, 0.0))

@@ -44,7 +44,7 @@ class Heads:
     person: float = 0.05
     mm: float = 20.0
     degrees: float = 15.0
-    appearance: Appearance = Appearance()
+    appearance: Appearance = field(default_factory=Appearance)
     ndim: int = field(default=3, init=False)
 
     def draw(self, rngs: Sequence[np.random.Generator], grid: Grid, device: torch.device,

@@ -47,8 +47,8 @@ class PairBatch:
     @classmethod
     def stack(cls, pairs: Sequence[PairBatch]) -> PairBatch:
         """Batches of equal shapes, one after the other."""
-        return cls(**{f.name: None if getattr(pairs[0], f.name) is None
-                      else torch.cat([getattr(pair, f.name) for pair in pairs]) for f in fields(cls)})
+        return replace(pairs[0], **{f.name: torch.cat([getattr(pair, f.name) for pair in pairs])
+                                    for f in fields(cls) if getattr(pairs[0], f.name) is not None})
 
     @property
     def lanes(self) -> int:
@@ -66,7 +66,7 @@ class PairBatch:
         return replace(self, **{f.name: v[index] for f in fields(self) if (v := getattr(self, f.name)) is not None})
 
     def put(self, mask: Tensor, other: PairBatch) -> PairBatch:
-        """A copy in which the lanes of ``mask`` (B,) are those of ``other`` (as many lanes as mask has True), in order."""
+        """A copy whose lanes of ``mask`` (B,) are those of ``other`` in order (as many lanes as mask has True)."""
         def merged(mine: Tensor, theirs: Tensor) -> Tensor:
             out = mine.clone()
             out[mask] = theirs
@@ -86,7 +86,8 @@ class PairSource(Protocol):
     whose rounding may change with the batch size).
     """
 
-    ndim: int
+    @property
+    def ndim(self) -> int: ...
 
     def draw(self, rngs: Sequence[np.random.Generator], grid: Grid, device: torch.device,
              difficulty: float = 1.0) -> PairBatch:

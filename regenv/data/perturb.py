@@ -1,4 +1,4 @@
-"""Perturbations: starting poses, rigid de-alignment, affine co-deformation. Numbers per lane, from that lane's generator."""
+"""Perturbations: starting poses, rigid de-alignment, affine co-deformation; numbers per lane, by its own generator."""
 
 from __future__ import annotations
 
@@ -32,7 +32,7 @@ class UniformStart:
 
     def __post_init__(self) -> None:
         if not all(width >= 0 and np.isfinite(width) for width in self.ranges):
-            raise ValueError(f"UniformStart: ranges is {self.ranges}; every half-width must be finite and not negative.")
+            raise ValueError(f"UniformStart: ranges is {self.ranges}; half-widths must be finite and not negative.")
         for name in ("near", "near_scale"):
             if not 0 <= getattr(self, name) <= 1:
                 raise ValueError(f"UniformStart: {name} is {getattr(self, name)}; it must lie in [0, 1].")

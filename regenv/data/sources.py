@@ -30,9 +30,8 @@ def source_named(source: str | Mapping[str, Any] | PairSource, ndim: int) -> Pai
     return SOURCES[name](ndim, **{key: tuple(v) if isinstance(v, list) else v for key, v in arguments.items()})
 
 
-def _heads(ndim: int, appearance: Mapping[str, Any] | Appearance = Appearance(), **arguments: Any) -> PairSource:
-    look = Appearance(**appearance) if isinstance(appearance, Mapping) else appearance
-    return Heads(appearance=look, **arguments)
+def _heads(ndim: int, appearance: Mapping[str, Any] | None = None, **arguments: Any) -> PairSource:
+    return Heads(appearance=Appearance(**(appearance or {})), **arguments)
 
 
 def _codeformed(ndim: int, source: str | Mapping[str, Any], **arguments: Any) -> PairSource:

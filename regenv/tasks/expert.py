@@ -48,7 +48,8 @@ class GreedyQ:
         path = (squared - torch.cumsum(torch.where(live, 2 * steps - 1, 0.0), -1)).clamp(min=0).sqrt()
         before = torch.cat([squared.sqrt(), path[..., :-1]], -1)
         live = live & (before > self.tolerance)
-        last = live & ~torch.cat([live[..., 1:] & (path[..., :-1] > self.tolerance), torch.zeros_like(live[..., :1])], -1)
+        goes_on = live[..., 1:] & (path[..., :-1] > self.tolerance)
+        last = live & ~torch.cat([goes_on, torch.zeros_like(live[..., :1])], -1)
         discount = self.gamma ** torch.arange(steps.shape[-1], dtype=magnitude.dtype, device=magnitude.device)
         return (discount * (live * (before - path) + self.bonus * last)).sum(-1)
 

@@ -28,8 +28,8 @@ def rigid(ndim: int, continuous: bool = False, size: int | Sequence[int] | None 
           spacing: float | Sequence[float] | None = None, source: str | Mapping[str, Any] | PairSource = "phantoms",
           observation: str = "difference", obs_dtype: str | None = None, reward: str = "distance",
           motion: str = "parameters", step_sizes: Sequence[float] = (1.0,), ranges: Sequence[float] | None = None,
-          near: float = 0.0, near_scale: float = 0.15, whole: bool = False, gamma: float = 0.9, targets: str | None = None, stop: str = "arrived",
-          success_mm: float = SUCCESS_MM, max_episode_steps: int = 200) -> Task:
+          near: float = 0.0, near_scale: float = 0.15, whole: bool = False, gamma: float = 0.9,
+          targets: str | None = None, stop: str = "arrived", success_mm: float = SUCCESS_MM, max_episode_steps: int = 200) -> Task:
     """Rigid registration as a Markov decision process (Liao et al. 2017).
 
     ## Description
@@ -91,7 +91,7 @@ def rigid(ndim: int, continuous: bool = False, size: int | Sequence[int] | None 
         raise ValueError(f"RegRigid{ndim}D needs {ndim}D pairs; source {source!r} gives {chosen.ndim}D.")
     if ranges is None:
         ranges = [RANGE_MM] * ndim + [RANGE_DEGREES] * (parameters - ndim)
-        if ndim == 3 and (source == "spine" or isinstance(source, Mapping) and source.get("name") == "spine"):
+        if ndim == 3 and (source["name"] if isinstance(source, Mapping) else source) == "spine":
             ranges[2] = 150.0
     if len(ranges) != parameters:
         raise ValueError(f"RegRigid{ndim}D: ranges has {len(ranges)} numbers; it needs {parameters}, mm then degrees.")

@@ -16,7 +16,7 @@ from regenv.data.pairs import PairBatch, PairSource
 from regenv.data.perturb import CoDeformed, UniformStart, about, random_affine, random_rigid
 from regenv.data.sources import source_named
 from regenv.grid import Grid
-from regenv.ops.warp import matmul, transform_points, warp_affine, warp_labels, affine_coordinates
+from regenv.ops.warp import affine_coordinates, matmul, transform_points, warp_affine, warp_labels
 from regenv.transforms.rigid import homogeneous, invert_affine
 
 CPU = torch.device("cpu")

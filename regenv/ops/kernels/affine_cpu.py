@@ -9,7 +9,7 @@ from torch import Tensor
 
 
 def warp_affine_cpu(image: Tensor, matrix: Tensor, shape: tuple[int, ...]) -> Tensor:
-    """As ``regenv.ops.warp.warp_affine``, linear, float32, without gradients. Two dimensions are a volume of one slice."""
+    """As ``regenv.ops.warp.warp_affine``, linear, float32, no gradients; two dimensions are a volume of one slice."""
     flat = image.ndim == 4
     volume = image.detach().unsqueeze(2) if flat else image.detach()
     rows = matrix.detach().to(torch.float32)
