@@ -17,6 +17,7 @@ from __future__ import annotations
 import argparse
 import hashlib
 import json
+import math
 import os
 import platform
 import sys
@@ -56,7 +57,8 @@ LANES = 128              # of one batch of the agent
 LONE_STARTS = 2          # full runs of one start each, for the time a registration takes
 
 METHODS = {"agent": "agent, one start", "pipeline": "agent, pipeline", "refined": "pipeline + refinement",
-           "mi": "tuned MI, one start", "multi": "tuned MI, multi-start, same time"}
+           "mi": "tuned MI, one start", "mi refined": "tuned MI + refinement",
+           "multi": "tuned MI, multi-start in the same time + refinement"}
 COLORS = {"agent": "#4c9fdc", "refined": "#0b4f8a", "mi": "#e08214", "multi": "#8c4a00"}
 
 
@@ -68,12 +70,14 @@ class Case:
 
     Attributes:
         gold: (8, 6) corners, fixed world then moving world, mm, if there is a gold standard.
+        asked: run only where ``--cases`` names it.
     """
 
     name: str
     fixed: Image
     moving: Image
     gold: np.ndarray | None = None
+    asked: bool = False
 
     @cached_property
     def center(self) -> np.ndarray:
@@ -133,7 +137,7 @@ class Case:
         return min(found, key=lambda pose: evaluate_metric(*self.for_search, pose))
 
 
-def product_cases() -> Iterator[Case]:
+def built_in_cases() -> Iterator[Case]:
     """Real heads that anyone can fetch. Colin27 and CSI3 were never in training."""
     _, colin_brain = headbank._load("colin27")
     mni = read_image(datasets.mni152()["t1"])
@@ -145,7 +149,7 @@ def product_cases() -> Iterator[Case]:
     yield Case("MNI152 ← Colin27, brain only", mni, brain)
     yield Case("MNI152 ← CSI3", mni, person)
     yield Case("Colin27 ← CSI3", head, person)
-    yield Case("Colin27 ← MNI 2009c T2", head, read_image(datasets.get("mni2009c")["t2"]))
+    yield Case("Colin27 ← MNI 2009c T2", head, read_image(datasets.get("mni2009c")["t2"]), asked=True)
 
 
 def rire_case(folder: Path) -> Case:
@@ -188,15 +192,14 @@ def best_of(case: Case, ends: Aligned, lanes: slice) -> np.ndarray:
     return group.pull_backs[best:best + 1]
 
 
-def multi_start(ends: np.ndarray, metrics: np.ndarray, count: int, seed: int) -> np.ndarray:
-    """For each start the best by mutual information of its own end and of ``count - 1`` others', (K, 4, 4).
+def multi_start(metrics: np.ndarray, count: int, seed: int) -> np.ndarray:
+    """For each run the best by mutual information (K,) of itself and ``count - 1`` others: indices of runs (K,).
 
-    The other starts are drawn from those of all runs, which lie about the right place and not about the start: better
-    than a user could do.
+    The other runs began about the right place and not about this start: better than a user could do.
     """
-    rng, lanes = np.random.default_rng(seed), np.arange(len(ends))
-    picked = [np.append(rng.permutation(np.delete(lanes, lane))[:count - 1], lane) for lane in lanes]
-    return np.stack([ends[tried[np.argmin(metrics[tried])]] for tried in picked])
+    rng, lanes = np.random.default_rng(seed), np.arange(len(metrics))
+    picked = [np.append(lane, rng.permutation(np.delete(lanes, lane))[:count - 1]) for lane in lanes]
+    return np.array([tried[np.argmin(metrics[tried])] for tried in picked])
 
 
 # -------------------------------------------------------------------------------------------------------- measures
@@ -212,10 +215,12 @@ def gaps(a: np.ndarray, b: np.ndarray) -> np.ndarray:
 
 
 def common_points(points: np.ndarray) -> np.ndarray:
-    """Where most ends put the landmarks: the mean over those within 10 mm of the medoid. (K, N, 3) to (N, 3)."""
+    """Where most ends put the landmarks: the mean over the end that has most others within 10 mm, and over those.
+    (K, N, 3) to (N, 3)."""
     between = np.stack([gaps(points, one) for one in points])
-    near = between[np.argmin(np.median(between, axis=1))] < NEAR_MM
-    return points[near].mean(0)
+    near = between <= NEAR_MM
+    order = np.lexsort((between.mean(1), -near.sum(1)))
+    return points[near[order[0]]].mean(0)
 
 
 def fitted(a: np.ndarray, b: np.ndarray) -> np.ndarray:
@@ -291,18 +296,20 @@ class Keys:
         self.weights = {name: hashlib.sha256(resolve(name).read_bytes()).hexdigest() for name in chain.stages}
         scatter = (registration.SCATTER_MM, registration.SCATTER_DEGREES)
         self.learned = repr((sorted(self.weights.values()), replace(chain, stages=()), scatter, Refinement(), seed))
-        self.classical = repr((MattesMI(), seed))
+        self.classical = repr((MattesMI(), Refinement(), seed))
 
     def __call__(self, case: Case, method: str) -> str:
-        what = self.classical if method == "mi" else self.learned
+        what = self.classical if method.startswith("mi") else self.learned
         return hashlib.sha256((case.digest + what).encode()).hexdigest()[:16]
 
 
 # -------------------------------------------------------------------------------------------------------------- run
 
-def run_case(case: Case, chain: Pipeline, agents: Sequence[Any], reach: tuple[float, float], count: int, seed: int,
-             keys: Keys, record: Record, tell: Callable[[str], None]) -> dict[str, dict[str, Any]]:
-    """Run what is missing of a case and one range; the table's rows by method."""
+def run_case(case: Case, chain: Pipeline, agents: Sequence[Any], reach: tuple[float, float], count: int,
+             classical: int, seed: int, keys: Keys, record: Record,
+             tell: Callable[[str], None]) -> dict[str, dict[str, Any]]:
+    """Run what is missing of a case and one range, the classical search from the first ``classical`` starts only; the
+    table's rows by method."""
     starts = case.starts(*reach, count, seed)
 
     def missing(method: str, most: int = count) -> list[int]:
@@ -328,32 +335,34 @@ def run_case(case: Case, chain: Pipeline, agents: Sequence[Any], reach: tuple[fl
         rough = record.of(keys(case, "pipeline"), reach, "pipeline", count)[i]["pull_back"]
         polished = Refinement().register(*case.for_refinement, np.array(rough))
         add("refined", i, polished.pull_back, polished.seconds)
-    for i in missing("mi"):
-        tell(f"mutual information {i + 1}/{count}")
+    for i in missing("mi", classical):
+        tell(f"mutual information {i + 1}/{classical}")
         searched = MattesMI(seed=i).register(*case.for_search, starts[i], case.center)
         add("mi", i, searched.pull_back, searched.seconds,
             metric=evaluate_metric(*case.for_search, searched.pull_back))
+        polished = Refinement().register(*case.for_refinement, searched.pull_back)
+        add("mi refined", i, polished.pull_back, polished.seconds)
 
     tell("measures")
-    lines = {method: record.of(keys(case, method), reach, method, count)
-             for method in ("agent", "agent, alone", "pipeline", "pipeline, alone", "refined", "mi")}
-    seconds = {method: float(np.median([line["seconds"] for line in those]))
-               for method, those in lines.items() if those[0]["seconds"] is not None}
-    seconds = {"agent": seconds["agent, alone"], "pipeline": seconds["pipeline, alone"], "mi": seconds["mi"],
-               "refined": seconds["pipeline, alone"] + seconds["refined"]}
-    tries = min(count, max(1, int(seconds["refined"] / seconds["mi"])))
-    seconds["multi"] = tries * seconds["mi"]
-    ends = {method: poses(lines[method]) for method in ("agent", "pipeline", "refined", "mi")}
-    ends["multi"] = multi_start(ends["mi"], np.array([line["metric"] for line in lines["mi"]]), tries, seed)
+    lines = {method: record.of(keys(case, method), reach, method, classical if method.startswith("mi") else count)
+             for method in ("agent", "agent, alone", "pipeline", "pipeline, alone", "refined", "mi", "mi refined")}
+    took = {method: float(np.median([line["seconds"] for line in those]))
+            for method, those in lines.items() if those[0]["seconds"] is not None}
+    tries = min(classical, math.ceil(took["pipeline, alone"] / took["mi"]))
+    seconds = {"agent": took["agent, alone"], "pipeline": took["pipeline, alone"],
+               "refined": took["pipeline, alone"] + took["refined"], "mi": took["mi"],
+               "mi refined": took["mi"] + took["mi refined"], "multi": tries * took["mi"] + took["mi refined"]}
+    ends = {method: poses(lines[method]) for method in METHODS if method != "multi"}
+    ends["multi"] = ends["mi refined"][multi_start(np.array([line["metric"] for line in lines["mi"]]), tries, seed)]
     rows: dict[str, dict[str, Any]] = {m: measure(case, ends[m], seconds[m]) for m in METHODS}
     rows["multi"]["runs"] = tries
-    lone = poses(lines["pipeline, alone"])
-    rows["pipeline"]["lone_run_differs_mm"] = float(np.max(gaps(
-        moved(lone, case.landmarks), moved(ends["pipeline"][:len(lone)], case.landmarks))))
+    singly = moved(poses(lines["pipeline, alone"]), case.landmarks)
+    batched = moved(ends["pipeline"][:len(singly)], case.landmarks)
+    rows["pipeline"]["lone_run_differs_mm"] = float(np.max(gaps(singly, batched)))
     found = {}
-    for name, those in ends.items():
-        points = moved(those, case.landmarks)
-        found[name] = (gaps(points, common_points(points)) <= NEAR_MM).tolist()
+    for method, pull_backs in ends.items():
+        points = moved(pull_backs, case.landmarks)
+        found[method] = (gaps(points, common_points(points)) <= NEAR_MM).tolist()
     reference = moved(case.reference[None], case.landmarks)[0]
     return rows | {"_": {"start_mm": gaps(moved(starts, case.landmarks), reference).tolist(), "found": found}}
 
@@ -370,7 +379,7 @@ def table(results: dict[str, dict[str, dict[str, Any]]], gold: bool) -> str:
     for case, rows in results.items():
         for method, label in METHODS.items():
             row = rows[method]
-            name = label + (f" ({row['runs']} runs)" if "runs" in row else "")
+            name = label + (f" (runs: {row['runs']})" if "runs" in row else "")
             cells = [case, name, f"{100 * row['within_10mm']:.0f} %", f"{row['median_spread_mm']:.2f}",
                      f"{row['p90_spread_mm']:.1f}", f"{row['common_to_reference_mm']:.1f}",
                      f"{100 * row['within_10mm_of_reference']:.0f} %"]
@@ -386,12 +395,14 @@ def report(results: dict[tuple[float, float], dict[str, Any]], header: dict[str,
     stages = ", ".join(f"`{Path(name).stem}` (sha256 {digest[:12]})" for name, digest in header["weights"].items())
     parts = ["# Capture range on real heads", "",
              f"Made by `{header['command']}` on {header['date']}, {header['machine']}. Agent: {stages}. Pipeline: "
-             f"{header['scatter']} starts scattered about the given one, the best by mutual information. Spread: mean "
+             f"{header['scatter']} starts scattered about the given one, the best by mutual information. Every case "
+             f"has {header['starts']} random starts, the classical search the first "
+             f"{min(header['starts'], header['classical_starts'])} of them. Spread: mean "
              "distance over 27 landmarks (a lattice of ±60 mm) to where most ends of the same method put them. "
              "Reference: the gold standard where there is one, else the best by mutual information of searches and "
              "refinements from the centred and from the stored pose. Multi-start: as many runs as fit into the "
-             "pipeline's and the refinement's time. Seconds: without reading images and weights. MNI152 and MNI 2009c "
-             "were in training; the others were not.", ""]
+             "pipeline's time, rounded up, then the refinement of the best. Seconds: without reading images and weights. MNI152 and "
+             "MNI 2009c were in training; the others were not.", ""]
     for (mm, degrees), cases in results.items():
         parts += [f"## Starts within ±{mm:g} mm and ±{degrees:g}° on every axis", "", table(cases, gold), ""]
     return "\n".join([*parts, "![Success over start distance](capture_range.png)", ""])
@@ -410,18 +421,18 @@ def draw(path: Path, results: dict[tuple[float, float], dict[str, Any]]) -> None
                                 squeeze=False, layout="constrained")
     for panel, name in zip(axes.flat, names, strict=False):
         points = [cases[name]["_"] for cases in results.values() if name in cases]
-        far = np.concatenate([point["start_mm"] for point in points])
-        edges = np.unique(np.quantile(far, np.linspace(0, 1, max(2, min(9, len(far) // 8 + 1)))))
-        if len(edges) < 2:
-            edges = np.array([far.min() - 1, far.max() + 1])
-        which = np.clip(np.digitize(far, edges) - 1, 0, len(edges) - 2)
-        used = [i for i in range(len(edges) - 1) if (which == i).any()]
+        every = np.concatenate([point["start_mm"] for point in points])
+        edges = np.quantile(every, np.linspace(0, 1, max(4, min(9, len(every) // 8 + 1))))
         for method, color in COLORS.items():
+            far = np.concatenate([point["start_mm"][:len(point["found"][method])] for point in points])
             found = np.concatenate([point["found"][method] for point in points])
+            which = np.clip(np.digitize(far, edges) - 1, 0, len(edges) - 2)
+            used = [i for i in range(len(edges) - 1) if (which == i).any()]
             panel.plot([far[which == i].mean() for i in used], [100 * found[which == i].mean() for i in used],
                        marker="o", markersize=4, color=color, label=METHODS[method],
                        linestyle="-" if method in ("agent", "refined") else "--")
         panel.set_title(name, fontsize=10)
+        panel.set_xlim(left=0)
         panel.set_ylim(-4, 104)
         panel.grid(alpha=0.25)
     for panel in axes.flat[len(names):]:
@@ -440,16 +451,18 @@ def main(argv: Sequence[str] | None = None) -> int:
     parser.add_argument("--agent", default="head", help="name of an agent, or a checkpoint's path")
     parser.add_argument("--scatter", type=int, help="starts of the pipeline (default: the agent's; 8 for a checkpoint)")
     parser.add_argument("--starts", type=int, default=64, help="random starts of each case")
+    parser.add_argument("--classical-starts", type=int, default=24, help="of them, for the classical search")
     parser.add_argument("--ranges", nargs="+", default=["30,30", "60,90"], metavar="MM,DEGREES")
-    parser.add_argument("--cases", nargs="*", metavar="TEXT", help="only product cases whose name has one of these; "
-                        "none at all with an empty list")
+    parser.add_argument("--cases", nargs="*", metavar="TEXT", help="only built-in cases whose name has one of these "
+                        "(with T2, also Colin27 ← MNI 2009c T2); none at all with an empty list")
     parser.add_argument("--pair", nargs=3, action="append", default=[], metavar=("FIXED", "MOVING", "NAME"))
     parser.add_argument("--rire", type=Path, metavar="FOLDER", help="ct.nii.gz, mr_t1.nii.gz, gold_ct_to_mr.csv")
     parser.add_argument("--seed", type=int, default=5)
     parser.add_argument("--out", type=Path, default=Path(__file__).parent / "results")
     arguments = parser.parse_args(argv)
-    if arguments.starts < 2:
-        parser.error(f"--starts is {arguments.starts}; agreement needs at least 2.")
+    if min(arguments.starts, arguments.classical_starts) < 2:
+        parser.error(f"--starts is {arguments.starts}, --classical-starts {arguments.classical_starts}; agreement "
+                     "needs at least 2.")
     try:
         ranges = [(float(mm), float(degrees)) for mm, degrees in (text.split(",") for text in arguments.ranges)]
     except ValueError:
@@ -470,13 +483,18 @@ def benchmark(arguments: argparse.Namespace, ranges: list[tuple[float, float]], 
     scatter = arguments.scatter or (chain.starts if arguments.agent in AGENTS else 8)
     chain = replace(chain, starts=scatter)
     agents = [load(name) for name in chain.stages]
-    cases = [case for case in (product_cases() if arguments.cases != [] else ())
-             if not arguments.cases or any(text.lower() in case.name.lower() for text in arguments.cases)]
+    cases = [case for case in (built_in_cases() if arguments.cases != [] else ())
+             if (not case.asked if arguments.cases is None
+                 else any(text.lower() in case.name.lower() for text in arguments.cases))]
     cases += [rire_case(arguments.rire)] if arguments.rire else []
     cases += [Case(name, read_image(fixed), read_image(moving)) for fixed, moving, name in arguments.pair]
+    if not cases:
+        raise ImageError(f"--cases is {arguments.cases}; no built-in case has that in its name, and no --pair or --rire "
+                         "is given.")
     keys = Keys(chain, arguments.seed)
     header = {"command": command, "date": date.today().isoformat(), "weights": keys.weights, "scatter": chain.starts,
-              "seed": arguments.seed, "machine": f"{platform.processor() or platform.machine()}, 1 thread, "
+              "seed": arguments.seed, "starts": arguments.starts, "classical_starts": arguments.classical_starts,
+              "machine": f"{platform.processor() or platform.machine()}, 1 thread, "
                                                  f"torch {torch.__version__}"}
     arguments.out.mkdir(parents=True, exist_ok=True)
     record = Record(arguments.out / "capture_range.jsonl", header,
@@ -488,8 +506,9 @@ def benchmark(arguments: argparse.Namespace, ranges: list[tuple[float, float]], 
                 def tell(what: str, case: Case = case, reach: tuple[float, float] = reach) -> None:
                     bar.set_description(f"{case.name}, ±{reach[0]:g} mm ±{reach[1]:g}°: {what}")
 
-                results[reach][case.name] = run_case(case, chain, agents, reach, arguments.starts, arguments.seed, keys,
-                                                     record, tell)
+                results[reach][case.name] = run_case(case, chain, agents, reach, arguments.starts,
+                                                     min(arguments.starts, arguments.classical_starts), arguments.seed,
+                                                     keys, record, tell)
                 bar.update()
             done = {reach: rows for reach, rows in results.items() if rows}
             page = report(done, header, any(one.gold is not None for one in cases))

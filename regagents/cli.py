@@ -13,7 +13,11 @@ from typing import Any
 
 from tqdm import tqdm
 
+from regagents.evaluate import BASELINES, evaluate
+from regagents.registration import AGENTS, DEFAULT, check_folder, register
+from regagents.train import resolve, shipped, train
 from regenv.data.datasets import DatasetError
+from regenv.data.io import read_image
 
 INTERRUPTED = 130
 
@@ -37,54 +41,51 @@ def _parser() -> argparse.ArgumentParser:
     parser = argparse.ArgumentParser(prog="regagents", description=__doc__)
     commands = parser.add_subparsers(required=True, metavar="COMMAND")
 
-    register = commands.add_parser("register", help="register two images",
-                                   description="Register MOVING to FIXED with an agent, then refine. Writes "
-                                   "transform.tfm, warped.nii.gz, overlay.png, trace.csv and metrics.json to OUT.")
-    register.add_argument("fixed", metavar="FIXED", help="image file, or folder of a DICOM series")
-    register.add_argument("moving", metavar="MOVING", help="likewise")
-    register.add_argument("-o", "--out", metavar="OUT", required=True, help="folder for the results")
-    register.add_argument("--agent", metavar="NAME|PATH", help="agent or checkpoint (see `regagents agents`); "
-                          "default: by dimension")
-    register.add_argument("--no-refine", action="store_true", help="keep the agent's own pose")
-    register.add_argument("--seed", type=int, default=0, help="of the scattered starts (default 0)")
-    register.add_argument("--spacing", metavar="MM", type=float, help="spacing of images whose file has none (PNG)")
-    register.add_argument("--landmarks", nargs=2, metavar=("FIXED", "MOVING"),
-                          help="corresponding points (CSV, .fcsv): measure the TRE")
-    register.add_argument("--labels", nargs=2, metavar=("FIXED", "MOVING"), help="label images: measure the Dice")
-    register.set_defaults(command=_register)
+    command = commands.add_parser("register", help="register two images",
+                                  description="Register MOVING to FIXED with an agent, then refine. Writes "
+                                  "transform.tfm, warped.nii.gz, overlay.png, trace.csv and metrics.json to OUT.")
+    command.add_argument("fixed", metavar="FIXED", help="image file, or folder of a DICOM series")
+    command.add_argument("moving", metavar="MOVING", help="likewise")
+    command.add_argument("-o", "--out", metavar="OUT", required=True, help="folder for the results")
+    command.add_argument("--agent", metavar="NAME|PATH", help="agent or checkpoint (see `regagents agents`); "
+                         "default: by dimension")
+    command.add_argument("--no-refine", action="store_true", help="keep the agent's own pose")
+    command.add_argument("--seed", type=int, default=0, help="of the scattered starts (default 0)")
+    command.add_argument("--spacing", metavar="MM", type=float, help="spacing of images whose file has none (PNG)")
+    command.add_argument("--landmarks", nargs=2, metavar=("FIXED", "MOVING"),
+                         help="corresponding points (CSV, .fcsv): measure the TRE")
+    command.add_argument("--labels", nargs=2, metavar=("FIXED", "MOVING"), help="label images: measure the Dice")
+    command.set_defaults(command=_register)
 
-    evaluate = commands.add_parser("evaluate", help="agents and classical baselines on held-out pairs: one table")
-    evaluate.add_argument("--env", metavar="ID", required=True, help="environment id, or: whole-head, spine")
-    evaluate.add_argument("--agent", metavar="NAME|PATH", nargs="+", default=[], help="agents or checkpoints")
-    evaluate.add_argument("--pairs", type=int, default=32, help="how many (default 32)")
-    evaluate.add_argument("--seed", type=int, default=0, help="of the first pair (default 0)")
-    evaluate.add_argument("--env-kwargs", metavar="JSON", default="{}", help="arguments of the environment")
-    evaluate.add_argument("--refine", action="store_true", help="a second row for every agent, refined")
-    evaluate.add_argument("--baselines", metavar="LIST", default="initial,mi",
-                          help="of initial, mi, mi-multistart (the slowest agent's time); default initial,mi")
-    evaluate.add_argument("--json", metavar="FILE", help="write the report, every pair's error too")
-    evaluate.add_argument("--csv", metavar="FILE", help="write the table")
-    evaluate.set_defaults(command=_evaluate)
+    command = commands.add_parser("evaluate", help="agents and classical baselines on held-out pairs: one table")
+    command.add_argument("--env", metavar="ID", required=True, help="environment id, or: whole-head, spine")
+    command.add_argument("--agent", metavar="NAME|PATH", nargs="+", default=[], help="agents or checkpoints")
+    command.add_argument("--pairs", type=int, default=32, help="how many (default 32)")
+    command.add_argument("--seed", type=int, default=0, help="of the first pair (default 0)")
+    command.add_argument("--env-kwargs", metavar="JSON", default="{}", help="arguments of the environment")
+    command.add_argument("--refine", action="store_true", help="a second row for every agent, refined")
+    command.add_argument("--baselines", metavar="LIST", default="initial,mi",
+                         help="of initial, mi, mi-multistart (the slowest agent's time); default initial,mi")
+    command.add_argument("--json", metavar="FILE", help="write the report, every pair's error too")
+    command.add_argument("--csv", metavar="FILE", help="write the table")
+    command.set_defaults(command=_evaluate)
 
-    train = commands.add_parser("train", help="train a preset")
-    train.add_argument("preset", metavar="PRESET", help="see regagents/presets.py")
-    train.add_argument("--out", metavar="DIR", help="folder for weights and logs (default runs/PRESET)")
-    train.add_argument("--steps", type=int, help="samples in all (default: the preset's)")
-    train.add_argument("--seed", type=int, default=0)
-    train.add_argument("--init", metavar="CHECKPOINT", help="take over the convolutions of another agent")
-    train.add_argument("--resume", action="store_true", help="go on from the last state in DIR")
-    train.add_argument("--device", default="cpu", help="cpu (default) or cuda")
-    train.set_defaults(command=_train)
+    command = commands.add_parser("train", help="train a preset")
+    command.add_argument("preset", metavar="PRESET", help="see regagents/presets.py")
+    command.add_argument("--out", metavar="DIR", help="folder for weights and logs (default runs/PRESET)")
+    command.add_argument("--steps", type=int, help="samples in all (default: the preset's)")
+    command.add_argument("--seed", type=int, default=0)
+    command.add_argument("--init", metavar="CHECKPOINT", help="take over the convolutions of another agent")
+    command.add_argument("--resume", action="store_true", help="go on from the last state in DIR")
+    command.add_argument("--device", default="cpu", help="cpu (default) or cuda")
+    command.set_defaults(command=_train)
 
-    agents = commands.add_parser("agents", help="list agents and shipped weights")
-    agents.set_defaults(command=_agents)
+    command = commands.add_parser("agents", help="list agents and shipped weights")
+    command.set_defaults(command=_agents)
     return parser
 
 
 def _register(arguments: argparse.Namespace) -> int:
-    from regagents.registration import check_folder, register
-    from regenv.data.io import read_image
-
     check_folder(arguments.out)
     fixed, moving = (read_image(path, arguments.spacing) for path in (arguments.fixed, arguments.moving))
     with _bar() as progress:
@@ -109,8 +110,6 @@ def _evaluate(arguments: argparse.Namespace) -> int:
     for path in (arguments.json, arguments.csv):
         if path is not None and not Path(path).absolute().parent.is_dir():
             raise ValueError(f"{path}: folder {Path(path).parent} does not exist. Create it first.")
-    from regagents.evaluate import BASELINES, evaluate
-
     baselines = [name for name in arguments.baselines.split(",") if name]
     for name in baselines:
         if name not in BASELINES:
@@ -129,8 +128,6 @@ def _evaluate(arguments: argparse.Namespace) -> int:
 def _train(arguments: argparse.Namespace) -> int:
     if arguments.steps is not None and arguments.steps < 1:
         raise ValueError(f"train: steps is {arguments.steps}; it must be at least 1.")
-    from regagents.train import train
-
     path = train(arguments.preset, arguments.out or Path("runs") / arguments.preset, arguments.steps, arguments.seed,
                  arguments.device, arguments.init, arguments.resume, command=arguments.typed,
                  progress_bar=sys.stderr.isatty())
@@ -139,9 +136,6 @@ def _train(arguments: argparse.Namespace) -> int:
 
 
 def _agents(arguments: argparse.Namespace) -> int:
-    from regagents.registration import AGENTS, DEFAULT
-    from regagents.train import resolve, shipped
-
     print("agents")
     for name, chain in AGENTS.items():
         here = all(resolve(stage).is_file() for stage in chain.stages)

@@ -24,7 +24,7 @@ from regagents.classical.mutual_information import refine as polish
 from regagents.dsl.dsl import DSL
 from regagents.train import load
 from regenv import render
-from regenv.data.files import foreground_center, to_sitk
+from regenv.data.files import foreground_center, resampled, to_sitk
 from regenv.data.io import (
     Image,
     ImageError,

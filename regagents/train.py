@@ -96,10 +96,16 @@ def train(preset: str, out: str | Path, steps: int | None = None, seed: int = 0,
     """Train a preset into folder ``out``; returns the weights' path.
 
     Args: steps: samples in all; init: checkpoint whose convolutions are taken over; resume: go on from ``out``.
-    Raises ValueError for an unknown preset; CheckpointError where resume or init do not fit.
+    Raises ValueError for an unknown preset or device; CheckpointError where resume or init do not fit.
     """
     if preset not in PRESETS:
         raise ValueError(f"train: preset is {preset!r}; it must be one of {', '.join(PRESETS)}.")
+    try:
+        missing = torch.device(device).type == "cuda" and not torch.cuda.is_available()
+    except RuntimeError as error:
+        raise ValueError(f"train: device is {device!r} ({error}); use cpu or cuda.") from None
+    if missing:
+        raise ValueError(f"train: device is {device!r}, but PyTorch finds no CUDA device; use cpu.")
     out = Path(out)
     config = PRESETS[preset]
     total = steps or config["steps"]

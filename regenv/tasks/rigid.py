@@ -29,7 +29,8 @@ def rigid(ndim: int, continuous: bool = False, size: int | Sequence[int] | None 
           observation: str = "difference", obs_dtype: str | None = None, reward: str = "distance",
           motion: str = "parameters", step_sizes: Sequence[float] = (1.0,), ranges: Sequence[float] | None = None,
           near: float = 0.0, near_scale: float = 0.15, whole: bool = False, gamma: float = 0.9,
-          targets: str | None = None, stop: str = "arrived", success_mm: float = SUCCESS_MM, max_episode_steps: int = 200) -> Task:
+          targets: str | None = None, stop: str = "arrived",
+          success_mm: float = SUCCESS_MM, max_episode_steps: int = 200) -> Task:
     """Rigid registration as a Markov decision process (Liao et al. 2017).
 
     ## Description

@@ -111,6 +111,8 @@ def test_distance_and_landmark_error_follow_from_pose_and_pull_back(name: str, r
     moved = transform_points(state.pull_back, pair.landmarks) - transform_points(pair.truth, pair.landmarks)
     torch.testing.assert_close(state.tre, moved.square().sum(-1).sqrt().mean(-1), rtol=0, atol=EXACT)
     torch.testing.assert_close(state.distance, core.task.transform.distance(state.pose), rtol=0, atol=EXACT)
+    expected = matmul(pair.truth, about(pair.center, core.task.transform.matrix(state.pose)))
+    torch.testing.assert_close(state.pull_back, expected, rtol=0, atol=EXACT)
     torch.testing.assert_close(pose_of(core.task.transform, state.anchor, pair.center, state.pull_back), state.pose,
                                rtol=0, atol=1e-8)
     assert state.steps.tolist() == [3] * 4
@@ -260,7 +262,8 @@ def tensors(value: Any) -> Iterator[Tensor]:
 @pytest.mark.parametrize("reward", ["distance", "ncc"])
 @pytest.mark.parametrize("observation", ["difference", "pair"])
 @pytest.mark.parametrize("obs_dtype", ["uint8", "float32"])
-def test_nothing_returned_shares_memory_with_the_state(name: str, reward: str, observation: str, obs_dtype: str) -> None:
+def test_nothing_returned_shares_memory_with_the_state(name: str, reward: str, observation: str,
+                                                       obs_dtype: str) -> None:
     task = build(name, size=12 if "3D" in name else 36, reward=reward, observation=observation, obs_dtype=obs_dtype)
     core = RegistrationCore(task, privileged=True)
     state = core.reset(generators(2))

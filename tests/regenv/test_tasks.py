@@ -120,7 +120,8 @@ def test_2d_is_shown_as_uint8_images_and_3d_as_floats(name: str) -> None:
 def test_reward_is_the_decrease_of_d_and_ten_on_arrival() -> None:
     """Liao et al. 2017, eq. 3 and 4."""
     core = small("RegRigid3D-v0")
-    state = begun(core, [[3.0, 0, 0, 4, 0, 0], [3.0, 0, 0, 4, 0, 0], [1.0, 0, 0, 0, 0, 0], [0.6, 0.5, 0.5, 0.5, 0.5, 0.5]])
+    apart, last = [3.0, 0, 0, 4, 0, 0], [1.0, 0, 0, 0, 0, 0]
+    state = begun(core, [apart, apart, last, [0.6, 0.5, 0.5, 0.5, 0.5, 0.5]])
     after, reward, terminated, _ = core.step(state, torch.tensor([7, 6, 1, 1]))
     leftover = math.hypot(0.6, math.sqrt(5 * 0.25)) - math.hypot(0.4, math.sqrt(5 * 0.25))
     expected = [5 - math.sqrt(18), 5 - math.sqrt(34), 1 + 10, leftover + 10]

@@ -256,6 +256,21 @@ def test_output_chooses_the_type_of_everything(output: str, kind: type) -> None:
     assert all(isinstance(value, kind) for value in everything)
 
 
+@pytest.mark.parametrize("mode", MODES)
+def test_no_tensor_of_a_step_shares_memory_with_the_state_or_another(mode: AutoresetMode) -> None:
+    env = make(autoreset_mode=mode, max_episode_steps=2, privileged=True)
+    env.reset(seed=0)
+    for _ in range(2):
+        result = env.step(env.action_space.sample())
+    given = list(result[:4])
+    for value in result[4].values():
+        given += list(value.values()) if isinstance(value, dict) else [value]
+    held = [getattr(part, name) for part in (env.state, env.state.pair) for name in vars(part)] + [env._done]
+    memory = [t.untyped_storage().data_ptr() for t in given]
+    assert len(set(memory)) == len(memory)
+    assert not set(memory) & {t.untyped_storage().data_ptr() for t in held if isinstance(t, Tensor)}
+
+
 def test_actions_may_be_torch_numpy_or_lists() -> None:
     rewards = []
     for actions in (torch.tensor([0, 1, 2]), np.array([0, 1, 2]), [0, 1, 2]):
