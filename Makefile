@@ -4,7 +4,7 @@
 PY ?= python3
 V := .venv
 READY := $(V)/.ready
-PYTEST := OMP_NUM_THREADS=1 $(V)/bin/python -m pytest -n 2
+PYTEST := OMP_NUM_THREADS=1 NUMBA_NUM_THREADS=1 $(V)/bin/python -m pytest -n 2
 
 .PHONY: demo test test-slow test-clients lint typecheck bench install clean
 

@@ -21,7 +21,7 @@ PRESETS: dict[str, dict[str, Any]] = {
         "env_kwargs": {**HEAD_GRID, "source": REAL_HEADS, "targets": "drop"},
         "sampler_kwargs": {"near": 0.4, "near_scale": 0.2},
         "curriculum": {**RISE, "reach": [0.6, 1.0]},
-        "steps": 600_000,
+        "steps": 400_000,
     },
     "spine-coarse": {
         "env": "RegRigid3D-v0",
@@ -39,7 +39,7 @@ PRESETS: dict[str, dict[str, Any]] = {
                        "ranges": [8, 8, 8, 8, 8, 8]},
         "sampler_kwargs": {"near": 0.3, "near_scale": 0.3},
         "curriculum": {**RISE, "reach": [1.0, 1.0]},
-        "steps": 250_000,
+        "steps": 150_000,
     },
     "rigid2d": {
         "env": "RegRigid2D-v0",
@@ -47,6 +47,6 @@ PRESETS: dict[str, dict[str, Any]] = {
         "sampler_kwargs": {"near": 0.4, "near_scale": 0.2},
         "curriculum": {**RISE, "reach": [0.6, 1.0]},
         "policy_kwargs": {"features_extractor_kwargs": {"widths": [16, 32, 48, 64, 64], "strides": [2, 2, 2, 2, 1]}},
-        "steps": 250_000,
+        "steps": 150_000,
     },
 }

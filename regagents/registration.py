@@ -53,17 +53,19 @@ class Pipeline:
             differ from start to start, right ones agree.
         view: middle of the first agent's view, "foreground" or "grid" (of the fixed image).
         attention: later stages look at the region that the stage before found salient (Liao et al. 2017).
+        steps: at most this many of each stage (default: the limit of the agent's environment).
     """
 
     stages: tuple[str, ...]
     starts: int = 1
     view: str = "foreground"
     attention: bool = False
+    steps: tuple[int, ...] = ()
 
 
 AGENTS: dict[str, Pipeline] = {
     "head": Pipeline(("head-geometric",), starts=8),
-    "spine": Pipeline(("spine-coarse", "spine-fine"), view="grid", attention=True),
+    "spine": Pipeline(("spine-coarse", "spine-fine"), view="grid", attention=True, steps=(320, 100)),
     "rigid2d": Pipeline(("rigid2d",), starts=4),
 }
 DEFAULT = {2: "rigid2d", 3: "head"}
@@ -197,7 +199,8 @@ def run(chain: Pipeline, fixed: Image, moving: Image, start: np.ndarray, seed: i
     for number, agent in enumerate(stages(chain, fixed) if agents is None else agents):
         name = str(chain.stages[number])
         tell(name, 0.05 + 0.8 * number / len(chain.stages))
-        aligned = align(agent, fixed, moving, starts, center=center)
+        limit = chain.steps[number] if chain.steps else None
+        aligned = align(agent, fixed, moving, starts, limit, center)
         best = choose(fixed, moving, aligned)
         trace += [_row(name, step, aligned.path[step, best]) for step in range(aligned.steps[best] + 1)]
         starts = aligned.pull_backs[best:best + 1]

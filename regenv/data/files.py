@@ -159,11 +159,13 @@ def reduced(image: Image, grid: Grid) -> np.ndarray:
     return np.clip(_resample(smooth, grid, sitk.sitkLinear), 0, 1).astype(np.float32)
 
 
+@lru_cache(maxsize=4)
 def to_sitk(image: Image) -> sitk.Image:
-    """An image as SimpleITK's, intensities in [0, 1]."""
+    """An image as SimpleITK's, intensities in [0, 1]. Remembered for the last images: do not change it."""
     return _framed(normalize(image.array), image.grid)
 
 
+@lru_cache(maxsize=4)
 def foreground_center(image: Image) -> np.ndarray:
     """World centroid of what is not background (Otsu's threshold), mm, (D,)."""
     mask = sitk.OtsuThreshold(to_sitk(image), 0, 1)

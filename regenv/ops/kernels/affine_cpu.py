@@ -7,6 +7,8 @@ import numpy as np
 import torch
 from torch import Tensor
 
+SERIAL_BELOW = 1 << 16  # voxels: waking a thread costs more than it saves, far more on a busy machine
+
 
 def warp_affine_cpu(image: Tensor, matrix: Tensor, shape: tuple[int, ...]) -> Tensor:
     """As ``regenv.ops.warp.warp_affine``, linear, float32, no gradients; two dimensions are a volume of one slice."""
@@ -16,7 +18,11 @@ def warp_affine_cpu(image: Tensor, matrix: Tensor, shape: tuple[int, ...]) -> Te
     if flat:
         rows = torch.nn.functional.pad(rows, (1, 0, 1, 0))
     out = torch.empty(image.shape[:2] + ((1, *shape) if flat else tuple(shape)), dtype=torch.float32)
+    threads = numba.get_num_threads()
+    if out.numel() < SERIAL_BELOW:
+        numba.set_num_threads(1)
     _warp(volume.numpy(), np.ascontiguousarray(rows.numpy()), out.numpy())
+    numba.set_num_threads(threads)
     return out.squeeze(2) if flat else out
 
 
