@@ -111,12 +111,15 @@ class RegistrationCore:
             numbers["q_star"] = self.task.expert(self.task.transform, state.pose, self._deltas)
         return numbers
 
-    def frame(self, state: EpisodeState, lane: int) -> np.ndarray:
-        """A lane as a (H, W, 3) uint8 picture: overlay of fixed and warped, with the step and the error written in."""
+    def frame(self, state: EpisodeState, lane: int, style: str = "overlay") -> np.ndarray:
+        """A lane as a (H, W, 3) uint8 picture of fixed and warped, with the step and the error written in.
+
+        Args: style: "overlay", "checkerboard" or "difference".
+        """
         fixed, warped = (image[lane, 0].cpu().numpy() for image in (state.pair.fixed, state.warped))
         tre = float(state.tre[lane])
-        return render.annotate(render.frame(fixed, warped, spacing=self.task.grid.spacing), int(state.steps[lane]),
-                               None if np.isnan(tre) else tre)
+        picture = render.frame(fixed, warped, style, spacing=self.task.grid.spacing)
+        return render.annotate(picture, int(state.steps[lane]), None if np.isnan(tre) else tre)
 
     def _dice(self, state: EpisodeState) -> Tensor:
         """Mean Dice (B,) of the labels that both images have."""

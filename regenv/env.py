@@ -10,6 +10,7 @@ import torch
 
 from regenv.core import RegistrationCore, Task
 from regenv.registry import build
+from regenv.render import MODES
 from regenv.state import EpisodeState
 from regenv.vector import RENDER_MODES
 
@@ -20,6 +21,7 @@ class RegistrationEnv(gym.Env):
 
     Args:
         task: a Task, or the catalogue's id of one.
+        render_style: "overlay", "checkerboard" or "difference".
         render_mode: "rgb_array" or None.
         device: where the core computes; observations are numpy.
         max_episode_steps: time limit; ``gym.make`` sets its own (TimeLimit) and leaves this at None.
@@ -31,11 +33,15 @@ class RegistrationEnv(gym.Env):
 
     metadata: dict[str, Any] = {"render_modes": list(RENDER_MODES), "render_fps": 10}  # noqa: RUF012
 
-    def __init__(self, task: Task | str, render_mode: str | None = None, device: torch.device | str = "cpu",
-                 max_episode_steps: int | None = None, privileged: bool = False, **arguments: Any) -> None:
+    def __init__(self, task: Task | str, render_mode: str | None = None, render_style: str = "overlay",
+                 device: torch.device | str = "cpu", max_episode_steps: int | None = None,
+                 privileged: bool = False, **arguments: Any) -> None:
         if render_mode not in (None, *RENDER_MODES):
             raise ValueError(f"RegistrationEnv: render_mode is {render_mode!r}; it must be one of {RENDER_MODES}.")
+        if render_style not in MODES:
+            raise ValueError(f"render_style is {render_style!r}; it must be one of {', '.join(MODES)}.")
         self.render_mode = render_mode
+        self.render_style = render_style
         built = build(task, **arguments)
         self._limited = max_episode_steps is not None
         if max_episode_steps is not None:
@@ -66,8 +72,8 @@ class RegistrationEnv(gym.Env):
         return (self._observation(), float(reward), bool(terminated), self._limited and bool(truncated), self._info())
 
     def render(self) -> np.ndarray | None:  # type: ignore[override]
-        """A (H, W, 3) uint8 frame: overlay of fixed and warped, with the step and the error written in."""
-        return None if self.render_mode is None else self.core.frame(self.state, 0)
+        """A (H, W, 3) uint8 frame: fixed and warped in ``render_style``, with the step and the error written in."""
+        return None if self.render_mode is None else self.core.frame(self.state, 0, self.render_style)
 
     def _observation(self) -> np.ndarray:
         return self.core.observe(self.state)[0].cpu().numpy()

@@ -15,6 +15,7 @@ from torch import Tensor
 
 from regenv.core import RegistrationCore, Task
 from regenv.registry import build
+from regenv.render import MODES
 from regenv.state import EpisodeState
 
 RENDER_MODES = ("rgb_array",)
@@ -35,6 +36,7 @@ class RegistrationVectorEnv(gym.vector.VectorEnv):
             ``_final_obs``, ``final_info``, ``_final_info`` to the infos.
         max_episode_steps: time limit; default the task's.
         privileged: add ``target`` (pose) and ``q_star`` (targets for every action) to the infos.
+        render_style: "overlay", "checkerboard" or "difference".
         render_mode: "rgb_array" or None; ``render()`` gives one frame a lane.
         arguments: passed to the id's builder (``size=``, ``spacing=``, ``source=``, ``observation=``, ...).
 
@@ -45,7 +47,8 @@ class RegistrationVectorEnv(gym.vector.VectorEnv):
 
     def __init__(self, task: Task | str, num_envs: int = 1, device: torch.device | str = "cpu", output: str = "torch",
                  autoreset_mode: AutoresetMode | str = AutoresetMode.NEXT_STEP, max_episode_steps: int | None = None,
-                 privileged: bool = False, render_mode: str | None = None, **arguments: Any) -> None:
+                 privileged: bool = False, render_mode: str | None = None, render_style: str = "overlay",
+                 **arguments: Any) -> None:
         if num_envs < 1:
             raise ValueError(f"RegistrationVectorEnv: num_envs is {num_envs}; it must be at least 1.")
         if output not in OUTPUTS:
@@ -55,7 +58,10 @@ class RegistrationVectorEnv(gym.vector.VectorEnv):
                              f"it must be one of {RENDER_MODES}.")
         self.autoreset_mode = AutoresetMode(autoreset_mode)
         self.metadata = {"render_modes": list(RENDER_MODES), "render_fps": 10, "autoreset_mode": self.autoreset_mode}
+        if render_style not in MODES:
+            raise ValueError(f"render_style is {render_style!r}; it must be one of {', '.join(MODES)}.")
         self.render_mode = render_mode
+        self.render_style = render_style
         self.num_envs = num_envs
         self.output = output
         built = build(task, **arguments)
@@ -130,10 +136,10 @@ class RegistrationVectorEnv(gym.vector.VectorEnv):
                 self._give(truncated.clone()), infos)
 
     def render(self) -> tuple[np.ndarray, ...] | None:
-        """One (H, W, 3) uint8 frame per lane: overlay of fixed and warped, with the step and the error written in."""
+        """One (H, W, 3) uint8 frame per lane: fixed and warped in ``render_style``, step and error written in."""
         if self.render_mode is None:
             return None
-        return tuple(self.core.frame(self.state, lane) for lane in range(self.num_envs))
+        return tuple(self.core.frame(self.state, lane, self.render_style) for lane in range(self.num_envs))
 
     def _restart(self, where: np.ndarray, options: dict[str, Any]) -> None:
         """Fresh episodes in the lanes of ``where`` (num_envs,) bool."""

@@ -248,3 +248,14 @@ def test_sac_learns_on_the_continuous_twin_as_it_stands() -> None:
 def test_sac_learns_some_hundred_steps_on_the_continuous_twin() -> None:
     model = SAC("CnnPolicy", "RegRigid2DContinuous-v0", buffer_size=1000, device="cpu").learn(300)
     assert model.num_timesteps == 300
+
+
+def test_render_styles_differ_and_bad_ones_are_named():
+    frames = {}
+    for style in ("overlay", "checkerboard", "difference"):
+        env = gym.make("RegRigid2D-v0", size=40, spacing=6.0, render_mode="rgb_array", render_style=style)
+        env.reset(seed=2)
+        frames[style] = env.render()
+    assert len({frame.tobytes() for frame in frames.values()}) == 3
+    with pytest.raises(ValueError, match="render_style is 'xray'"):
+        gym.make("RegRigid2D-v0", render_style="xray")
