@@ -172,15 +172,15 @@ def agent_poses(case: Case, chain: Pipeline, agents: Sequence[Any], starts: np.n
                          for seed, start in enumerate(starts)])
     center = case.center if chain.view == "foreground" else case.fixed.grid.center
     groups = [scattered(start, center, chain.starts, seed) for seed, start in enumerate(starts)]
-    for agent in agents:
-        ends = in_batches(agent, case, np.concatenate(groups), center)
+    for agent, steps in zip(agents, chain.steps or [None] * len(agents), strict=True):
+        ends = in_batches(agent, case, np.concatenate(groups), steps, center)
         size = len(groups[0])
         groups = [best_of(case, ends, slice(first, first + size)) for first in range(0, len(ends.pull_backs), size)]
     return np.concatenate(groups)
 
 
-def in_batches(agent: Any, case: Case, starts: np.ndarray, center: np.ndarray) -> Aligned:
-    parts = [align(agent, case.fixed, case.moving, starts[first:first + LANES], center=center)
+def in_batches(agent: Any, case: Case, starts: np.ndarray, steps: int | None, center: np.ndarray) -> Aligned:
+    parts = [align(agent, case.fixed, case.moving, starts[first:first + LANES], steps, center)
              for first in range(0, len(starts), LANES)]
     return Aligned(np.concatenate([part.pull_backs for part in parts]), np.empty((0,)),
                    np.concatenate([part.steps for part in parts]), center)
@@ -188,8 +188,7 @@ def in_batches(agent: Any, case: Case, starts: np.ndarray, center: np.ndarray) -
 
 def best_of(case: Case, ends: Aligned, lanes: slice) -> np.ndarray:
     group = replace(ends, pull_backs=ends.pull_backs[lanes], steps=ends.steps[lanes])
-    best = choose(*case.for_choice, group)
-    return group.pull_backs[best:best + 1]
+    return choose(*case.for_choice, group)[1][None]
 
 
 def multi_start(metrics: np.ndarray, count: int, seed: int) -> np.ndarray:
@@ -395,14 +394,14 @@ def report(results: dict[tuple[float, float], dict[str, Any]], header: dict[str,
     stages = ", ".join(f"`{Path(name).stem}` (sha256 {digest[:12]})" for name, digest in header["weights"].items())
     parts = ["# Capture range on real heads", "",
              f"Made by `{header['command']}` on {header['date']}, {header['machine']}. Agent: {stages}. Pipeline: "
-             f"{header['scatter']} starts scattered about the given one, the best by mutual information. Every case "
+             f"{header['scatter']} starts scattered about the given one and takes what they agree on. Every case "
              f"has {header['starts']} random starts, the classical search the first "
              f"{min(header['starts'], header['classical_starts'])} of them. Spread: mean "
              "distance over 27 landmarks (a lattice of ±60 mm) to where most ends of the same method put them. "
              "Reference: the gold standard where there is one, else the best by mutual information of searches and "
              "refinements from the centred and from the stored pose. Multi-start: as many runs as fit into the "
-             "pipeline's time, rounded up, then the refinement of the best. Seconds: without reading images and weights. MNI152 and "
-             "MNI 2009c were in training; the others were not.", ""]
+             "pipeline's time, rounded up, then the refinement of the best. Seconds: without reading images and "
+             "weights. MNI152 and MNI 2009c were in training; the others were not.", ""]
     for (mm, degrees), cases in results.items():
         parts += [f"## Starts within ±{mm:g} mm and ±{degrees:g}° on every axis", "", table(cases, gold), ""]
     return "\n".join([*parts, "![Success over start distance](capture_range.png)", ""])
@@ -440,7 +439,7 @@ def draw(path: Path, results: dict[tuple[float, float], dict[str, Any]]) -> None
     figure.supxlabel("mean landmark distance at the start, mm", fontsize=10)
     figure.supylabel("ends within 10 mm of the common pose, %", fontsize=10)
     handles, labels = axes.flat[0].get_legend_handles_labels()
-    figure.legend(handles, labels, loc="outside upper center", ncols=4, frameon=False, fontsize=9)
+    figure.legend(handles, labels, loc="outside upper center", ncols=(1, 2, 4)[columns - 1], frameon=False, fontsize=9)
     with atomic(path) as temporary:
         figure.savefig(temporary, dpi=150)
     plt.close(figure)
@@ -489,8 +488,8 @@ def benchmark(arguments: argparse.Namespace, ranges: list[tuple[float, float]], 
     cases += [rire_case(arguments.rire)] if arguments.rire else []
     cases += [Case(name, read_image(fixed), read_image(moving)) for fixed, moving, name in arguments.pair]
     if not cases:
-        raise ImageError(f"--cases is {arguments.cases}; no built-in case has that in its name, and no --pair or --rire "
-                         "is given.")
+        raise ImageError(f"--cases is {arguments.cases}; no built-in case has that in its name, and no --pair or "
+                         "--rire is given.")
     keys = Keys(chain, arguments.seed)
     header = {"command": command, "date": date.today().isoformat(), "weights": keys.weights, "scatter": chain.starts,
               "seed": arguments.seed, "starts": arguments.starts, "classical_starts": arguments.classical_starts,

@@ -40,6 +40,12 @@ class Aligned:
     steps: np.ndarray
     center: np.ndarray
 
+    def probes(self) -> np.ndarray:
+        """(K, 2^D, D) where the corners of a cube about the centre end up, moving world mm: poses compare by them."""
+        n = len(self.center)
+        points = self.center + PROBE_MM * _corners(n).numpy()
+        return np.einsum("kij,pj->kpi", self.pull_backs[:, :n, :n], points) + self.pull_backs[:, None, :n, n]
+
 
 def align(agent: DSL, fixed: Image, moving: Image, starts: np.ndarray, steps: int | None = None,
           center: np.ndarray | None = None) -> Aligned:
@@ -96,10 +102,15 @@ def _settled(path: Tensor, walked: Tensor, still: Tensor) -> np.ndarray:
     """Mean pose over the last steps of each lane that stands still: the middle of what the agent swings about."""
     back = torch.arange(min(WINDOW, path.shape[0]), device=path.device)[:, None] * still
     index = (walked[None] - back).clamp(min=0)
-    poses = path[index, torch.arange(path.shape[1], device=path.device)].mean(0).cpu().numpy()
-    u, _, vt = np.linalg.svd(poses[:, :-1, :-1])
-    poses[:, :-1, :-1] = u @ vt
-    return poses
+    return mean_pose(path[index, torch.arange(path.shape[1], device=path.device)].cpu().numpy())
+
+
+def mean_pose(poses: np.ndarray) -> np.ndarray:
+    """Mean of rigid poses (N, ..., D+1, D+1) over the first axis: the rotation nearest to the mean matrix."""
+    mean = poses.mean(0)
+    u, _, vt = np.linalg.svd(mean[..., :-1, :-1])
+    mean[..., :-1, :-1] = u @ vt
+    return mean
 
 
 def _corners(ndim: int) -> Tensor:
@@ -122,12 +133,12 @@ def saliency_center(agent: DSL, observation: Tensor, grid: Grid, percentile: flo
     return np.average(points, axis=0, weights=saliency[chosen])
 
 
-def fine_center(agent: DSL, fixed: Image, moving: Image, aligned: Aligned, lane: int = 0) -> np.ndarray:
-    """The region of interest for a fine agent, by the saliency of the coarse agent's last view."""
+def fine_center(agent: DSL, fixed: Image, moving: Image, center: np.ndarray, pull_back: np.ndarray) -> np.ndarray:
+    """Middle of a fine agent's view, (D,) mm, by the saliency of a coarse agent that sees a pose about ``center``."""
     task = replace(agent.task(), termination=Never())
-    grid = Grid.centered(task.grid.shape, task.grid.spacing, aligned.center.tolist())
+    grid = Grid.centered(task.grid.shape, task.grid.spacing, center.tolist())
     core = RegistrationCore(replace(task, grid=grid), agent.device)
     pair = image_pair(fixed, moving, grid).to(agent.device)
-    anchor = torch.from_numpy(aligned.pull_backs[lane:lane + 1]).to(agent.device)
+    anchor = torch.from_numpy(pull_back[None]).to(agent.device)
     pose = torch.zeros(1, len(task.start.ranges), dtype=torch.float64, device=agent.device)
     return saliency_center(agent, core.observe(core.begin(pair, pose, anchor)), grid)

@@ -18,7 +18,7 @@ import numpy as np
 import SimpleITK as sitk
 import torch
 
-from regagents.alignment import Aligned, align, fine_center
+from regagents.alignment import Aligned, align, fine_center, mean_pose
 from regagents.classical.mutual_information import evaluate_metric, matrix_to_sitk
 from regagents.classical.mutual_information import refine as polish
 from regagents.dsl.dsl import DSL
@@ -39,7 +39,8 @@ from regenv.data.perturb import about
 from regenv.ops.overlap import dice
 from regenv.transforms.rigid import Rigid
 
-SCATTER_MM, SCATTER_DEGREES = 12.0, 12.0
+SCATTER_MM, SCATTER_DEGREES = 15.0, 20.0
+AGREE_MM, GROUPS = 10.0, 4
 FEWEST_VOXELS = 4  # along an axis: the smoothing's and the metric's least
 
 
@@ -49,8 +50,7 @@ class Pipeline:
 
     Args:
         stages: checkpoints, or names of shipped weights.
-        starts: poses scattered about the start, run as one batch; the best by mutual information goes on. Wrong ends
-            differ from start to start, right ones agree.
+        starts: poses scattered about the start, run as one batch; what they agree on goes on, see :func:`choose`.
         view: middle of the first agent's view, "foreground" or "grid" (of the fixed image).
         attention: later stages look at the region that the stage before found salient (Liao et al. 2017).
         steps: at most this many of each stage (default: the limit of the agent's environment).
@@ -64,7 +64,7 @@ class Pipeline:
 
 
 AGENTS: dict[str, Pipeline] = {
-    "head": Pipeline(("head-geometric",), starts=8),
+    "head": Pipeline(("head-geometric",), starts=16),
     "spine": Pipeline(("spine-coarse", "spine-fine"), view="grid", attention=True, steps=(320, 100)),
     "rigid2d": Pipeline(("rigid2d",), starts=4),
 }
@@ -201,20 +201,34 @@ def run(chain: Pipeline, fixed: Image, moving: Image, start: np.ndarray, seed: i
         tell(name, 0.05 + 0.8 * number / len(chain.stages))
         limit = chain.steps[number] if chain.steps else None
         aligned = align(agent, fixed, moving, starts, limit, center)
-        best = choose(fixed, moving, aligned)
+        best, pull_back = choose(fixed, moving, aligned)
         trace += [_row(name, step, aligned.path[step, best]) for step in range(aligned.steps[best] + 1)]
-        starts = aligned.pull_backs[best:best + 1]
+        starts = pull_back[None]
         if chain.attention and number + 1 < len(chain.stages):
-            center = fine_center(agent, fixed, moving, aligned, best)
+            center = fine_center(agent, fixed, moving, aligned.center, pull_back)
     return starts[0], trace
 
 
-def choose(fixed: Image, moving: Image, aligned: Aligned) -> int:
-    """The lane of the highest mutual information."""
-    if len(aligned.pull_backs) == 1:
-        return 0
+def choose(fixed: Image, moving: Image, aligned: Aligned) -> tuple[int, np.ndarray]:
+    """The pose (D+1, D+1) that the lanes agree on, and the lane nearest to it.
+
+    Lanes that end within 10 mm of each other form a group, whose mean pose is steadier than any of them. Groups are
+    compared by mutual information: wrong ends differ from start to start, right ones agree.
+    """
+    probes = aligned.probes()
+    apart = np.linalg.norm(probes[:, None] - probes[None], axis=-1).mean(-1)
+    left = np.ones(len(apart), dtype=bool)
+    groups: list[tuple[int, np.ndarray]] = []
+    while left.any() and len(groups) < GROUPS:
+        near = (apart <= AGREE_MM) & left
+        lead = int(np.argmax(np.where(left, near.sum(1), -1)))
+        members = near[lead]
+        groups.append((lead, mean_pose(aligned.pull_backs[members])))
+        left &= ~members
+    if len(groups) == 1:
+        return groups[0]
     images = to_sitk(fixed), to_sitk(moving)
-    return int(np.argmin([evaluate_metric(*images, pose) for pose in aligned.pull_backs]))
+    return min(groups, key=lambda group: evaluate_metric(*images, group[1]))
 
 
 def scattered(start: np.ndarray, center: np.ndarray, count: int, seed: int) -> np.ndarray:
