@@ -37,7 +37,7 @@ import SimpleITK as sitk
 import torch
 from tqdm import tqdm
 
-from regagents import registration
+from regagents import alignment, registration
 from regagents.alignment import Aligned, align
 from regagents.classical.mutual_information import MattesMI, Refinement, evaluate_metric, working
 from regagents.common.checkpoints import CheckpointError
@@ -289,12 +289,14 @@ def poses(lines: Sequence[dict[str, Any]]) -> np.ndarray:
 
 
 class Keys:
-    """Names of what a result depends on: the two images, the seed, and the weights or the classical settings."""
+    """Names of what a result depends on: the two images, the seed, and the classical settings or the weights, the
+    pipeline and its code."""
 
     def __init__(self, chain: Pipeline, seed: int) -> None:
         self.weights = {name: hashlib.sha256(resolve(name).read_bytes()).hexdigest() for name in chain.stages}
-        scatter = (registration.SCATTER_MM, registration.SCATTER_DEGREES)
-        self.learned = repr((sorted(self.weights.values()), replace(chain, stages=()), scatter, Refinement(), seed))
+        code = hashlib.sha256(b"".join(Path(str(module.__file__)).read_bytes() for module in (registration, alignment)))
+        self.learned = repr((list(self.weights.values()), replace(chain, stages=()), code.hexdigest(), Refinement(),
+                             seed))
         self.classical = repr((MattesMI(), Refinement(), seed))
 
     def __call__(self, case: Case, method: str) -> str:

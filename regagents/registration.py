@@ -64,7 +64,7 @@ class Pipeline:
 
 
 AGENTS: dict[str, Pipeline] = {
-    "head": Pipeline(("head-geometric",), starts=16),
+    "head": Pipeline(("head-geometric", "head-unit"), starts=16),
     "spine": Pipeline(("spine-coarse", "spine-fine"), view="grid", attention=True, steps=(320, 100)),
     "rigid2d": Pipeline(("rigid2d",), starts=4),
 }
