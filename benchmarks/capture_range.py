@@ -39,7 +39,7 @@ from tqdm import tqdm
 
 from regagents import alignment, registration
 from regagents.alignment import Aligned, align
-from regagents.classical.mutual_information import MattesMI, Refinement, evaluate_metric, working
+from regagents.classical import MattesMI, Refinement, evaluate_metric, working
 from regagents.common.checkpoints import CheckpointError
 from regagents.registration import AGENTS, Pipeline, centered, choose, scattered
 from regagents.train import load, resolve

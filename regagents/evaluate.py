@@ -17,8 +17,8 @@ import torch
 from torch import Tensor
 
 import regenv  # noqa: F401  registers the ids
-from regagents.classical.mutual_information import MattesMI, multi_start, random_starts
-from regagents.classical.mutual_information import refine as polish
+from regagents.classical import MattesMI, multi_start, random_starts
+from regagents.classical import refine as polish
 from regagents.registration import Pipeline, pipeline, run, stages
 from regenv.core import SUCCESS_MM
 from regenv.data.files import to_sitk

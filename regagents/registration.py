@@ -19,8 +19,8 @@ import SimpleITK as sitk
 import torch
 
 from regagents.alignment import Aligned, align, fine_center, mean_pose
-from regagents.classical.mutual_information import evaluate_metric, matrix_to_sitk
-from regagents.classical.mutual_information import refine as polish
+from regagents.classical import evaluate_metric, matrix_to_sitk
+from regagents.classical import refine as polish
 from regagents.dsl.dsl import DSL
 from regagents.train import load
 from regenv import render

@@ -6,8 +6,18 @@ import numpy as np
 import pytest
 import SimpleITK as sitk
 
-from regagents.classical import MattesMI, Refinement, evaluate_metric, multi_start, random_starts, refine, to_sitk
-from regagents.classical.mutual_information import matrix_to_sitk, sitk_to_matrix, working
+from regagents.classical import (
+    MattesMI,
+    Refinement,
+    evaluate_metric,
+    matrix_to_sitk,
+    multi_start,
+    random_starts,
+    refine,
+    sitk_to_matrix,
+    to_sitk,
+    working,
+)
 from regenv.grid import Grid
 
 SHAPES = {2: (64, 64), 3: (32, 32, 32)}

@@ -9,9 +9,10 @@ import pytest
 import torch
 from torch import Tensor
 
-from regenv.data import phantoms
 from regenv.data.pairs import PairBatch, PairSource
 from regenv.data.phantoms import BrainPhantom, SpinePhantom
+from regenv.data.phantoms.brain import head_bank
+from regenv.data.phantoms.spine import spine_bank
 from regenv.grid import Grid
 from regenv.ops.warp import matmul, warp_affine
 
@@ -94,8 +95,8 @@ def test_a_seed_gives_the_same_pair_again_and_seeds_differ(source: PairSource, g
 
 
 @pytest.mark.parametrize("bank", [
-    lambda split: phantoms._spine_bank(split, PATIENTS, 6.0, "cpu"),
-    lambda split: phantoms._head_bank(3, split, PATIENTS, 6.0, "cpu"),
+    lambda split: spine_bank(split, PATIENTS, 6.0, "cpu"),
+    lambda split: head_bank(3, split, PATIENTS, 6.0, "cpu"),
 ], ids=["spine", "brain"])
 def test_no_patient_is_shared_between_training_and_test(bank) -> None:  # type: ignore[no-untyped-def]
     everyone = torch.cat([bank("train").volumes, bank("test").volumes]).flatten(1)

@@ -1,0 +1,140 @@
+"""What the methods share: their result, the checks of what they are given, SimpleITK's images and matrices."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass
+
+import numpy as np
+import SimpleITK as sitk
+from torch import Tensor
+
+from regenv.grid import Grid
+
+LEAST_OVERLAP = 0.05  # of the samples, below which mutual information means nothing
+_SHORTEST_AXIS = 4    # voxels, for the recursive Gaussian
+
+
+@dataclass(frozen=True, eq=False)
+class Result:
+    """A registration's outcome.
+
+    Attributes:
+        pull_back: (D+1, D+1) float64, fixed world points to moving world points, mm.
+        metric: value reached, lower is better; ``inf`` where the images do not overlap or one of them has a single
+            value (``pull_back`` is then the start).
+        seconds: wall time.
+        iterations: optimiser iterations (evaluations of the metric, for :class:`Refinement`).
+    """
+
+    pull_back: np.ndarray
+    metric: float
+    seconds: float
+    iterations: int
+
+
+def to_sitk(array: np.ndarray | Tensor, grid: Grid) -> sitk.Image:
+    """A SimpleITK image of an array (*shape) on a grid, float32.
+
+    Raises: ValueError: the array has another shape than the grid.
+    """
+    values = np.asarray(array.detach().cpu() if isinstance(array, Tensor) else array, dtype=np.float32)
+    if values.shape != tuple(grid.shape):
+        raise ValueError(f"to_sitk: the array's shape is {values.shape}; its grid has {tuple(grid.shape)} voxels.")
+    image = sitk.GetImageFromArray(values)
+    image.SetSpacing(grid.spacing)
+    image.SetOrigin(grid.origin)
+    image.SetDirection(grid.direction)
+    return image
+
+
+def matrix_to_sitk(pull_back: np.ndarray) -> sitk.AffineTransform:
+    """A matrix (D+1, D+1) as SimpleITK's transform from fixed to moving world points."""
+    n = len(pull_back) - 1
+    transform = sitk.AffineTransform(n)
+    transform.SetMatrix(np.asarray(pull_back, dtype=np.float64)[:n, :n].ravel().tolist())
+    transform.SetTranslation(np.asarray(pull_back, dtype=np.float64)[:n, n].tolist())
+    return transform
+
+
+def sitk_to_matrix(transform: sitk.Transform) -> np.ndarray:
+    """The matrix (D+1, D+1) of a linear SimpleITK transform (Euler, Versor, similarity, affine), whatever its centre.
+
+    Raises: ValueError: the transform is not linear.
+    """
+    if not transform.IsLinear():
+        raise ValueError(f"sitk_to_matrix: the transform is {transform.GetName()}; only a linear one has a matrix.")
+    n = transform.GetDimension()
+    matrix = np.eye(n + 1)
+    matrix[:n, n] = transform.TransformPoint([0.0] * n)
+    for axis in range(n):
+        matrix[:n, axis] = transform.TransformPoint(np.eye(n)[axis].tolist()) - matrix[:n, n]
+    return matrix
+
+
+def working(image: sitk.Image, voxels: int) -> sitk.Image:
+    """The image in float32, averaged over whole blocks until it has at most ``voxels``, the finest axes first."""
+    factors = np.ones(image.GetDimension(), dtype=np.int64)
+    spacing = np.asarray(image.GetSpacing())
+    size = np.asarray(image.GetSize())
+    while np.prod(size // factors) > voxels:
+        current = np.where(size // (factors + 1) < _SHORTEST_AXIS, np.inf, spacing * factors)
+        if np.isinf(current).all():
+            break
+        factors[current < 1.01 * current.min()] += 1  # axes of one spacing stay alike
+    image = sitk.Cast(image, sitk.sitkFloat32)
+    return sitk.BinShrink(image, factors.tolist()) if factors.max() > 1 else image
+
+
+def checked(who: str, fixed: sitk.Image, moving: sitk.Image, initial: np.ndarray) -> np.ndarray:
+    n = fixed.GetDimension()
+    if n not in (2, 3) or moving.GetDimension() != n:
+        raise ValueError(f"{who}: the fixed image is {n}D and the moving one {moving.GetDimension()}D; "
+                         "both must be 2D, or both 3D.")
+    for name, image in (("fixed", fixed), ("moving", moving)):
+        if image.GetNumberOfComponentsPerPixel() != 1:
+            raise ValueError(f"{who}: the {name} image has {image.GetNumberOfComponentsPerPixel()} channels; "
+                             "give one channel, such as its grey values.")
+        if min(image.GetSize()) < _SHORTEST_AXIS:
+            raise ValueError(f"{who}: the {name} image has {image.GetSize()} voxels; every axis needs at least "
+                             f"{_SHORTEST_AXIS}. Register a single slice as a 2D image.")
+    pose = np.asarray(initial, dtype=np.float64)
+    if pose.shape != (n + 1, n + 1) or not np.isfinite(pose).all():
+        raise ValueError(f"{who}: initial has shape {pose.shape}; a {n}D pose is a finite ({n + 1}, {n + 1}) matrix.")
+    return pose
+
+
+@contextmanager
+def one_thread() -> Iterator[None]:
+    """SimpleITK on one thread: the sums of several come in another order each time.
+
+    The registration method's own setting does not reach all of its parts; the global one does, and is put back.
+    """
+    before = sitk.ProcessObject.GetGlobalDefaultNumberOfThreads()
+    sitk.ProcessObject.SetGlobalDefaultNumberOfThreads(1)
+    try:
+        yield
+    finally:
+        sitk.ProcessObject.SetGlobalDefaultNumberOfThreads(before)
+
+
+def turn_generators(n: int) -> np.ndarray:
+    """Generators of the rotations about x, y and z in 3D, of the one in 2D: (D(D-1)/2, D, D), skew-symmetric."""
+    planes: Sequence[tuple[int, int]] = {2: ((0, 1),), 3: ((1, 2), (2, 0), (0, 1))}[n]
+    turns = np.zeros((len(planes), n, n))
+    for turn, (a, b) in zip(turns, planes, strict=True):
+        turn[b, a], turn[a, b] = 1.0, -1.0
+    return turns
+
+
+def shift(offset: np.ndarray) -> np.ndarray:
+    matrix = np.eye(len(offset) + 1)
+    matrix[:-1, -1] = offset
+    return matrix
+
+
+def is_flat(image: sitk.Image) -> bool:
+    """Whether all voxels have one value, which no pose explains."""
+    values = sitk.GetArrayViewFromImage(image)
+    return not values.max() > values.min()

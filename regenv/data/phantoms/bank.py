@@ -1,0 +1,113 @@
+"""Banks of patients, painted once, and their resampling on the grids asked for."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable
+from dataclasses import dataclass
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from regenv.grid import Grid
+from regenv.ops.warp import affine_coordinates, matmul, sample
+
+_SPLITS = {"train": 0, "test": 1}
+
+
+def check(name: str, ndim: int, split: str, patients: int, spacing: float) -> None:
+    if ndim not in (2, 3):
+        raise ValueError(f"{name}: ndim is {ndim}; it must be 2 or 3.")
+    if split not in _SPLITS:
+        raise ValueError(f"{name}: split is {split!r}; choose 'train' or 'test'.")
+    if patients < 1:
+        raise ValueError(f"{name}: patients is {patients}; at least one patient is needed.")
+    if not (math.isfinite(spacing) and spacing > 0):
+        raise ValueError(f"{name}: bank_spacing is {spacing} mm; it must be positive and finite.")
+
+
+def check_grid(name: str, ndim: int, grid: Grid) -> None:
+    if grid.ndim != ndim:
+        raise ValueError(f"{name}: it makes {ndim}D images, but the grid is {grid.ndim}D {grid.shape}; "
+                         f"use {name}(ndim={grid.ndim}).")
+
+
+@dataclass(frozen=True)
+class Bank:
+    """Patients painted once.
+
+    Attributes:
+        volumes: (P, C, *shape) float32.
+        grid: of each volume, 3D; the world's origin is the patient's centre.
+        points: per patient (N, 3) points on anatomical edges, mm.
+    """
+
+    volumes: Tensor
+    grid: Grid
+    points: tuple[np.ndarray, ...]
+
+
+def build(paint: Callable[[Grid, np.random.Generator], tuple[list[np.ndarray], np.ndarray]], salt: int, split: str,
+          patients: int, grid: Grid) -> Bank:
+    volumes, points = [], []
+    for patient in range(patients):
+        rng = np.random.default_rng([salt, _SPLITS[split], patient])
+        channels, edges = paint(grid, rng)
+        volumes.append(torch.from_numpy(np.stack(channels)))
+        points.append(edges)
+    return Bank(torch.stack(volumes), grid, tuple(points))
+
+
+def resample(bank: Bank, patients: np.ndarray, grid_to_patient: np.ndarray, shape: tuple[int, ...],
+             mix: np.ndarray) -> Tensor:
+    """Mixtures of patients' channels on grids.
+
+    One lane at a time: it reads the bank in place instead of copying a volume per lane, and stays in the cache.
+
+    Args:
+        patients: (B,) indices into the bank.
+        grid_to_patient: (B, 4, 4), voxel points of a 3D grid to mm in the patient.
+        shape: 3D shape of the grid.
+        mix: (B, K, C) weights of the C channels in each of K images.
+    Returns: (B, K, *shape) float32.
+    """
+    to_bank = matmul(torch.from_numpy(bank.grid.world_to_voxel), torch.from_numpy(grid_to_patient))
+    linear = to_bank[:, :3, :3]
+    aligned = bool((linear * (1 - torch.eye(3, dtype=linear.dtype)) == 0).all())
+    device = bank.volumes.device
+    out = torch.empty(len(patients), mix.shape[1], *shape, device=device)
+    for lane, patient in enumerate(patients):
+        if aligned:  # mixing early, as it makes less of the data
+            axes = [(a + 1, to_bank[lane, a, a], to_bank[lane, a, 3], shape[a]) for a in range(3)]
+            images = _mixed(_resample_axis(bank.volumes[patient], *axes[0]), mix[lane])
+            out[lane] = _resample_axis(_resample_axis(images, *axes[1]), *axes[2])
+        else:
+            points = affine_coordinates(to_bank[lane:lane + 1], shape).to(device)
+            out[lane] = _mixed(sample(bank.volumes[patient:patient + 1], points, padding="border")[0], mix[lane])
+    return out
+
+
+def _mixed(channels: Tensor, mix: np.ndarray) -> Tensor:
+    """Weighted sums (K, *shape) of channels (C, *shape), weights (K, C)."""
+    images = []
+    for weights in mix.tolist():
+        image = channels[0] * weights[0]
+        for channel, weight in zip(channels[1:], weights[1:], strict=True):
+            image += channel * weight
+        images.append(image)
+    return torch.stack(images)
+
+
+def _resample_axis(channels: Tensor, axis: int, stride: Tensor, start: Tensor, count: int) -> Tensor:
+    """Linear interpolation along one axis at ``start + stride * (0 .. count - 1)`` voxels; the border's value beyond.
+
+    An order of magnitude faster than ``grid_sample`` where the grids' axes agree.
+    """
+    places = (start + stride * torch.arange(count, dtype=torch.float64)).clamp(0, channels.shape[axis] - 1)
+    below = places.floor().clamp(max=max(0, channels.shape[axis] - 2))
+    share = (places - below).to(torch.float32).view(-1, *(1,) * (channels.ndim - 1 - axis)).to(channels.device)
+    index = below.long().to(channels.device)
+    low = channels.index_select(axis, index)
+    high = channels.index_select(axis, (index + 1).clamp(max=channels.shape[axis] - 1))
+    return high.sub_(low).mul_(share).add_(low)
