@@ -34,12 +34,11 @@ PRESETS: dict[str, dict[str, Any]] = {
     "spine-fine": {
         "env": "RegRigid3D-v0",
         "env_kwargs": {"size": 32, "spacing": 3.0, "observation": "pair", "targets": "drop",
-                       "source": {"name": "codeformed", "affine": 0.1, "mm": 25.0, "degrees": 5.0,
-                                  "source": {"name": "spine", "moving_extent_mm": [132.0, 132.0, 132.0],
-                                             "placement_mm": 70.0, "bank_spacing": 3.0}},
-                       "ranges": [10, 10, 10, 8, 8, 8]},
+                       "source": {"name": "spine", "moving_extent_mm": [96.0, 96.0, 96.0], "truncated": False,
+                                  "placement_mm": 80.0, "bank_spacing": 3.0},
+                       "ranges": [8, 8, 8, 8, 8, 8]},
         "sampler_kwargs": {"near": 0.3, "near_scale": 0.3},
-        "curriculum": {**RISE, "start": 0.0, "end": 0.3, "reach": [1.0, 1.0]},
+        "curriculum": {**RISE, "reach": [1.0, 1.0]},
         "steps": 150_000,
     },
     "rigid2d": {
