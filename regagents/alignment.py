@@ -82,19 +82,21 @@ def _walk(agent: DSL, core: RegistrationCore, state: EpisodeState, steps: int) -
     seen = [transform_points(state.pull_back, probes)]
     walked = torch.full((state.lanes,), steps, device=state.pose.device)
     running = torch.ones_like(walked, dtype=torch.bool)
+    lanes = torch.arange(state.lanes, device=walked.device)
     for step in range(1, steps + 1):
-        action = agent.policy._predict(core.observe(state).float(), deterministic=True)  # type: ignore[operator]
-        after = core.step(state, action)[0]
-        state = after.keep(~running, state)
-        path.append(state.pull_back)
-        seen.append(transform_points(state.pull_back, probes))
+        action = agent.policy._predict(core.observe(state), deterministic=True)  # type: ignore[operator]
+        state = core.step(state, action)[0]
+        path.append(path[-1].index_copy(0, lanes, state.pull_back))
+        seen.append(transform_points(path[-1], probes))
         if step >= WINDOW:
             moved = torch.linalg.vector_norm(seen[step] - seen[step - WINDOW], dim=-1).mean(-1)
             still = running & (moved < STILL_MM)
-            walked = torch.where(still, step, walked)
+            walked[still] = step
             running = running & ~still
             if not running.any():
                 break
+            if still.any():
+                state, lanes = state.select(running[lanes]), torch.nonzero(running).flatten()
     return torch.stack(path), walked.clamp(max=len(path) - 1), ~running
 
 
@@ -118,16 +120,18 @@ def _corners(ndim: int) -> Tensor:
 
 
 def saliency_center(agent: DSL, observation: Tensor, grid: Grid, percentile: float = 95.0) -> np.ndarray:
-    """Where an agent looks: world centre of the fixed image's voxels above a percentile of the saliency, (D,) mm.
+    """Where an agent looks: world centre of the voxels above a percentile of the saliency, (D,) mm.
 
-    Saliency is the gradient of the sum of all outputs with respect to the input, absolute, summed over channels; one
-    backward pass (Simonyan et al. 2013; Liao et al. 2017, hierarchical registration). Voxels weigh by their saliency.
+    One backward pass of the sum of all outputs (Simonyan et al. 2013; Liao et al. 2017, hierarchical registration);
+    voxels above the percentile weigh by their saliency. The saliency is gradient times input, absolute, of the last
+    channel (the warped image): the bare gradient is largest where the images show nothing, outside a cropped field
+    of view, and its centre lay up to 40 mm beside the spine.
 
     Args: observation (1, C, *shape); grid: that of the observation.
     """
     image = observation.detach().clone().float().requires_grad_()
     agent.q_net(image).sum().backward()
-    saliency = image.grad.abs().sum(1)[0].cpu().numpy()  # type: ignore[union-attr]
+    saliency = (image.grad * image).abs()[0, -1].detach().cpu().numpy()  # type: ignore[operator]
     chosen = saliency >= np.percentile(saliency, percentile)
     points = grid.to_world(np.argwhere(chosen))
     return np.average(points, axis=0, weights=saliency[chosen])

@@ -34,9 +34,9 @@ PRESETS: dict[str, dict[str, Any]] = {
     "spine-fine": {
         "env": "RegRigid3D-v0",
         "env_kwargs": {"size": 32, "spacing": 3.0, "observation": "pair", "targets": "drop",
-                       "source": {"name": "spine", "moving_extent_mm": [96.0, 96.0, 96.0], "truncated": False,
-                                  "placement_mm": 80.0, "bank_spacing": 3.0},
-                       "ranges": [8, 8, 8, 8, 8, 8]},
+                       "source": {"name": "spine", "moving_extent_mm": [150.0, 150.0, 150.0], "placement_mm": 80.0,
+                                  "lateral_mm": 30.0},
+                       "ranges": [12, 12, 12, 8, 8, 8]},
         "sampler_kwargs": {"near": 0.3, "near_scale": 0.3},
         "curriculum": {**RISE, "reach": [1.0, 1.0]},
         "steps": 150_000,

@@ -42,6 +42,11 @@ class EpisodeState:
     def lanes(self) -> int:
         return self.pose.shape[0]
 
+    def select(self, mask: Tensor) -> EpisodeState:
+        """The lanes of ``mask`` (B,) bool."""
+        rest = {f.name: getattr(self, f.name)[mask] for f in fields(self) if f.name != "pair"}
+        return replace(self, pair=self.pair.select(mask), **rest)
+
     def put(self, mask: Tensor, other: EpisodeState) -> EpisodeState:
         """A copy whose lanes of ``mask`` (B,) bool are those of ``other``, which has as many lanes as mask has True."""
         changes: dict[str, object] = {"pair": self.pair.put(mask, other.pair)}

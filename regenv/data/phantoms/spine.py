@@ -49,6 +49,8 @@ class SpinePhantom:
         truncated: whether the CBCT is cut to a cylinder narrower than its grid. Turn it off for regions of interest.
         placement_mm: the patient lies up to this far from the world's origin along z. Large values (80) let a small
             grid see every level; much larger ones also show it the pelvis, where there is no vertebra to measure on.
+        lateral_mm: and this far along x and y. Attention does not find the middle of the spine exactly: a fine agent
+            should be trained with about 30.
         split: "train" or "test"; no patient is in both.
         patients: size of the bank.
         bank_spacing: resolution at which patients are painted, mm; about half the grid's spacing suffices.
@@ -58,6 +60,7 @@ class SpinePhantom:
     moving_extent_mm: tuple[float, float, float] = (176.0, 176.0, 176.0)
     truncated: bool = True
     placement_mm: float = 12.0
+    lateral_mm: float = 8.0
     split: str = "train"
     patients: int = 64
     bank_spacing: float = 4.0
@@ -86,7 +89,7 @@ class SpinePhantom:
 
         # the patient's place and size in the world
         scale = 1 + 0.06 * (2 * u[:, 1:4] - 1)
-        shift = (2 * u[:, 4:7] - 1) * np.array([8.0, 8.0, self.placement_mm])
+        shift = (2 * u[:, 4:7] - 1) * np.array([self.lateral_mm, self.lateral_mm, self.placement_mm])
         world_to_patient = np.tile(np.eye(4), (lanes, 1, 1))
         world_to_patient[:, range(3), range(3)] = 1 / scale
         world_to_patient[:, :3, 3] = -shift / scale
