@@ -1,4 +1,4 @@
-"""The DSL agent on SB3's frame: it learns, saves, loads, fine-tunes; its networks are the paper's and the compact one."""
+"""The DSL agent on SB3's frame: it learns, saves, loads, fine-tunes; its networks are as stated."""
 
 from __future__ import annotations
 
@@ -123,6 +123,6 @@ def test_curriculum_rises_linearly_between_its_shares():
 
 @pytest.mark.parametrize("wrong", [{"schedule": "linear"}, {"repose": 0}, {"policy_kwargs": {"best_odds": (0.5, 0.2)}}])
 def test_bad_arguments_are_named(wrong):
-    name, value = next(iter(wrong.items()))
+    name = next(iter(wrong))
     with pytest.raises(ValueError, match="best_odds" if name == "policy_kwargs" else name):
         agent(**wrong)

@@ -220,13 +220,16 @@ def test_agent_of_another_dimension_is_refused(images: tuple[Image, Image]) -> N
 
 
 def test_saliency_finds_what_the_network_looks_at(ndim: int) -> None:
-    """A linear network: its gradient is its weights, so the centre is their weighted mean."""
+    """A linear network: its gradient is its weights, so the centre is the mean by weight times warped intensity."""
     grid = Grid.centered((12,) * ndim, 2.0, [5.0, -3.0, 8.0][:ndim])
     weights = torch.zeros(1, 2, *grid.shape)
     spot, faint, fainter = (2,) * ndim, (2,) * (ndim - 1) + (6,), (9,) * ndim
-    weights[(0, 0, *spot)], weights[(0, 1, *faint)], weights[(0, 0, *fainter)] = -3.0, 1.0, 0.5
+    weights[(0, 1, *spot)], weights[(0, 1, *faint)], weights[(0, 1, *fainter)] = -1.5, 1.0, 0.5
+    weights[(0, 0, *fainter)] = 9.0  # of the fixed image: does not count
     best_two = 100 * (1 - 1.9 / (12**ndim - 1))
     agent = SimpleNamespace(q_net=lambda image: (image * weights).flatten(1).sum(1, keepdim=True))
-    seen = saliency_center(agent, torch.rand(1, 2, *grid.shape), grid, percentile=best_two)  # type: ignore[arg-type]
+    observation = torch.ones(1, 2, *grid.shape)
+    observation[(0, 1, *spot)] = 2.0
+    seen = saliency_center(agent, observation, grid, percentile=best_two)  # type: ignore[arg-type]
     expected = np.average(grid.to_world(np.array([spot, faint])), axis=0, weights=[3.0, 1.0])
     assert seen == pytest.approx(expected, abs=EXACT)

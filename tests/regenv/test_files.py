@@ -74,7 +74,7 @@ def test_unknown_truth_has_no_distance_and_moves_what_is_seen(pair):
 
 def test_landmarks_measure_without_truth(pair, tmp_path):
     points = np.array([[10.0, 0, 0], [0, 10, 5], [-10, 3, 2]])
-    for name, where in (("f", points), ("m", points + [6.0, -4.0, 3.0])):
+    for name, where in (("f", points), ("m", points + np.array([6.0, -4.0, 3.0]))):
         np.savetxt(tmp_path / f"{name}.csv", where, delimiter=",", header="x,y,z", comments="")
     files = {k: v for k, v in pair.items() if k != "truth"}
     env = make([{**files, "fixed_landmarks": str(tmp_path / "f.csv"), "moving_landmarks": str(tmp_path / "m.csv")}],
