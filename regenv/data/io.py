@@ -32,6 +32,7 @@ _WRITABLE = (".nii", ".nii.gz", ".mha", ".nrrd", ".png")
 _TRANSFORMS = (".tfm", ".txt", ".h5", ".hdf5", ".mat")
 _DICOM_SUFFIXES = (".dcm", ".dicom", ".ima")
 _PADDING_FRACTION = 0.01        # of the voxels, from which on the least value counts as padding or air
+_ROUNDING = 1e-9
 _LEAST_DETERMINANT = 1e-12
 
 
@@ -400,7 +401,7 @@ def _check_matrix(path: Path, matrix: np.ndarray) -> None:
     if matrix.shape not in ((3, 3), (4, 4)):
         raise ImageError(f"{path}: matrix shape is {matrix.shape}; it must be (3, 3) in 2D or (4, 4) in 3D.")
     n = matrix.shape[0] - 1
-    if not np.isfinite(matrix).all() or (matrix[n] != np.eye(n + 1)[n]).any() \
+    if not np.isfinite(matrix).all() or not np.allclose(matrix[n], np.eye(n + 1)[n], rtol=0, atol=_ROUNDING) \
             or abs(np.linalg.det(matrix[:n, :n])) < _LEAST_DETERMINANT:
         raise ImageError(f"{path}: matrix is {matrix.tolist()}; it must be finite, affine and invertible. "
                          "Check where it comes from.")

@@ -750,3 +750,10 @@ def test_normalize_of_odd_arrays() -> None:
     np.testing.assert_array_equal(io.normalize(np.array([[0, 1], [1, 0]])), [[0, 1], [1, 0]])
     assert io.normalize(np.array([np.nan, 0, 1, 2])).tolist()[0] == 0
     assert np.isfinite(io.normalize(np.array([np.nan, np.inf, -np.inf]))).all()
+
+
+def test_a_product_of_matrices_may_carry_rounding_in_its_last_row(tmp_path: Path) -> None:
+    matrix = np.eye(4)
+    matrix[3, 3] += 2e-16
+    io.write_transform(tmp_path / "pose.tfm", matrix)
+    assert np.allclose(io.read_transform(tmp_path / "pose.tfm"), np.eye(4), atol=1e-12)
