@@ -12,6 +12,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from regagents.common.threads import one_thread
 from regagents.dsl.dsl import DSL
 from regenv.core import RegistrationCore, pose_of
 from regenv.data.files import foreground_center, image_pair
@@ -74,6 +75,7 @@ def align(agent: DSL, fixed: Image, moving: Image, starts: np.ndarray, steps: in
     return Aligned(_settled(path, walked, still), path.cpu().numpy(), walked.cpu().numpy(), middle)
 
 
+@one_thread()
 @torch.inference_mode()
 def _walk(agent: DSL, core: RegistrationCore, state: EpisodeState, steps: int) -> tuple[Tensor, Tensor, Tensor]:
     """Poses after every step (T+1, K, D+1, D+1); steps walked (K,); whether a lane stood still at the end (K,)."""

@@ -2,8 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
-from contextlib import contextmanager
+from collections.abc import Sequence
 from dataclasses import dataclass
 
 import numpy as np
@@ -103,20 +102,6 @@ def checked(who: str, fixed: sitk.Image, moving: sitk.Image, initial: np.ndarray
     if pose.shape != (n + 1, n + 1) or not np.isfinite(pose).all():
         raise ValueError(f"{who}: initial has shape {pose.shape}; a {n}D pose is a finite ({n + 1}, {n + 1}) matrix.")
     return pose
-
-
-@contextmanager
-def one_thread() -> Iterator[None]:
-    """SimpleITK on one thread: the sums of several come in another order each time.
-
-    The registration method's own setting does not reach all of its parts; the global one does, and is put back.
-    """
-    before = sitk.ProcessObject.GetGlobalDefaultNumberOfThreads()
-    sitk.ProcessObject.SetGlobalDefaultNumberOfThreads(1)
-    try:
-        yield
-    finally:
-        sitk.ProcessObject.SetGlobalDefaultNumberOfThreads(before)
 
 
 def turn_generators(n: int) -> np.ndarray:

@@ -16,12 +16,12 @@ from regagents.classical.common import (
     checked,
     is_flat,
     matrix_to_sitk,
-    one_thread,
     shift,
     sitk_to_matrix,
     turn_generators,
     working,
 )
+from regagents.common.threads import one_thread
 from regenv.grid import Grid
 
 _MOTIONS: dict[str, dict[int, Any]] = {

@@ -11,6 +11,7 @@ import torch
 from torch import Tensor
 
 from regagents.classical.common import LEAST_OVERLAP, Result, checked, is_flat, shift, turn_generators, working
+from regagents.common.threads import one_thread
 from regenv.data.io import normalize
 from regenv.grid import Grid
 from regenv.ops.similarity import mi
@@ -46,6 +47,7 @@ class Refinement:
     seed: int = 0
     voxels: int = 450_000
 
+    @one_thread()
     def register(self, fixed: sitk.Image, moving: sitk.Image, initial: np.ndarray,
                  center: np.ndarray | None = None) -> Result:
         """Refine a pose that is some millimetres and degrees off, by a rigid motion.

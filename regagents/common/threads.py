@@ -1,0 +1,27 @@
+"""How many threads a piece of work gets."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from contextlib import contextmanager
+
+import SimpleITK as sitk
+import torch
+
+
+@contextmanager
+def one_thread() -> Iterator[None]:
+    """SimpleITK and torch on one thread; both settings are put back.
+
+    Sums of several threads come in another order each time. And many small operations lose more to waking threads than
+    they win: on a machine with other work, ten times over. SimpleITK's global default is used because the registration
+    method's own setting does not reach all of its parts.
+    """
+    before, torch_before = sitk.ProcessObject.GetGlobalDefaultNumberOfThreads(), torch.get_num_threads()
+    sitk.ProcessObject.SetGlobalDefaultNumberOfThreads(1)
+    torch.set_num_threads(1)
+    try:
+        yield
+    finally:
+        sitk.ProcessObject.SetGlobalDefaultNumberOfThreads(before)
+        torch.set_num_threads(torch_before)
