@@ -40,7 +40,7 @@ from regenv.ops.overlap import dice
 from regenv.transforms.rigid import Rigid
 
 SCATTER_MM, SCATTER_DEGREES = 15.0, 20.0
-AGREE_MM, GROUPS = 10.0, 4
+AGREE_MM = 10.0
 FEWEST_VOXELS = 4  # along an axis: the smoothing's and the metric's least
 
 
@@ -210,21 +210,19 @@ def run(chain: Pipeline, fixed: Image, moving: Image, start: np.ndarray, seed: i
 
 
 def choose(fixed: Image, moving: Image, aligned: Aligned) -> tuple[int, np.ndarray]:
-    """The pose (D+1, D+1) that the lanes agree on, and the lane nearest to it.
+    """The pose (D+1, D+1) that most lanes agree on, and a lane near it.
 
-    Lanes that end within 10 mm of each other form a group, whose mean pose is steadier than any of them. Groups are
-    compared by mutual information: wrong ends differ from start to start, right ones agree.
+    Lanes that end within 10 mm of each other form a group, whose mean pose is steadier than any of them. The largest
+    group wins, for wrong ends differ from start to start and right ones agree; mutual information only decides
+    between groups of one size (it may prefer a wrong pose of two different heads).
     """
     probes = aligned.probes()
-    apart = np.linalg.norm(probes[:, None] - probes[None], axis=-1).mean(-1)
-    left = np.ones(len(apart), dtype=bool)
+    near = np.linalg.norm(probes[:, None] - probes[None], axis=-1).mean(-1) <= AGREE_MM
+    votes = near.sum(1)
     groups: list[tuple[int, np.ndarray]] = []
-    while left.any() and len(groups) < GROUPS:
-        near = (apart <= AGREE_MM) & left
-        lead = int(np.argmax(np.where(left, near.sum(1), -1)))
-        members = near[lead]
-        groups.append((lead, mean_pose(aligned.pull_backs[members])))
-        left &= ~members
+    for lead in np.flatnonzero(votes == votes.max()):
+        if not any(near[lead, other] for other, _ in groups):
+            groups.append((int(lead), mean_pose(aligned.pull_backs[near[lead]])))
     if len(groups) == 1:
         return groups[0]
     images = to_sitk(fixed), to_sitk(moving)

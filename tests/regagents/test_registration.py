@@ -13,8 +13,8 @@ import SimpleITK as sitk
 import torch
 
 from regagents import registration
-from regagents.alignment import WINDOW, align, saliency_center
-from regagents.registration import Pipeline, centered, register, scattered
+from regagents.alignment import WINDOW, Aligned, align, saliency_center
+from regagents.registration import Pipeline, centered, choose, register, scattered
 from regenv.data.files import foreground_center
 from regenv.data.files import image_pair as work_pair
 from regenv.data.io import Image, ImageError, read_image, read_transform, write_image
@@ -233,3 +233,16 @@ def test_saliency_finds_what_the_network_looks_at(ndim: int) -> None:
     seen = saliency_center(agent, observation, grid, percentile=best_two)  # type: ignore[arg-type]
     expected = np.average(grid.to_world(np.array([spot, faint])), axis=0, weights=[3.0, 1.0])
     assert seen == pytest.approx(expected, abs=EXACT)
+
+
+def test_what_most_lanes_agree_on_wins() -> None:
+    """Five lanes about one pose outvote three others; the result is their mean."""
+    rng = np.random.default_rng(0)
+    poses = np.stack([np.eye(4)] * 8)
+    poses[:5, :3, 3] = np.array([20.0, 0, 0]) + rng.normal(0, 1, (5, 3))
+    poses[5:, 0, 3] = [90.0, -90.0, 160.0]
+    aligned = Aligned(poses, poses[None], np.zeros(8, dtype=int), np.zeros(3))
+    blank = Image(np.zeros((8, 8, 8), np.float32), Grid.centered((8,) * 3, 10.0), "blank")
+    lane, pose = choose(blank, blank, aligned)
+    assert lane < 5
+    assert np.allclose(pose[:3, 3], poses[:5, :3, 3].mean(0))
