@@ -35,7 +35,8 @@ PERCENTILES = (10, 50, 90)
 HELD_OUT: dict[str, tuple[str, dict[str, Any]]] = {
     "whole-head": ("RegRigid3D-v0", {"size": 64, "spacing": 3.25,
                                      "source": {"name": "heads", "subjects": ["colin27", "csi3"], "person": 0.0,
-                                                "appearance": {"flat": 0, "skull": 0, "strip": 0, "crop": 0}}}),
+                                                "appearance": {"flat": 0, "skull": 0, "strip": 0, "crop": 0,
+                                                               "plain_fixed": True, "bias": 0.15, "noise": 0.02}}}),
     "spine": ("RegRigid3D-v0", {"size": [96, 48, 48], "spacing": 4.0, "source": {"name": "spine", "split": "test"}}),
 }
 
@@ -170,8 +171,9 @@ def evaluate(env_id: str, methods: Sequence[str | Pipeline | Policy], pairs: int
     baselines see the two images and the starting pose.
 
     Args:
-        env_id: an id of regenv, or a name in HELD_OUT: "whole-head" (two people never trained on, seen whole, each
-            image with a random contrast, bias field and noise of its own), "spine" (patients never trained on).
+        env_id: an id of regenv, or a name in HELD_OUT: "whole-head" (two people never trained on, seen whole; the
+            moving image with a random contrast that may invert, a bias field and noise), "spine" (patients never
+            trained on).
         methods: "initial" (the start), "mi" (the tuned MattesMI from the start), "mi-multistart" (the same from one
             random start after another, +-30 mm and degrees about the given one, while time is left), a pipeline's or a
             checkpoint's name, a Pipeline, or a Policy.
