@@ -21,7 +21,7 @@ PRESETS: dict[str, dict[str, Any]] = {
         "env_kwargs": {**HEAD_GRID, "source": REAL_HEADS, "targets": "drop"},
         "sampler_kwargs": {"near": 0.4, "near_scale": 0.2},
         "curriculum": {**RISE, "reach": [0.6, 1.0]},
-        "steps": 400_000,
+        "steps": 1_000_000,
     },
     "spine-coarse": {
         "env": "RegRigid3D-v0",

@@ -29,7 +29,8 @@ class Refinement:
     that interpolation has no favourite poses) makes the metric one smooth function of the pose. L-BFGS with a strong
     Wolfe line search then descends in coordinates in which the fixed image's edges resist every motion alike:
     ``H = sum_x (J^T grad I)(J^T grad I)^T``, the Gauss-Newton matrix of the mean squared error, whitened. So a few
-    dozen evaluations reach the optimum itself, and starts some millimetres apart end in one pose.
+    dozen evaluations reach the optimum itself. Between two different heads the unsmoothed metric has many optima a
+    millimetre apart; the coarse stages bring starts some millimetres apart to one pose before the last one begins.
 
     Args:
         smoothing: Gaussian sigma of each stage, mm at a working spacing of 3 mm (scaled with the working spacing).
@@ -40,8 +41,8 @@ class Refinement:
         voxels: an image with more of them is first averaged down, by whole factors, to about this many.
     """
 
-    smoothing: tuple[float, ...] = (4.0, 0.0)
-    samples: tuple[int, ...] = (50_000, 100_000)
+    smoothing: tuple[float, ...] = (12.0, 8.0, 5.0, 0.0)
+    samples: tuple[int, ...] = (50_000, 50_000, 50_000, 400_000)
     iterations: int = 30
     bins: int = 48
     seed: int = 0
