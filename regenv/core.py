@@ -20,6 +20,7 @@ from regenv.state import EpisodeState
 from regenv.transforms.rigid import invert_affine
 
 SUCCESS_MM = 10.0
+RESET_OPTIONS = ("difficulty", "reach", "same_pairs")
 
 
 @dataclass(frozen=True)
@@ -154,6 +155,14 @@ class RegistrationCore:
                        tre=torch.linalg.vector_norm(offsets, dim=-1).mean(-1) + unmeasured,
                        arrived=self.task.termination(transform, state.pose, pair.known, self._deltas))
         return replace(seen, score=self.task.reward.score(seen))
+
+
+def checked_options(options: dict[str, Any] | None, known: Sequence[str] = RESET_OPTIONS) -> dict[str, Any]:
+    """Options of a reset, {} for None. Raises ValueError for an unknown one."""
+    unknown = sorted(set(options or {}) - set(known))
+    if unknown:
+        raise ValueError(f"reset: options has {', '.join(map(repr, unknown))}; known are {', '.join(known)}.")
+    return options or {}
 
 
 def pose_of(transform: Any, anchor: Tensor, center: Tensor, pull_back: Tensor) -> Tensor:

@@ -8,7 +8,7 @@ import gymnasium as gym
 import numpy as np
 import torch
 
-from regenv.core import RegistrationCore, Task
+from regenv.core import RegistrationCore, Task, checked_options
 from regenv.registry import build
 from regenv.render import MODES
 from regenv.state import EpisodeState
@@ -61,7 +61,7 @@ class RegistrationEnv(gym.Env):
     def reset(self, *, seed: int | None = None,
               options: dict[str, Any] | None = None) -> tuple[np.ndarray, dict[str, Any]]:
         super().reset(seed=seed)
-        options = options or {}
+        options = checked_options(options)
         pair = self.state.pair if options.get("same_pairs") else None
         self._state = self.core.reset([self.np_random], options.get("difficulty", 1.0), options.get("reach", 1.0), pair)
         return self._observation(), self._info()

@@ -13,7 +13,7 @@ from gymnasium.vector import AutoresetMode
 from gymnasium.vector.utils import batch_space
 from torch import Tensor
 
-from regenv.core import RegistrationCore, Task
+from regenv.core import RESET_OPTIONS, RegistrationCore, Task, checked_options
 from regenv.registry import build
 from regenv.render import MODES
 from regenv.state import EpisodeState
@@ -86,7 +86,7 @@ class RegistrationVectorEnv(gym.vector.VectorEnv):
 
     def reset(self, *, seed: int | Sequence[int | None] | None = None,
               options: dict[str, Any] | None = None) -> tuple[Any, dict[str, Any]]:
-        options = options or {}
+        options = checked_options(options, (*RESET_OPTIONS, "reset_mask"))
         mask = self._mask(options.get("reset_mask"))
         seeds = [int(seed) + i for i in range(self.num_envs)] if isinstance(seed, (int, np.integer)) else seed
         if seeds is not None:
@@ -180,5 +180,5 @@ class RegistrationVectorEnv(gym.vector.VectorEnv):
         infos: dict[str, Any] = {}
         for key, value in numbers.items():
             infos[key] = self._give(value)
-            infos["_" + key] = torch.from_numpy(where.copy()) if self.output == "torch" else where.copy()
+            infos["_" + key] = self._give(torch.from_numpy(where.copy()).to(self.device))
         return infos

@@ -32,8 +32,14 @@ class DiscreteSteps:
         return gym.spaces.Discrete(len(self.step_sizes) * 2 * self.parameters)
 
     def delta(self, action: Tensor, table: Tensor) -> Tensor:
-        """Change of the parameters (B, P) float64 by actions (B,) of integers; ``table`` is ``deltas`` on device."""
-        return table[action.reshape(-1).long()]
+        """Change of the parameters (B, P) float64 by actions (B,) of integers; ``table`` is ``deltas`` on device.
+
+        Raises ValueError for an action out of range (on a GPU, where looking costs a synchronisation, unchecked).
+        """
+        chosen = action.reshape(-1).long()
+        if chosen.device.type == "cpu" and ((chosen < 0) | (chosen >= len(table))).any():
+            raise ValueError(f"step: actions are {chosen.tolist()}; each must lie in 0 to {len(table) - 1}.")
+        return table[chosen]
 
 
 @dataclass(frozen=True)

@@ -227,6 +227,12 @@ def test_wrong_use_is_named() -> None:
         gym.make("RegRigid2D-v0", colour="red")
     with pytest.raises(ValueError, match="source is 'cats'"):
         gym.make("RegRigid2D-v0", source="cats")
+    env = gym.make("RegRigid2D-v0", size=16).unwrapped
+    with pytest.raises(ValueError, match="'colour'; known are difficulty, reach, same_pairs"):
+        env.reset(options={"colour": "red"})
+    env.reset(seed=0)
+    with pytest.raises(ValueError, match=r"\[-1\]; each must lie in 0 to 5"):
+        env.step(-1)
 
 
 def test_ppo_learns_on_pixels_as_it_stands() -> None:

@@ -289,6 +289,19 @@ def test_actions_of_a_wrong_shape_are_refused(actions: Any) -> None:
         env.step(np.array(actions))
 
 
+@pytest.mark.parametrize("action", [-1, 6])
+def test_actions_out_of_range_are_refused(action: int) -> None:
+    env = make()
+    env.reset(seed=0)
+    with pytest.raises(ValueError, match=rf"{action}.*0 to 5"):
+        env.step([0, action, 1])
+
+
+def test_unknown_reset_options_are_refused() -> None:
+    with pytest.raises(ValueError, match="'reset_maks'; known are .*reset_mask"):
+        make().reset(options={"reset_maks": np.ones(3, dtype=bool)})
+
+
 def test_make_vec_takes_a_time_limit() -> None:
     env = make(max_episode_steps=2, ranges=[30.0] * 3)
     env.reset(seed=0)
