@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
+from functools import partial
 from typing import Any
 
 import numpy as np
@@ -17,6 +18,7 @@ from regenv.grid import Grid
 from regenv.ops import overlap
 from regenv.ops.warp import matmul, transform_points, warp_affine
 from regenv.state import EpisodeState
+from regenv.tasks.distance import Measure
 from regenv.transforms.rigid import invert_affine
 
 SUCCESS_MM = 10.0
@@ -31,7 +33,8 @@ class Task:
         source: where pairs come from.
         grid: the fixed image's grid, on which the agent sees both images.
         transform: what a pose means. actions: how an action changes it. start: where episodes begin.
-        observation: what the agent sees. reward, termination: as named. expert: targets for ``privileged=True``.
+        distance: the D of a pose. observation: what the agent sees. reward, termination: as named.
+        expert: targets for ``privileged=True``.
         max_episode_steps: time limit.
         success_mm: landmark error at which a registration counts as a success.
     """
@@ -41,6 +44,7 @@ class Task:
     transform: Any
     actions: Any
     start: UniformStart
+    distance: Any
     observation: Any
     reward: Any
     termination: Any
@@ -109,7 +113,8 @@ class RegistrationCore:
             numbers["dice"] = self._dice(state)
         if self.privileged:
             numbers["target"] = state.pose.clone()
-            numbers["q_star"] = self.task.expert(self.task.transform, state.pose, self._deltas)
+            numbers["q_star"] = self.task.expert(self.task.transform, self._measure(state.pair), state.pose,
+                                                 self._deltas)
         return numbers
 
     def frame(self, state: EpisodeState, lane: int, style: str = "overlay") -> np.ndarray:
@@ -132,6 +137,9 @@ class RegistrationCore:
         classes = [c for c in torch.unique(fixed).tolist() if c != 0]
         return overlap.dice(fixed, warped, classes).nanmean(-1)
 
+    def _measure(self, pair: PairBatch) -> Measure:
+        return partial(self.task.distance, self.task.transform, pair)
+
     def _rebased(self, state: EpisodeState) -> tuple[Tensor, Tensor]:
         residual = about(state.pair.center, self.task.transform.matrix(state.pose))
         anchor, pose = self.task.transform.rebase(state.anchor, residual, state.pose)
@@ -141,6 +149,7 @@ class RegistrationCore:
     def _look(self, state: EpisodeState) -> EpisodeState:
         """Warp once, measure once."""
         pair, transform = state.pair, self.task.transform
+        measure = self._measure(pair)
         residual = about(pair.center, transform.matrix(state.pose))
         pull_back = matmul(state.anchor, residual)
         voxels = matmul(matmul(pair.world_to_moving, pull_back), pair.fixed_to_world)
@@ -151,9 +160,9 @@ class RegistrationCore:
             targets, unmeasured = pair.targets, torch.zeros_like(unknown)
         offsets = transform_points(pull_back, pair.landmarks) - targets
         seen = replace(state, pull_back=pull_back, warped=warp_affine(pair.moving, voxels, tuple(pair.fixed.shape[2:])),
-                       distance=transform.distance(state.pose) + unknown,
+                       distance=measure(state.pose) + unknown,
                        tre=torch.linalg.vector_norm(offsets, dim=-1).mean(-1) + unmeasured,
-                       arrived=self.task.termination(transform, state.pose, pair.known, self._deltas))
+                       arrived=self.task.termination(transform, measure, state.pose, pair.known, self._deltas))
         return replace(seen, score=self.task.reward.score(seen))
 
 

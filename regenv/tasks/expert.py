@@ -4,12 +4,13 @@ from __future__ import annotations
 
 import math
 from dataclasses import dataclass
+from typing import Any
 
 import numpy as np
 import torch
 from torch import Tensor
 
-from regenv.transforms.rigid import Rigid
+from regenv.tasks.distance import Measure
 
 
 @dataclass(frozen=True)
@@ -27,7 +28,7 @@ class GreedyQ:
     bonus: float = 10.0
     tolerance: float = 0.5
 
-    def __call__(self, transform: Rigid, pose: Tensor, deltas: Tensor) -> Tensor:
+    def __call__(self, transform: Any, measure: Measure, pose: Tensor, deltas: Tensor) -> Tensor:
         """Q (B, A) float64 of every action. Args: pose (B, P) float64; deltas (A, P) of unit steps."""
         after = (pose[:, None] + deltas).abs()
         distance = torch.linalg.vector_norm(after, dim=-1)
@@ -59,7 +60,7 @@ class GreedyQ:
 
 @dataclass(frozen=True)
 class DistanceDrop:
-    """Immediate decrease of D by every action, per unit of its step: Q with gamma = 0 and no bonus, any transform.
+    """Immediate decrease of D by every action, per unit of its step: Q with gamma = 0 and no bonus, for any D.
 
     Every action's target lies in [-1, 1] whatever its size, which suits a network; step size times target is the
     decrease itself, by which actions compare. ``per_unit=False`` gives the decrease at once.
@@ -67,9 +68,9 @@ class DistanceDrop:
 
     per_unit: bool = True
 
-    def __call__(self, transform: Rigid, pose: Tensor, deltas: Tensor) -> Tensor:
-        """Targets (B, A) float64. Args: pose (B, P) float64; deltas (A, P)."""
-        drop = transform.distance(pose)[:, None] - transform.distance(transform.apply(pose[:, None], deltas))
+    def __call__(self, transform: Any, measure: Measure, pose: Tensor, deltas: Tensor) -> Tensor:
+        """Targets (B, A) float64. Args: measure: D of poses; pose (B, P) float64; deltas (A, P)."""
+        drop = measure(pose)[:, None] - measure(transform.apply(pose[:, None], deltas))
         return drop / torch.linalg.vector_norm(deltas, dim=-1) if self.per_unit else drop
 
     def weights(self, deltas: np.ndarray) -> np.ndarray:

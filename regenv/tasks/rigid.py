@@ -11,6 +11,7 @@ from regenv.data.perturb import UniformStart
 from regenv.data.sources import source_named
 from regenv.grid import Grid
 from regenv.tasks.action import ContinuousSteps, DiscreteSteps
+from regenv.tasks.distance import ParameterNorm
 from regenv.tasks.expert import DistanceDrop, GreedyQ
 from regenv.tasks.observation import OBSERVATIONS
 from regenv.tasks.reward import REWARDS
@@ -110,6 +111,7 @@ def rigid(ndim: int, continuous: bool = False, size: int | Sequence[int] | None 
         transform=_named("motion", motion, MOTIONS)(ndim),
         actions=(ContinuousSteps if continuous else DiscreteSteps)(parameters, sizes),
         start=UniformStart(tuple(map(float, ranges)), near, near_scale, whole),
+        distance=ParameterNorm(),
         observation=_named("observation", observation, OBSERVATIONS)(_named("obs_dtype", dtype, OBS_DTYPES)),
         reward=_named("reward", reward, REWARDS),
         termination=_named("stop", stop, {"arrived": Arrived(), "never": Never()}),

@@ -3,10 +3,11 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
+from typing import Any
 
 from torch import Tensor
 
-from regenv.transforms.rigid import Rigid
+from regenv.tasks.distance import Measure
 
 
 @dataclass(frozen=True)
@@ -20,10 +21,10 @@ class Arrived:
 
     tolerance: float = 0.5
 
-    def __call__(self, transform: Rigid, pose: Tensor, known: Tensor, deltas: Tensor) -> Tensor:
-        """(B,) bool. Args: pose (B, P); known (B,) bool; deltas (A, P), the discrete actions."""
-        distance = transform.distance(pose)
-        reachable = transform.distance(transform.apply(pose[:, None], deltas))
+    def __call__(self, transform: Any, measure: Measure, pose: Tensor, known: Tensor, deltas: Tensor) -> Tensor:
+        """(B,) bool. Args: measure: D of poses; pose (B, P); known (B,) bool; deltas (A, P), the discrete actions."""
+        distance = measure(pose)
+        reachable = measure(transform.apply(pose[:, None], deltas))
         return known & ((distance <= self.tolerance) | (reachable.amin(1) >= distance))
 
 
@@ -31,5 +32,5 @@ class Arrived:
 class Never:
     """Episodes run to their time limit: for evaluation, where no agent may be told that it has arrived."""
 
-    def __call__(self, transform: Rigid, pose: Tensor, known: Tensor, deltas: Tensor) -> Tensor:
+    def __call__(self, transform: Any, measure: Measure, pose: Tensor, known: Tensor, deltas: Tensor) -> Tensor:
         return known & False

@@ -62,7 +62,8 @@ def played(poses: np.ndarray, deltas: np.ndarray, gamma: float = GAMMA) -> np.nd
 def test_q_equals_the_roll_out_of_the_greedy_path_on_1000_poses(rng: np.random.Generator) -> None:
     poses = drawn(rng)
     assert len(poses) == 1000
-    q = GreedyQ(GAMMA, BONUS, TOLERANCE)(Rigid(3), torch.from_numpy(poses), torch.from_numpy(UNITS[3]))
+    q = GreedyQ(GAMMA, BONUS, TOLERANCE)(Rigid(3), Rigid(3).distance, torch.from_numpy(poses),
+                                         torch.from_numpy(UNITS[3]))
     assert q.dtype == torch.float64
     np.testing.assert_allclose(q.numpy(), played(poses, UNITS[3]), rtol=0, atol=AGREEMENT)
 
@@ -70,20 +71,21 @@ def test_q_equals_the_roll_out_of_the_greedy_path_on_1000_poses(rng: np.random.G
 @pytest.mark.parametrize("gamma", [0.0, 0.5, 1.0])
 def test_q_equals_the_roll_out_in_2d_for_other_discounts(gamma: float, rng: np.random.Generator) -> None:
     poses = rng.uniform(-15, 15, (100, 3))
-    q = GreedyQ(gamma)(Rigid(2), torch.from_numpy(poses), torch.from_numpy(UNITS[2]))
+    q = GreedyQ(gamma)(Rigid(2), Rigid(2).distance, torch.from_numpy(poses), torch.from_numpy(UNITS[2]))
     np.testing.assert_allclose(q.numpy(), played(poses, UNITS[2], gamma), rtol=0, atol=AGREEMENT)
 
 
 def test_best_action_lowers_the_largest_parameter(rng: np.random.Generator) -> None:
     poses = torch.from_numpy(rng.uniform(-30, 30, (300, 6)))
-    best = GreedyQ()(Rigid(3), poses, torch.from_numpy(UNITS[3])).argmax(1)
+    best = GreedyQ()(Rigid(3), Rigid(3).distance, poses, torch.from_numpy(UNITS[3])).argmax(1)
     largest = poses.abs().argmax(1)
     lower = (poses.gather(1, largest[:, None])[:, 0] > 0).long()  # 2i raises, 2i + 1 lowers
     assert torch.equal(best, 2 * largest + lower)
 
 
 def test_q_of_an_arriving_action_is_the_drop_and_the_bonus() -> None:
-    q = GreedyQ()(Rigid(3), torch.tensor([[1.0, 0, 0, 0, 0, 0]], dtype=torch.float64), torch.from_numpy(UNITS[3]))
+    pose = torch.tensor([[1.0, 0, 0, 0, 0, 0]], dtype=torch.float64)
+    q = GreedyQ()(Rigid(3), Rigid(3).distance, pose, torch.from_numpy(UNITS[3]))
     assert q[0, 1].item() == pytest.approx(1 + BONUS, abs=1e-12)
     assert q[0, 0].item() == pytest.approx(-1 + GAMMA * (1 + GAMMA * (1 + BONUS)), abs=1e-12)
 
@@ -92,7 +94,8 @@ def test_q_of_an_arriving_action_is_the_drop_and_the_bonus() -> None:
 def test_drop_is_the_decrease_of_the_distance(transform: Rigid, rng: np.random.Generator) -> None:
     deltas = torch.from_numpy(DiscreteSteps(len(transform.names), (1.0, 4.0, 16.0)).deltas)
     pose = transform.from_euler(torch.from_numpy(rng.uniform(-40, 40, (50, len(transform.names)))))
-    drop, per_unit = DistanceDrop(per_unit=False)(transform, pose, deltas), DistanceDrop()(transform, pose, deltas)
+    drop, per_unit = (expert(transform, transform.distance, pose, deltas)
+                      for expert in (DistanceDrop(per_unit=False), DistanceDrop()))
     for action, delta in enumerate(deltas):
         expected = transform.distance(pose) - transform.distance(transform.apply(pose, delta))
         torch.testing.assert_close(drop[:, action], expected, rtol=0, atol=1e-12)
@@ -104,7 +107,7 @@ def test_weights_turn_targets_into_values_of_actions(rng: np.random.Generator) -
     deltas = DiscreteSteps(6, (1.0, 4.0)).deltas
     pose = torch.from_numpy(rng.uniform(-40, 40, (20, 6)))
     weights = torch.from_numpy(DistanceDrop().weights(deltas))
-    weighted = weights * DistanceDrop()(Rigid(3), pose, torch.from_numpy(deltas))
-    drop = DistanceDrop(per_unit=False)(Rigid(3), pose, torch.from_numpy(deltas))
+    weighted = weights * DistanceDrop()(Rigid(3), Rigid(3).distance, pose, torch.from_numpy(deltas))
+    drop = DistanceDrop(per_unit=False)(Rigid(3), Rigid(3).distance, pose, torch.from_numpy(deltas))
     torch.testing.assert_close(weighted, drop, rtol=0, atol=1e-12)
     assert (GreedyQ().weights(deltas) == 1).all()

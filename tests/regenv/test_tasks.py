@@ -165,7 +165,8 @@ def test_similarity_is_best_at_the_truth() -> None:
 # --- arrival --------------------------------------------------------------------------------------------------------
 
 def arrived(pose: Tensor, transform: Rigid | None = None) -> Tensor:
-    return Arrived()(transform or Rigid(3), pose, torch.ones(len(pose), dtype=torch.bool), UNITS)
+    transform = transform or Rigid(3)
+    return Arrived()(transform, transform.distance, pose, torch.ones(len(pose), dtype=torch.bool), UNITS)
 
 
 def test_the_papers_rule_alone_stops_8_percent_of_the_episodes(rng: np.random.Generator) -> None:
@@ -190,8 +191,8 @@ def test_arrival_is_within_half_a_unit_for_any_transform() -> None:
 def test_unknown_truth_never_arrives_and_never_stops_never() -> None:
     pose = torch.zeros(2, 6, dtype=torch.float64)
     known = torch.tensor([True, False])
-    assert Arrived()(Rigid(3), pose, known, UNITS).tolist() == [True, False]
-    assert Never()(Rigid(3), pose, known, UNITS).tolist() == [False, False]
+    assert Arrived()(Rigid(3), Rigid(3).distance, pose, known, UNITS).tolist() == [True, False]
+    assert Never()(Rigid(3), Rigid(3).distance, pose, known, UNITS).tolist() == [False, False]
 
 
 # --- rows -----------------------------------------------------------------------------------------------------------

@@ -298,7 +298,7 @@ def test_actions_out_of_range_are_refused(action: int) -> None:
 
 
 def test_unknown_reset_options_are_refused() -> None:
-    with pytest.raises(ValueError, match="'reset_maks'; known are .*reset_mask"):
+    with pytest.raises(ValueError, match=r"'reset_maks'; known are .*reset_mask"):
         make().reset(options={"reset_maks": np.ones(3, dtype=bool)})
 
 

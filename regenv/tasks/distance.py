@@ -1,0 +1,49 @@
+"""How far a pose is from alignment: the D that rewards, stopping rules and targets are made of."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from regenv.data.pairs import PairBatch
+from regenv.ops.warp import matmul
+from regenv.transforms.rigid import invert_affine
+
+Measure = Callable[[Tensor], Tensor]
+"""D (B, ...) of poses (B, ..., P), for the pairs of an episode."""
+
+
+@dataclass(frozen=True)
+class ParameterNorm:
+    """D is the norm of the transform's own parameters (Liao et al. 2017; "matrix" in Sun et al. 2018)."""
+
+    def __call__(self, transform: Any, pair: PairBatch, pose: Tensor) -> Tensor:
+        """(B, ...) of poses (B, ..., P)."""
+        return transform.distance(pose)
+
+
+@dataclass(frozen=True)
+class LandmarkError:
+    """D is the mean distance of landmarks from where they belong (Sun et al. 2018, eq. 4), seen in the fixed image.
+
+    The landmarks of the moving image, put into the fixed one by the current estimate, are compared with those of the
+    fixed image: ``mean |U p - p|`` with U the push-forward that is left of the misalignment.
+
+    Args: unit: mm that count as one (a pixel).
+    """
+
+    unit: float = 1.0
+
+    def __call__(self, transform: Any, pair: PairBatch, pose: Tensor) -> Tensor:
+        """(B, ...) of poses (B, ..., P)."""
+        n = pair.ndim
+        lanes = (-1, *(1,) * (pose.ndim - 2), n)
+        residual = invert_affine(transform.matrix(pose))
+        offsets = (pair.landmarks - pair.center[:, None]).transpose(1, 2)
+        linear = residual[..., :n, :n] - torch.eye(n, dtype=residual.dtype, device=residual.device)
+        moved = matmul(linear, offsets.reshape(*lanes, offsets.shape[-1])) + residual[..., :n, n:]
+        return torch.linalg.vector_norm(moved, dim=-2).mean(-1) / self.unit
