@@ -10,6 +10,7 @@ import gymnasium as gym
 
 from regenv.core import Task
 from regenv.tasks.rigid import rigid
+from regenv.tasks.similarity import similarity
 
 
 @dataclass(frozen=True)
@@ -28,6 +29,10 @@ CATALOGUE: dict[str, Row] = {
     "RegRigid3DContinuous-v0": Row(rigid, {"ndim": 3, "continuous": True}),
     "RegRigid3DGeometric-v0": Row(rigid, {"ndim": 3, "step_sizes": (1.0, 4.0, 16.0), "motion": "disentangled",
                                           "observation": "pair"}, steps=60),
+    "RegSimilarity2D-v0": Row(similarity, {"ndim": 2}, steps=500),
+    "RegSimilarity2DContinuous-v0": Row(similarity, {"ndim": 2, "continuous": True}, steps=500),
+    "RegSimilarity2DNormalized-v0": Row(similarity, {"ndim": 2, "reward": "gain"}, steps=500),
+    "RegSimilarity3D-v0": Row(similarity, {"ndim": 3}, steps=500),
 }
 
 

@@ -22,13 +22,15 @@ class UniformStart:
     Args:
         ranges: half-widths of the P parameters, mm and degrees (Rx Ry Rz angles).
         near: share of the lanes that are drawn within ``near_scale`` times the ranges.
-        whole: round to whole units, so that unit steps reach the solution exactly.
+        whole: only whole units, each as likely, so that unit steps reach the solution exactly.
+        units: of the parameters; default 1 each.
     """
 
     ranges: tuple[float, ...]
     near: float = 0.0
     near_scale: float = 0.15
     whole: bool = False
+    units: tuple[float, ...] = ()
 
     def __post_init__(self) -> None:
         if not all(width >= 0 and np.isfinite(width) for width in self.ranges):
@@ -39,10 +41,12 @@ class UniformStart:
 
     def draw(self, rngs: Sequence[np.random.Generator], scale: float = 1.0) -> np.ndarray:
         """Poses (B, P) float64; ``scale`` in (0, 1] shrinks the ranges, for curricula."""
-        width = np.asarray(self.ranges) * scale
+        width, units = np.asarray(self.ranges) * scale, np.asarray(self.units or 1.0)
+        if self.whole:
+            width = (np.floor(width / units + 1e-9) + 0.5) * units
         poses = np.stack([rng.uniform(-width, width) * (self.near_scale if rng.random() < self.near else 1.0)
                           for rng in rngs])
-        return np.round(poses) if self.whole else poses
+        return np.round(poses / units) * units if self.whole else poses
 
 
 def random_rigid(rngs: Sequence[np.random.Generator], ndim: int, mm: float, degrees: float) -> Tensor:

@@ -11,10 +11,12 @@ from regenv.data.heads import Heads
 from regenv.data.pairs import PairSource
 from regenv.data.perturb import CoDeformed
 from regenv.data.phantoms import BrainPhantom, SpinePhantom
+from regenv.data.slices import Slices
 
 
 def source_named(source: str | Mapping[str, Any] | PairSource, ndim: int) -> PairSource:
-    """A PairSource: "phantoms" (brain-like, no files needed), "spine", "heads" (real), or itself.
+    """A PairSource: "phantoms" (brain-like, no files needed), "spine", "heads" and "slices" (real),
+    "files" (the user's own), or itself.
 
     A mapping names one with arguments, so that it can stand in JSON: ``{"name": "heads", "subjects": ["mni152"]}``,
     ``{"name": "codeformed", "source": {"name": "spine"}, "affine": 0.25}``.
@@ -42,6 +44,7 @@ SOURCES: dict[str, Callable[..., PairSource]] = {
     "phantoms": BrainPhantom,
     "spine": SpinePhantom,
     "heads": _heads,
+    "slices": lambda ndim, **arguments: Slices(**arguments),
     "codeformed": _codeformed,
     "files": Files,
 }

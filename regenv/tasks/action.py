@@ -16,20 +16,20 @@ class DiscreteSteps:
 
     With several step sizes the same pairs follow once per size: action 2 P k + 2 i + sign moves by ``step_sizes[k]``.
 
-    Args: parameters: number P of parameters; step_sizes: units (mm and degrees) per step.
+    Args: units: of the P parameters (mm, degrees, ...); step_sizes: units per step.
     """
 
-    parameters: int
+    units: tuple[float, ...]
     step_sizes: tuple[float, ...] = (1.0,)
 
     @property
     def deltas(self) -> np.ndarray:
         """Change of the parameters by each action, (A, P)."""
-        unit = np.kron(np.eye(self.parameters), np.array([[1.0], [-1.0]]))
+        unit = np.kron(np.diag(self.units), np.array([[1.0], [-1.0]]))
         return np.concatenate([unit * size for size in self.step_sizes])
 
     def space(self) -> gym.Space:
-        return gym.spaces.Discrete(len(self.step_sizes) * 2 * self.parameters)
+        return gym.spaces.Discrete(len(self.step_sizes) * 2 * len(self.units))
 
     def delta(self, action: Tensor, table: Tensor) -> Tensor:
         """Change of the parameters (B, P) float64 by actions (B,) of integers; ``table`` is ``deltas`` on device.
@@ -46,17 +46,17 @@ class DiscreteSteps:
 class ContinuousSteps:
     """All parameters at once, each by at most the largest step size: Box [-1, 1] of P numbers, as SAC wants it."""
 
-    parameters: int
+    units: tuple[float, ...]
     step_sizes: tuple[float, ...] = (1.0,)
 
     @property
     def deltas(self) -> np.ndarray:
         """The discrete unit steps, by which the stopping rule is judged."""
-        return DiscreteSteps(self.parameters, self.step_sizes).deltas
+        return DiscreteSteps(self.units, self.step_sizes).deltas
 
     def space(self) -> gym.Space:
-        return gym.spaces.Box(-1.0, 1.0, (self.parameters,), np.float32)
+        return gym.spaces.Box(-1.0, 1.0, (len(self.units),), np.float32)
 
     def delta(self, action: Tensor, table: Tensor) -> Tensor:
-        """Change of the parameters (B, P) float64 by actions (B, P), clipped to [-1, 1]."""
-        return action.to(torch.float64).clamp(-1, 1) * max(self.step_sizes)
+        """Change of the parameters (B, P) float64 by actions (B, P), clipped to [-1, 1]; ``table`` is ``deltas``."""
+        return action.to(torch.float64).clamp(-1, 1) * table.amax(0)

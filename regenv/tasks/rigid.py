@@ -8,18 +8,17 @@ from typing import Any
 from regenv.core import SUCCESS_MM, Task
 from regenv.data.pairs import PairSource
 from regenv.data.perturb import UniformStart
-from regenv.data.sources import source_named
 from regenv.grid import Grid
 from regenv.tasks.action import ContinuousSteps, DiscreteSteps
 from regenv.tasks.distance import ParameterNorm
 from regenv.tasks.expert import DistanceDrop, GreedyQ
 from regenv.tasks.observation import OBSERVATIONS
+from regenv.tasks.parts import OBS_DTYPES, checked_ranges, checked_steps, named, pairs_of, shape_of
 from regenv.tasks.reward import REWARDS
 from regenv.tasks.termination import Arrived, Never
 from regenv.transforms.rigid import Rigid, RigidMotion
 
 MOTIONS = {"parameters": Rigid, "disentangled": RigidMotion}
-OBS_DTYPES = {"uint8": "uint8", "float32": "float32"}
 SIZE = {2: 128, 3: 64}
 FIELD_MM = {2: 256.0, 3: 224.0}
 RANGE_MM, RANGE_DEGREES = 30.0, 30.0
@@ -83,45 +82,29 @@ def rigid(ndim: int, continuous: bool = False, size: int | Sequence[int] | None 
     ## Version History
     * v0: first release.
     """
-    parameters = 3 if ndim == 2 else 6
-    wanted = SIZE[ndim] if size is None else size
-    shape = (wanted,) * ndim if isinstance(wanted, int) else tuple(wanted)
-    if len(shape) != ndim or min(shape) < 1:
-        raise ValueError(f"RegRigid{ndim}D: size is {size}; it must be a positive number of voxels, or {ndim} of them.")
-    chosen = source_named(source, ndim)
-    if chosen.ndim != ndim:
-        raise ValueError(f"RegRigid{ndim}D needs {ndim}D pairs; source {source!r} gives {chosen.ndim}D.")
+    moves = named("motion", motion, MOTIONS)(ndim)
+    shape = shape_of(SIZE[ndim] if size is None else size, ndim)
     if ranges is None:
-        ranges = [RANGE_MM] * ndim + [RANGE_DEGREES] * (parameters - ndim)
+        ranges = [RANGE_MM] * ndim + [RANGE_DEGREES] * (len(moves.names) - ndim)
         if ndim == 3 and (source["name"] if isinstance(source, Mapping) else source) == "spine":
             ranges[2] = 150.0
-    if len(ranges) != parameters:
-        raise ValueError(f"RegRigid{ndim}D: ranges has {len(ranges)} numbers; it needs {parameters}, mm then degrees.")
-    sizes = tuple(float(s) for s in step_sizes)
-    if not sizes or min(sizes) <= 0:
-        raise ValueError(f"RegRigid{ndim}D: step_sizes is {step_sizes}; every step must be positive.")
+    sizes = checked_steps(step_sizes)
     plain = motion == "parameters" and sizes == (1.0,)
     if targets == "q" and not plain:
-        raise ValueError("RegRigid: targets='q' is defined for unit steps of parameters; use targets='drop'.")
+        raise ValueError("targets is 'q'; it is defined for unit steps of parameters only, use targets='drop'.")
     experts = {"q": GreedyQ(gamma), "drop": DistanceDrop()}
     dtype = obs_dtype or ("uint8" if ndim == 2 else "float32")
     return Task(
-        source=chosen,
+        source=pairs_of(source, ndim),
         grid=Grid.centered(shape, FIELD_MM[ndim] / max(shape) if spacing is None else spacing),
-        transform=_named("motion", motion, MOTIONS)(ndim),
-        actions=(ContinuousSteps if continuous else DiscreteSteps)(parameters, sizes),
-        start=UniformStart(tuple(map(float, ranges)), near, near_scale, whole),
+        transform=moves,
+        actions=(ContinuousSteps if continuous else DiscreteSteps)((1.0,) * len(moves.names), sizes),
+        start=UniformStart(checked_ranges(ranges, moves.names), near, near_scale, whole),
         distance=ParameterNorm(),
-        observation=_named("observation", observation, OBSERVATIONS)(_named("obs_dtype", dtype, OBS_DTYPES)),
-        reward=_named("reward", reward, REWARDS),
-        termination=_named("stop", stop, {"arrived": Arrived(), "never": Never()}),
-        expert=_named("targets", targets or ("q" if plain else "drop"), experts),
+        observation=named("observation", observation, OBSERVATIONS)(named("obs_dtype", dtype, OBS_DTYPES)),
+        reward=named("reward", reward, REWARDS),
+        termination=named("stop", stop, {"arrived": Arrived(), "never": Never()}),
+        expert=named("targets", targets or ("q" if plain else "drop"), experts),
         max_episode_steps=max_episode_steps,
         success_mm=success_mm,
     )
-
-
-def _named(argument, name, choices):  # type: ignore[no-untyped-def]
-    if name not in choices:
-        raise ValueError(f"RegRigid: {argument} is {name!r}; it must be one of {', '.join(choices)}.")
-    return choices[name]

@@ -11,7 +11,7 @@ from regenv.tasks.expert import DistanceDrop, GreedyQ
 from regenv.transforms.rigid import Rigid, RigidMotion
 
 GAMMA, BONUS, TOLERANCE = 0.9, 10.0, 0.5
-UNITS = {n: DiscreteSteps(len(Rigid(n).names)).deltas for n in (2, 3)}
+UNITS = {n: DiscreteSteps((1.0,) * len(Rigid(n).names)).deltas for n in (2, 3)}
 AGREEMENT = 1e-9
 
 
@@ -92,7 +92,7 @@ def test_q_of_an_arriving_action_is_the_drop_and_the_bonus() -> None:
 
 @pytest.mark.parametrize("transform", [Rigid(3), RigidMotion(3), RigidMotion(2)], ids=repr)
 def test_drop_is_the_decrease_of_the_distance(transform: Rigid, rng: np.random.Generator) -> None:
-    deltas = torch.from_numpy(DiscreteSteps(len(transform.names), (1.0, 4.0, 16.0)).deltas)
+    deltas = torch.from_numpy(DiscreteSteps((1.0,) * len(transform.names), (1.0, 4.0, 16.0)).deltas)
     pose = transform.from_euler(torch.from_numpy(rng.uniform(-40, 40, (50, len(transform.names)))))
     drop, per_unit = (expert(transform, transform.distance, pose, deltas)
                       for expert in (DistanceDrop(per_unit=False), DistanceDrop()))
@@ -104,7 +104,7 @@ def test_drop_is_the_decrease_of_the_distance(transform: Rigid, rng: np.random.G
 
 
 def test_weights_turn_targets_into_values_of_actions(rng: np.random.Generator) -> None:
-    deltas = DiscreteSteps(6, (1.0, 4.0)).deltas
+    deltas = DiscreteSteps((1.0,) * 6, (1.0, 4.0)).deltas
     pose = torch.from_numpy(rng.uniform(-40, 40, (20, 6)))
     weights = torch.from_numpy(DistanceDrop().weights(deltas))
     weighted = weights * DistanceDrop()(Rigid(3), Rigid(3).distance, pose, torch.from_numpy(deltas))

@@ -1,0 +1,61 @@
+"""Which points of the fixed image a landmark error is measured on."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass, replace
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from regenv.data.pairs import PairBatch, PairSource
+from regenv.grid import Grid
+from regenv.ops import landmarks
+
+KINDS = ("lattice", "sift")
+MARGIN = 0.1
+
+
+@dataclass(frozen=True)
+class Landmarked:
+    """A source whose pairs carry landmarks of the fixed image's grid instead of their own.
+
+    Args:
+        source: any source whose pairs know the truth.
+        kind: "lattice", regular points over the grid, or "sift", key-points of each fixed image (Lowe 2004; 2D only;
+            Sun et al. 2018). Where an image has too few, they are repeated in turn; without any, the lattice.
+        count: number of points; a lattice takes the next lower square or cube.
+    """
+
+    source: PairSource
+    kind: str = "lattice"
+    count: int = 900
+
+    def __post_init__(self) -> None:
+        if self.kind not in KINDS:
+            raise ValueError(f"landmarks is {self.kind!r}; it must be one of {', '.join(KINDS)}.")
+        if self.kind == "sift" and self.ndim != 2:
+            raise ValueError("landmarks is 'sift'; SIFT key-points exist in 2D only, use 'lattice'.")
+        if self.count < 2**self.ndim:
+            raise ValueError(f"landmarks: count is {self.count}; at least {2**self.ndim} points are needed.")
+
+    @property
+    def ndim(self) -> int:
+        return self.source.ndim
+
+    def draw(self, rngs: Sequence[np.random.Generator], grid: Grid, device: torch.device,
+             difficulty: float = 1.0) -> PairBatch:
+        """As the wrapped source."""
+        pair = self.source.draw(rngs, grid, device, difficulty)
+        regular = landmarks.lattice(grid, int(self.count ** (1 / self.ndim) + 1e-9), MARGIN)
+        if self.kind == "lattice":
+            points = regular.expand(pair.lanes, *regular.shape).clone()
+        else:
+            points = torch.stack([self._key_points(image, grid, regular) for image in pair.fixed[:, 0].cpu()])
+        return replace(pair, landmarks=points.to(device), targets=None)
+
+    def _key_points(self, image: Tensor, grid: Grid, regular: Tensor) -> Tensor:
+        found = landmarks.sift(image, self.count)
+        points = torch.from_numpy(grid.to_world(found)) if len(found) else regular
+        return points[torch.arange(self.count) % len(points)]
