@@ -18,6 +18,7 @@ from torch import Tensor
 KNOTS = 6
 EDGE_MM = 2.0
 TISSUE = 0.06
+CAVITY_MM = 20.0  # from the brain, beyond which dark means air
 NOISE_LENGTH = 1 << 21
 BIAS_KNOTS = 4
 FULL_FIELD = (-0.1, 1.1)
@@ -103,13 +104,15 @@ class Looks:
     noise: Tensor
     phase: Tensor
 
-    def render(self, tissue: Tensor, stripped: Tensor) -> Tensor:
+    def render(self, tissue: Tensor, stripped: Tensor, outline: Tensor | None = None) -> Tensor:
         """Images (B, 1, *shape) in [0, 1].
 
         Args:
             tissue: (B, 2, *shape): intensity in [0, 1] and AWAY_MM minus the distance to the brain's surface in mm
                 (0 outside the volume, so that everything beyond is far away).
             stripped: (B,) bool, heads that come without skull.
+            outline: (B, *shape): 1 inside the skin. The synthetic scalp then ends there, and what the scan shows as
+                air deep inside stays air; without it the scalp is a shell of its own about the brain.
         """
         device, shape = tissue.device, tissue.shape[2:]
         own, outward = tissue[:, 0], AWAY_MM - tissue[:, 1]
@@ -121,8 +124,12 @@ class Looks:
         values = [self.values[:, i].to(device).view(wide) for i in range(3)]
         filled = [_below(outward, edge) for edge in edges]
         beyond = torch.where(stripped.to(device).view(wide), 0.0, outer)
-        skin = torch.maximum(beyond, values[2] * filled[2])
+        if outline is None:
+            skin = torch.maximum(beyond, values[2] * filled[2])
+        else:
+            skin = values[2] * ((own > TISSUE) | (outward < CAVITY_MM))
         synthetic = values[0] * filled[0] + (1 - filled[0]) * (values[1] * filled[1] + (1 - filled[1]) * skin)
+        synthetic = synthetic if outline is None else synthetic * outline
         outer = torch.where(self.skull.to(device).view(wide), synthetic, beyond)
         outer = torch.where(self.strip.to(device).view(wide), 0.0, outer)
         image = inside * brain + (1 - inside) * outer

@@ -9,13 +9,17 @@ from pathlib import Path
 import numpy as np
 import SimpleITK as sitk
 import torch
+from safetensors.torch import load_file, save_file
 from torch import Tensor
 
 from regenv.data import datasets
-from regenv.data.appearance import AWAY_MM
+from regenv.data.appearance import AWAY_MM, TISSUE
+from regenv.data.io import atomic
 from regenv.grid import Grid
 
 BANK_MM = 240.0
+CLOSING_MM = 9.0
+VERSION = 1  # of the files kept; raise it when what they hold changes
 PEOPLE = ("mni152", "mni2009c", "colin27", "csi1", "csi2", "csi3")
 
 
@@ -26,12 +30,14 @@ class Bank:
     Attributes:
         grid: grid of all volumes, centred on the brain.
         volumes: (E, 2, *shape): intensity in [0, 1]; AWAY_MM minus the distance (mm) to the brain's surface, >= 0.
+        outlines: (E, 1, *shape): 1 inside the skin, cavities filled, 0 outside.
         stripped: (E,) bool, whether a volume shows the brain only.
         people: entries of each person, one per modality.
     """
 
     grid: Grid
     volumes: Tensor
+    outlines: Tensor
     stripped: Tensor
     people: tuple[tuple[int, ...], ...]
 
@@ -39,19 +45,27 @@ class Bank:
 @lru_cache(maxsize=8)
 def bank(subjects: tuple[str, ...], spacing: float, device: str = "cpu") -> Bank:
     """The heads of ``subjects`` at ``spacing`` mm. Raises ValueError for an unknown name; asks for missing data."""
-    volumes: list[Tensor] = []
-    stripped: list[bool] = []
-    people: list[tuple[int, ...]] = []
     grid = Grid.centered((round(BANK_MM / spacing),) * 3, spacing)
-    for name in subjects:
-        scans, brain = _load(name)
-        entries = []
-        for scan in scans:
-            entries.append(len(volumes))
-            volumes.append(_reduced(scan, brain, grid))
-            stripped.append(name == "mni152")
-        people.append(tuple(entries))
-    return Bank(grid, torch.stack(volumes).to(device), torch.tensor(stripped), tuple(people))
+    parts = [_person(name, grid) for name in subjects]
+    ends = np.cumsum([len(part["volumes"]) for part in parts]).tolist()
+    people = tuple(tuple(range(end - len(part["volumes"]), end)) for part, end in zip(parts, ends, strict=True))
+    stripped = torch.tensor([name == "mni152" for name, each in zip(subjects, people, strict=True) for _ in each])
+    return Bank(grid, torch.cat([part["volumes"] for part in parts]).to(device),
+                torch.cat([part["outlines"] for part in parts]).to(device), stripped, people)
+
+
+def _person(name: str, grid: Grid) -> dict[str, Tensor]:
+    """One person's volumes and outlines, see Bank; made once and kept in the cache folder."""
+    kept = datasets.cache_dir() / "heads" / f"{name}-{grid.spacing[0]:.4g}mm-v{VERSION}.safetensors"
+    if kept.is_file():
+        return load_file(kept)
+    scans, brain = _load(name)
+    volumes = torch.stack([_reduced(scan, brain, grid) for scan in scans])
+    made = {"volumes": volumes, "outlines": torch.stack([_outline(volume[0], grid) for volume in volumes])}
+    kept.parent.mkdir(parents=True, exist_ok=True)
+    with atomic(kept) as temporary:
+        save_file(made, temporary)
+    return made
 
 
 def _load(name: str) -> tuple[list[sitk.Image], sitk.Image]:
@@ -69,6 +83,15 @@ def _load(name: str) -> tuple[list[sitk.Image], sitk.Image]:
     archive, part = ("colin27", "ch2") if name == "colin27" else ("bold5000", name.upper())
     head = sitk.ReadImage(str(_member(datasets.get(archive), part)), sitk.sitkFloat32)
     return [head], _brain_by_template(head, t1, mask)
+
+
+def _outline(values: Tensor, grid: Grid) -> Tensor:
+    """(1, *shape): what the skin encloses."""
+    head = sitk.GetImageFromArray((values > TISSUE).to(torch.uint8).numpy())
+    reach = [max(1, round(CLOSING_MM / s)) for s in grid.spacing]
+    head = sitk.BinaryFillhole(sitk.BinaryMorphologicalClosing(head, reach, sitk.sitkBall))
+    largest = sitk.RelabelComponent(sitk.ConnectedComponent(head), sortByObjectSize=True) == 1
+    return torch.from_numpy(sitk.GetArrayFromImage(largest).astype(np.float32))[None]
 
 
 def _member(files: dict[str, Path], part: str) -> Path:

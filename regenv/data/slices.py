@@ -100,13 +100,15 @@ class Slices:
     def _shown(self, heads: Bank, entries: np.ndarray, look: Appearance, as_ct: np.ndarray,
                rngs: Sequence[np.random.Generator], voxels: Tensor, plane: Grid) -> Tensor:
         """Images (B, 1, H, W). Both looks are drawn for every lane: its numbers depend on no other lane."""
-        tissue = torch.empty(len(entries), 2, *plane.shape, device=voxels.device)
+        tissue = torch.empty(len(entries), 3, *plane.shape, device=voxels.device)
         for entry in np.unique(entries):
             where = torch.from_numpy(np.flatnonzero(entries == entry)).to(voxels.device)
-            volume = heads.volumes[entry].expand(len(where), -1, -1, -1, -1)
-            tissue[where] = warp_affine(volume, voxels[where], plane.shape)
+            for channels, kept in ((slice(0, 2), heads.volumes), (slice(2, 3), heads.outlines)):
+                tissue[where, channels] = warp_affine(kept[entry].expand(len(where), -1, -1, -1, -1), voxels[where],
+                                                      plane.shape)
         stripped = heads.stripped[entries]
-        scans = [style.draw(rngs, 1.0, plain=False).render(tissue, stripped) for style in (look, self.ct_look)]
+        scans = [style.draw(rngs, 1.0, plain=False).render(tissue[:, :2], stripped, tissue[:, 2])
+                 for style in (look, self.ct_look)]
         chosen = torch.from_numpy(as_ct).to(voxels.device).view(-1, 1, 1, 1, 1)
         return torch.where(chosen, scans[1], scans[0]).squeeze(2)
 
