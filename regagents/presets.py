@@ -7,19 +7,27 @@ from typing import Any
 REAL_HEADS: dict[str, Any] = {"name": "heads", "subjects": ["mni152", "mni2009c", "csi1", "csi2"]}
 HEAD_GRID: dict[str, Any] = {"size": 32, "spacing": 6.5, "observation": "pair"}
 RISE: dict[str, Any] = {"start": 0.1, "end": 0.5, "difficulty": [0.0, 1.0], "reach": [0.35, 1.0]}
+SIMILARITY: dict[str, Any] = {
+    "agent": "A3C",
+    "env": "RegSimilarity2DNormalized-v0",
+    "env_kwargs": {"source": {"name": "slices", "subjects": ["mni2009c", "csi1", "csi2"]}},
+    "algorithm": {"n_workers": 8, "lanes": 4, "learning_rate": 3e-4, "ent_coef": 0.02},
+    "curriculum": {"start": 0.0, "end": 0.4, "difficulty": [1.0, 1.0], "reach": [0.3, 1.0]},
+    "steps": 4_000_000,
+}
 
 PRESETS: dict[str, dict[str, Any]] = {
     "head-geometric": {
         "env": "RegRigid3DGeometric-v0",
         "env_kwargs": {**HEAD_GRID, "source": REAL_HEADS, "ranges": [60, 60, 60, 90, 90, 90]},
-        "sampler_kwargs": {"near": 0.35, "near_scale": 0.2},
+        "algorithm": {"sampler_kwargs": {"near": 0.35, "near_scale": 0.2}},
         "curriculum": RISE,
         "steps": 1_000_000,
     },
     "head-unit": {
         "env": "RegRigid3D-v0",
         "env_kwargs": {**HEAD_GRID, "source": REAL_HEADS, "targets": "drop"},
-        "sampler_kwargs": {"near": 0.4, "near_scale": 0.2},
+        "algorithm": {"sampler_kwargs": {"near": 0.4, "near_scale": 0.2}},
         "curriculum": {**RISE, "reach": [0.6, 1.0]},
         "steps": 1_000_000,
     },
@@ -27,7 +35,7 @@ PRESETS: dict[str, dict[str, Any]] = {
         "env": "RegRigid3D-v0",
         "env_kwargs": {"size": [48, 24, 24], "spacing": 8.0, "observation": "pair", "source": {"name": "spine"},
                        "targets": "drop"},
-        "sampler_kwargs": {"near": 0.3, "near_scale": 0.2},
+        "algorithm": {"sampler_kwargs": {"near": 0.3, "near_scale": 0.2}},
         "curriculum": {**RISE, "reach": [0.25, 1.0]},
         "steps": 600_000,
     },
@@ -37,16 +45,18 @@ PRESETS: dict[str, dict[str, Any]] = {
                        "source": {"name": "spine", "moving_extent_mm": [150.0, 150.0, 150.0], "placement_mm": 80.0,
                                   "lateral_mm": 30.0},
                        "ranges": [12, 12, 12, 8, 8, 8]},
-        "sampler_kwargs": {"near": 0.3, "near_scale": 0.3},
+        "algorithm": {"sampler_kwargs": {"near": 0.3, "near_scale": 0.3}},
         "curriculum": {**RISE, "reach": [1.0, 1.0]},
         "steps": 150_000,
     },
     "rigid2d": {
         "env": "RegRigid2D-v0",
         "env_kwargs": {"observation": "pair", "targets": "drop"},
-        "sampler_kwargs": {"near": 0.4, "near_scale": 0.2},
+        "algorithm": {"sampler_kwargs": {"near": 0.4, "near_scale": 0.2}},
         "curriculum": {**RISE, "reach": [0.6, 1.0]},
         "policy_kwargs": {"features_extractor_kwargs": {"widths": [16, 32, 48, 64, 64], "strides": [2, 2, 2, 2, 1]}},
         "steps": 150_000,
     },
+    "similarity-rl": SIMILARITY,
+    "similarity-sl": {**SIMILARITY, "algorithm": {**SIMILARITY["algorithm"], "supervised": True}},
 }

@@ -1,4 +1,4 @@
-"""Training of DSL agents from presets: resumable, seeded, logged to TensorBoard and CSV."""
+"""Training of agents from presets: resumable, seeded, logged to TensorBoard and CSV."""
 
 from __future__ import annotations
 
@@ -13,33 +13,38 @@ from stable_baselines3.common.callbacks import BaseCallback
 from stable_baselines3.common.logger import configure
 
 import regenv  # noqa: F401  registers the ids
+from regagents.a3c import A3C
 from regagents.common import checkpoints
-from regagents.dsl.dsl import DSL, Curriculum
+from regagents.common.curriculum import Curriculum
+from regagents.dsl.dsl import DSL
 from regagents.presets import PRESETS
 
 WEIGHTS = Path(__file__).parent / "weights"
 
 
-def create(config: dict[str, Any], seed: int = 0, device: str = "cpu", **algorithm: Any) -> DSL:
+ALGORITHMS: dict[str, tuple[type[Any], str]] = {"DSL": (DSL, "CompactPolicy"), "A3C": (A3C, "CnnLstmPolicy")}
+
+
+def create(config: dict[str, Any], seed: int = 0, device: str = "cpu", **algorithm: Any) -> Any:
     """An untrained agent of a preset (or of a card's ``config``)."""
     env = gym.make(config["env"], **config["env_kwargs"])
     rise = config.get("curriculum")
     curriculum = None if rise is None else Curriculum(rise["start"], rise["end"], tuple(rise["difficulty"]),
                                                       tuple(rise["reach"]))
-    return DSL(config.get("policy", "CompactPolicy"), env, seed=seed, device=device,
-               policy_kwargs=config.get("policy_kwargs"), sampler_kwargs=config.get("sampler_kwargs"),
-               curriculum=curriculum, **{**config.get("algorithm", {}), **algorithm})
+    kind, policy = ALGORITHMS[config.get("agent", "DSL")]
+    return kind(config.get("policy", policy), env, seed=seed, device=device, policy_kwargs=config.get("policy_kwargs"),
+                curriculum=curriculum, **{**config.get("algorithm", {}), **algorithm})
 
 
-def load(path: str | Path, device: str = "cpu", **env_kwargs: Any) -> DSL:
+def load(path: str | Path, device: str = "cpu", algorithm: str = "DSL", **env_kwargs: Any) -> Any:
     """A trained agent from its checkpoint (a path, or the name of shipped weights).
 
-    Raises CheckpointError for missing, damaged or misfitting files.
+    Raises CheckpointError for missing, damaged or misfitting files, and for those of another algorithm.
     """
     path = resolve(path)
     tensors, card = checkpoints.load(path)
-    if card.get("algorithm") != "DSL":
-        raise checkpoints.CheckpointError(f"{path}: algorithm is {card.get('algorithm')!r}; a DSL agent is needed.")
+    if card.get("algorithm") != algorithm:
+        raise checkpoints.CheckpointError(f"{path}: algorithm is {card.get('algorithm')!r}; {algorithm} is needed.")
     try:
         config = dict(card["config"])
         config["env_kwargs"] = {**config["env_kwargs"], **env_kwargs}
@@ -47,8 +52,7 @@ def load(path: str | Path, device: str = "cpu", **env_kwargs: Any) -> DSL:
     except (KeyError, TypeError, ValueError, gym.error.Error) as error:
         raise checkpoints.CheckpointError(f"{path.with_suffix('.json')}: config does not describe an agent "
                                           f"({type(error).__name__}: {error}).") from None
-    checkpoints.fit(agent.q_net, tensors, path)
-    agent.q_net_target.load_state_dict(agent.q_net.state_dict())
+    agent.adopt(tensors, path)
     agent.policy.set_training_mode(False)
     return agent
 
@@ -74,20 +78,19 @@ class _Keeper(BaseCallback):
         self.before = float(card.get("seconds", 0.0))
 
     def _on_step(self) -> bool:
-        agent: DSL = self.model  # type: ignore[assignment]
-        if time.monotonic() - self.last > self.every and agent._fit_steps % agent.repose == 0:
+        if time.monotonic() - self.last > self.every and self.model.resumable:  # type: ignore[attr-defined]
             self.write()
         return True
 
     def write(self) -> None:
-        agent: DSL = self.model  # type: ignore[assignment]
+        agent: Any = self.model
         self.last = time.monotonic()
-        self.card |= {"samples": agent.num_timesteps, "fit_steps": agent._fit_steps,
+        self.card |= {"samples": agent.num_timesteps, "updates": agent.updates,
                       "seconds": round(self.before + self.last - self.begun)}
-        state = {f"network.{k}": v for k, v in agent.q_net.state_dict().items()}
+        state = {f"network.{k}": v for k, v in agent.network.state_dict().items()}
         state |= {f"optimizer.{k}": v for k, v in checkpoints.flatten_optimizer(agent.optimizer).items()}
         checkpoints.save(self.path.with_name("state.safetensors"), state, self.card)
-        checkpoints.save(self.path, agent.q_net.state_dict(), self.card)
+        checkpoints.save(self.path, agent.network.state_dict(), self.card)
 
 
 def train(preset: str, out: str | Path, steps: int | None = None, seed: int = 0, device: str = "cpu",
@@ -109,9 +112,10 @@ def train(preset: str, out: str | Path, steps: int | None = None, seed: int = 0,
     out = Path(out)
     config = PRESETS[preset]
     total = steps or config["steps"]
-    agent = create(config, seed=seed, device=device, amp=amp)
+    kind = config.get("agent", "DSL")
+    agent = create(config, seed=seed, device=device, **({"amp": amp} if kind == "DSL" else {}))
     card: dict[str, Any] = {
-        "name": preset, "algorithm": "DSL", "env": config["env"], "config": config, "command": command, "seed": seed,
+        "name": preset, "algorithm": kind, "env": config["env"], "config": config, "command": command, "seed": seed,
         "init": init, "steps": total, "samples": 0, "seconds": 0,
         "machine": f"{platform.processor() or platform.machine()}, {torch.get_num_threads()} thread(s), "
                    f"torch {torch.__version__}", "licence": "Apache-2.0"}
@@ -120,15 +124,15 @@ def train(preset: str, out: str | Path, steps: int | None = None, seed: int = 0,
         tensors, old = checkpoints.load(out / "state.safetensors")
         if old["config"] != config:
             raise checkpoints.CheckpointError(f"{out}: config differs from preset {preset!r}; train into a new folder.")
-        checkpoints.fit(agent.q_net, _under("network.", tensors), out)
+        agent.adopt(_under("network.", tensors), out)
         checkpoints.fit_optimizer(agent.optimizer, _under("optimizer.", tensors))
-        agent.num_timesteps, agent._fit_steps = old["samples"], old["fit_steps"]
+        agent.num_timesteps, agent.updates = old["samples"], old["updates"]
         card["seconds"] = old["seconds"]
         card["init"] = old["init"]
     elif init is not None:
         tensors, _ = checkpoints.load(resolve(init))
         trunk = {k: v for k, v in tensors.items() if k.startswith("features_extractor.")}
-        checkpoints.fit(agent.q_net.features_extractor, _under("features_extractor.", trunk), init)
+        checkpoints.fit(agent.network.features_extractor, _under("features_extractor.", trunk), init)
     out.mkdir(parents=True, exist_ok=True)
     agent.set_logger(configure(str(out), ["csv", "tensorboard"]))
     keeper = _Keeper(path, card, keep_every)

@@ -21,7 +21,8 @@ class ImageExtractor(BaseFeaturesExtractor):
     layers run in bfloat16 where the processor has it, with channels last: three times the speed of float32.
     """
 
-    def __init__(self, observation_space: gym.spaces.Box, layers: nn.Sequential, head: list[int], norm: bool) -> None:
+    def __init__(self, observation_space: gym.spaces.Box, layers: nn.Sequential, head: list[int], norm: bool,
+                 activation: type[nn.Module] = nn.ReLU) -> None:
         super().__init__(observation_space, features_dim=head[-1])
         self.ndim = len(observation_space.shape) - 1
         self.byte = observation_space.dtype == np.uint8
@@ -29,7 +30,7 @@ class ImageExtractor(BaseFeaturesExtractor):
             width = layers(torch.zeros(1, *observation_space.shape)).shape[1]
         dense: list[nn.Module] = []
         for before, after in zip([width, *head[:-1]], head, strict=True):
-            dense += [nn.Linear(before, after), *([nn.BatchNorm1d(after)] if norm else []), nn.ReLU()]
+            dense += [nn.Linear(before, after), *([nn.BatchNorm1d(after)] if norm else []), activation()]
         self.layers = nn.Sequential(*layers, *dense).to(memory_format=CHANNELS_LAST[self.ndim])  # type: ignore[call-overload]
 
     def forward(self, observations: Tensor) -> Tensor:
@@ -69,3 +70,21 @@ class PaperCNN(ImageExtractor):
         network = nn.Sequential(*layers, nn.Flatten()).eval()
         super().__init__(observation_space, network, [512, 512, 64], norm=True)
         self.train()
+
+
+class StridedCNN(ImageExtractor):
+    """The convolutions of Sun et al. 2018, table 1: C16-8-S4, C16-4-S2, C32-4-S2, FC256, each followed by ELU.
+
+    Raises ValueError for images of fewer than 44 voxels along an axis, of which the strides leave nothing.
+    """
+
+    def __init__(self, observation_space: gym.spaces.Box, features_dim: int = 256) -> None:
+        ndim, channels = len(observation_space.shape) - 1, observation_space.shape[0]
+        if min(observation_space.shape[1:]) < 44:
+            raise ValueError(f"StridedCNN: image shape is {observation_space.shape[1:]}; every axis needs at least 44.")
+        layers: list[nn.Module] = []
+        for width, kernel, stride in ((16, 8, 4), (16, 4, 2), (32, 4, 2)):
+            layers += [CONV[ndim](channels, width, kernel, stride), nn.ELU()]
+            channels = width
+        super().__init__(observation_space, nn.Sequential(*layers, nn.Flatten()), [features_dim], norm=False,
+                         activation=nn.ELU)

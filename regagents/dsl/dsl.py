@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import math
 import time
-from dataclasses import dataclass
+from collections.abc import Mapping
+from pathlib import Path
 from typing import Any, ClassVar
 
 import gymnasium as gym
@@ -15,30 +16,13 @@ from stable_baselines3.common.buffers import ReplayBuffer
 from stable_baselines3.common.type_aliases import MaybeCallback
 from torch import Tensor
 
+from regagents.common import checkpoints
+from regagents.common.curriculum import Curriculum
 from regagents.dsl.policies import DSLPolicy, PaperPolicy
 from regenv.core import Task
 from regenv.registry import build
 
 DECAY_EVERY, DECAY = 10_000, 0.7
-
-
-@dataclass(frozen=True)
-class Curriculum:
-    """How a source's difficulty and the range of starting poses grow over training: linearly between two shares of it.
-
-    All at once nothing is learnt from scratch (loss flat for thousands of batches); with the rise it is learnt at once.
-    """
-
-    start: float = 0.15
-    end: float = 0.6
-    difficulty: tuple[float, float] = (0.0, 1.0)
-    reach: tuple[float, float] = (0.5, 1.0)
-
-    def at(self, progress: float) -> dict[str, float]:
-        """Reset options at a share of training in [0, 1]."""
-        rise = min(max((progress - self.start) / max(self.end - self.start, 1e-9), 0.0), 1.0)
-        return {name: low + (high - low) * rise
-                for name, (low, high) in (("difficulty", self.difficulty), ("reach", self.reach))}
 
 
 class DSL(DQN):
@@ -86,7 +70,7 @@ class DSL(DQN):
         wanted, self.buffer_size = self.buffer_size, 1
         super()._setup_model()
         self.buffer_size, self.replay_buffer = wanted, None
-        self._fit_steps = getattr(self, "_fit_steps", 0)
+        self.updates = getattr(self, "updates", 0)
         if self.env is not None:
             task = self.task()
             self.action_weights = task.expert.weights(task.actions.deltas)
@@ -112,7 +96,7 @@ class DSL(DQN):
             callbacks.update_locals(locals())
             if not callbacks.on_step():
                 break
-            if self._fit_steps % log_interval == 0:
+            if self.updates % log_interval == 0:
                 self.logger.record("train/loss", torch.stack(losses).mean().item())
                 self.logger.record("train/learning_rate", self.optimizer.param_groups[0]["lr"])
                 self.logger.record("time/fps", (self.num_timesteps - at_start) / (time.monotonic() - started))
@@ -132,6 +116,21 @@ class DSL(DQN):
                                           n_envs=self.n_envs, **self.replay_buffer_kwargs)
         DQN.learn(self, total_timesteps, **kwargs)
         return self
+
+    @property
+    def network(self) -> torch.nn.Module:
+        """What training changes and a checkpoint holds."""
+        return self.q_net
+
+    @property
+    def resumable(self) -> bool:
+        """Whether a checkpoint written now goes on exactly as this run would: images are drawn anew next."""
+        return self.updates % self.repose == 0
+
+    def adopt(self, tensors: Mapping[str, Tensor], path: str | Path) -> None:
+        """Take over a checkpoint's weights. Raises CheckpointError where they do not fit."""
+        checkpoints.fit(self.q_net, tensors, path)
+        self.q_net_target.load_state_dict(self.q_net.state_dict())
 
     def task(self) -> Task:
         """The task of the environment's id and arguments."""
@@ -153,9 +152,9 @@ class DSL(DQN):
     def _draw(self, sampler: gym.vector.VectorEnv, progress: float) -> tuple[Tensor, Tensor]:
         """Observations (B, ...) and targets (B, A) of fresh poses; every batch has its seed, so a resumed run goes on
         as the first would have."""
-        seed = ((self.seed or 0) * 1_000_003 + self._fit_steps) * self.batch_size % (1 << 31)
+        seed = ((self.seed or 0) * 1_000_003 + self.updates) * self.batch_size % (1 << 31)
         options: dict[str, Any] = self._options(progress)
-        if self._fit_steps % self.repose and sampler.unwrapped._state is not None:  # type: ignore[attr-defined]
+        if self.updates % self.repose and sampler.unwrapped._state is not None:  # type: ignore[attr-defined]
             options["same_pairs"] = True
         observations, infos = sampler.reset(seed=seed, options=options)
         return observations, infos["q_star"].to(torch.float32)
@@ -166,8 +165,8 @@ class DSL(DQN):
     def _rate(self, progress: float) -> float:
         peak = float(self.learning_rate)  # type: ignore[arg-type]
         if self.schedule == "paper":
-            return peak * DECAY ** (self._fit_steps // DECAY_EVERY)
-        return peak * min(1.0, (self._fit_steps + 1) / 200) * 0.5 * (1 + math.cos(math.pi * progress))
+            return peak * DECAY ** (self.updates // DECAY_EVERY)
+        return peak * min(1.0, (self.updates + 1) / 200) * 0.5 * (1 + math.cos(math.pi * progress))
 
     def _fit(self, observations: Tensor, targets: Tensor, rate: float) -> Tensor:
         """One step on eq. 5; the loss, detached."""
@@ -180,7 +179,7 @@ class DSL(DQN):
         loss.backward()
         torch.nn.utils.clip_grad_norm_(self.q_net.parameters(), self.max_grad_norm)
         self.optimizer.step()
-        self._fit_steps += 1
+        self.updates += 1
         return loss.detach()
 
     def _excluded_save_params(self) -> list[str]:

@@ -90,8 +90,8 @@ def tiny(monkeypatch: pytest.MonkeyPatch) -> str:
     """A preset of a few steps, with everything that a long one has."""
     source = {"name": "phantoms", "patients": 2, "bank_spacing": 8.0}
     monkeypatch.setitem(presets.PRESETS, "tiny", toy_config(2, step=1.0, size=8, source=source) | {
-        "sampler_kwargs": {"near": 0.3}, "curriculum": {"start": 0.1, "end": 0.8, "difficulty": [0.0, 1.0],
-                                                     "reach": [0.5, 1.0]},
+        "algorithm": {"sampler_kwargs": {"near": 0.3}},
+        "curriculum": {"start": 0.1, "end": 0.8, "difficulty": [0.0, 1.0], "reach": [0.5, 1.0]},
         "steps": 12 * BATCH})
     return "tiny"
 
@@ -103,7 +103,7 @@ def test_resumed_training_equals_uninterrupted(tiny: str, tmp_path: Path, monkey
 
     def stop(keeper: Any) -> bool:
         on_step(keeper)
-        if keeper.model._fit_steps == REPOSE + 2:
+        if keeper.model.updates == REPOSE + 2:
             raise KeyboardInterrupt
         return True
 
@@ -111,7 +111,7 @@ def test_resumed_training_equals_uninterrupted(tiny: str, tmp_path: Path, monkey
         patch.setattr(training._Keeper, "_on_step", stop)
         with pytest.raises(KeyboardInterrupt):
             training.train(tiny, tmp_path / "broken", seed=5, keep_every=-1.0)
-    assert json.loads((tmp_path / "broken" / "state.json").read_text())["fit_steps"] == REPOSE
+    assert json.loads((tmp_path / "broken" / "state.json").read_text())["updates"] == REPOSE
     resumed = training.train(tiny, tmp_path / "broken", seed=5, resume=True)
     for one, other in ((straight, resumed), (straight.with_name("state.safetensors"),
                                              resumed.with_name("state.safetensors"))):

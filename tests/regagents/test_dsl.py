@@ -10,9 +10,9 @@ from stable_baselines3.common.callbacks import BaseCallback
 from stable_baselines3.common.evaluation import evaluate_policy
 
 import regenv  # noqa: F401
+from regagents.common.curriculum import Curriculum
 from regagents.common.extractors import CompactCNN, PaperCNN
 from regagents.dsl import DSL
-from regagents.dsl.dsl import Curriculum
 
 TINY = {"features_extractor_kwargs": {"widths": (8, 16), "strides": (2, 2), "features_dim": 32}}
 
@@ -86,7 +86,7 @@ def test_paper_schedule_and_network():
     convolutions = [m.out_channels for m in model.q_net.features_extractor.modules() if isinstance(m, torch.nn.Conv2d)]
     dense = [m.out_features for m in model.q_net.modules() if isinstance(m, torch.nn.Linear)]
     assert convolutions == [8, 32, 32, 128, 128] and dense == [512, 512, 64, 6]
-    model._fit_steps = 25_000
+    model.updates = 25_000
     assert model._rate(0.5) == pytest.approx(6e-5 * 0.7**2)
     model.learn(8)
 

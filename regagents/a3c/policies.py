@@ -1,0 +1,170 @@
+"""The combined policy and value network of the A3C agent, and how it registers: value threshold and look-ahead."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, replace
+from typing import Any
+
+import numpy as np
+import torch
+import torch.nn.functional as F
+from stable_baselines3.common.policies import BasePolicy
+from torch import Tensor, nn
+
+from regagents.common.extractors import StridedCNN
+from regenv.core import RegistrationCore
+from regenv.ops.warp import matmul
+from regenv.state import EpisodeState
+from regenv.transforms.rigid import homogeneous, invert_affine
+
+Memory = tuple[Tensor, Tensor]
+FEEDFORWARD = 128  # width of the dense layer that stands in for the LSTM ("CNN-LME")
+
+
+class A3CPolicy(BasePolicy):
+    """Sun et al. 2018, table 1: convolutions, FC256, LSTM256, and two heads: policy (A) and value (1).
+
+    Args: recurrent: False puts a dense layer of 128 with ELU in place of the LSTM (the paper's CNN-LME).
+    """
+
+    def __init__(self, observation_space: Any, action_space: Any, lr_schedule: Any = None, hidden: int = 256,
+                 recurrent: bool = True, features_extractor_class: Any = StridedCNN,
+                 features_extractor_kwargs: dict[str, Any] | None = None) -> None:
+        super().__init__(observation_space, action_space, features_extractor_class, features_extractor_kwargs,
+                         normalize_images=False)
+        self.recurrent = recurrent
+        self.hidden = hidden if recurrent else FEEDFORWARD
+        self.features_extractor = self.make_features_extractor()
+        width = self.features_extractor.features_dim
+        self.core: nn.Module = nn.LSTMCell(width, hidden) if recurrent else nn.Linear(width, FEEDFORWARD)
+        self.policy_head = nn.Linear(self.hidden, int(action_space.n))
+        self.value_head = nn.Linear(self.hidden, 1)
+        nn.init.normal_(self.policy_head.weight, std=0.01)
+        nn.init.zeros_(self.policy_head.bias)
+
+    def begin(self, lanes: int) -> Memory:
+        """Memory of fresh episodes: two (B, hidden)."""
+        return torch.zeros(lanes, self.hidden), torch.zeros(lanes, self.hidden)
+
+    def forward(self, observations: Tensor, memory: Memory, starts: Tensor | None = None
+                ) -> tuple[Tensor, Tensor, Memory]:
+        """Logits (B, A), values (B,) and the memory after. Args: starts: (B,) bool, where an episode begins."""
+        features = self.features_extractor(observations)
+        if not self.recurrent:
+            hidden = F.elu(self.core(features))
+        else:
+            if starts is not None:
+                kept = (~starts).to(features.dtype).unsqueeze(1)
+                memory = memory[0] * kept, memory[1] * kept
+            memory = self.core(features, memory)
+            hidden = memory[0]
+        return self.policy_head(hidden), self.value_head(hidden).squeeze(1), memory
+
+    def _predict(self, observation: Any, deterministic: bool = False) -> Tensor:
+        logits, _, _ = self(observation, self.begin(len(observation)))
+        return chosen(logits, deterministic)
+
+    def predict(self, observation: Any, state: tuple[np.ndarray, ...] | None = None,
+                episode_start: np.ndarray | None = None, deterministic: bool = False
+                ) -> tuple[np.ndarray, tuple[np.ndarray, ...] | None]:
+        """SB3's recurrent ``predict``: state is (h, c), each (n_envs, hidden)."""
+        self.set_training_mode(False)
+        tensor, vectorized = self.obs_to_tensor(observation)
+        memory = self.begin(len(tensor)) if state is None else tuple(map(torch.as_tensor, state))  # type: ignore[arg-type]
+        starts = None if episode_start is None else torch.as_tensor(np.asarray(episode_start)).bool().reshape(-1)
+        with torch.inference_mode():
+            logits, _, memory = self(tensor, memory, starts)
+            actions = chosen(logits, deterministic).numpy()
+        return (actions if vectorized else actions[0]), tuple(part.numpy() for part in memory)
+
+    def _get_constructor_parameters(self) -> dict[str, Any]:
+        return super()._get_constructor_parameters() | {
+            "hidden": self.hidden if self.recurrent else 256, "recurrent": self.recurrent, "lr_schedule": None}
+
+
+def chosen(logits: Tensor, deterministic: bool, generator: torch.Generator | None = None) -> Tensor:
+    """Actions (B,) of logits (B, A): the best ones, or drawn by their probabilities."""
+    if deterministic:
+        return logits.argmax(1)
+    return torch.multinomial(logits.softmax(1), 1, generator=generator).squeeze(1)
+
+
+@dataclass(frozen=True)
+class Lookahead:
+    """Monte Carlo roll-outs from where the value says that the images are aligned (Sun et al. 2018, eq. 5).
+
+    Args: rollouts: trajectories, all of them one batch; depth: steps of each; seed: of their actions.
+    """
+
+    rollouts: int = 20
+    depth: int = 10
+    seed: int = 0
+
+    def __call__(self, policy: A3CPolicy, core: RegistrationCore, state: EpisodeState, memory: Memory) -> Tensor:
+        """Poses (B, P): the mean of where the trajectories end, weighted by the sum of the values along each.
+
+        The first action is drawn uniformly, the others by the policy. Poses are averaged relative to the present
+        estimate (translation, scale, cos and sin of the angle; in 3D the rotation nearest to the mean matrix), so that
+        nothing of the truth enters. A trajectory whose values sum to less than nothing has no weight.
+        """
+        generator = torch.Generator().manual_seed(self.seed)
+        each = torch.arange(state.lanes).repeat_interleave(self.rollouts)
+        walk, held = state.select(each), (memory[0][each], memory[1][each])
+        total = torch.zeros(len(each))
+        for depth in range(self.depth):
+            logits, value, held = policy(core.observe(walk), held)
+            action = chosen(torch.zeros_like(logits) if depth == 0 else logits, False, generator)
+            walk = core.step(walk, action)[0]
+            total = total + value
+        total = total + policy(core.observe(walk), held)[1]
+        weight = total.clamp(min=0).view(-1, self.rollouts).double()
+        weight = torch.where(weight.sum(1, keepdim=True) > 0, weight, 1.0)
+        transform = core.task.transform
+        here = transform.matrix(state.pose)
+        relative = matmul(invert_affine(here)[each], transform.matrix(walk.pose)).unflatten(0, (-1, self.rollouts))
+        mean = weighted_mean(relative, weight / weight.sum(1, keepdim=True))
+        return transform.parameters(matmul(here, mean))
+
+
+def weighted_mean(maps: Tensor, weight: Tensor) -> Tensor:
+    """Mean (B, D+1, D+1) of similarity pull-backs (B, K, D+1, D+1): of the parameters of their push-forwards.
+
+    Translations, scales and rotation matrices are averaged, the last mapped to the nearest rotation: in 2D that is the
+    mean of cos and sin. Args: weight (B, K), rows sum to one.
+    """
+    n = maps.shape[-1] - 1
+    pushed = invert_affine(maps)
+    scale = torch.linalg.det(pushed[..., :n, :n]).pow(1 / n)
+    rotation = (weight[..., None, None] * pushed[..., :n, :n] / scale[..., None, None]).sum(1)
+    u, _, vt = torch.linalg.svd(rotation)
+    shift = (weight[..., None] * pushed[..., :n, n]).sum(1)
+    return invert_affine(homogeneous(u @ vt * (weight * scale).sum(1)[:, None, None], shift))
+
+
+@torch.inference_mode()
+def play(policy: A3CPolicy, core: RegistrationCore, state: EpisodeState, threshold: float, steps: int,
+         lookahead: Lookahead | None = None) -> tuple[EpisodeState, Tensor]:
+    """Register every lane: the most probable action until the value reaches ``threshold`` or ``steps`` are taken.
+
+    Args: lookahead: replaces the pose of a lane that reached the threshold.
+    Returns: the episodes where each lane ended, and which lanes (B,) reached the threshold.
+    """
+    memory, reached = policy.begin(state.lanes), torch.zeros(state.lanes, dtype=torch.bool)
+    lanes, final = torch.arange(state.lanes), state.pose.clone()
+    running = state
+    for step in range(steps + 1):
+        logits, value, memory = policy(core.observe(running), memory)
+        there = value >= threshold
+        if there.any():
+            arrived = running.select(there)
+            held = memory[0][there], memory[1][there]
+            final[lanes[there]] = arrived.pose if lookahead is None else lookahead(policy, core, arrived, held)
+            reached[lanes[there]] = True
+            running, lanes, logits = running.select(~there), lanes[~there], logits[~there]
+            memory = memory[0][~there], memory[1][~there]
+        if step == steps or not len(lanes):
+            break
+        running = core.step(running, logits.argmax(1))[0]
+    final[lanes] = running.pose
+    ended = core.begin(state.pair, final, state.anchor)
+    return replace(ended, steps=state.steps), reached
