@@ -13,7 +13,7 @@ SIMILARITY: dict[str, Any] = {
     "env_kwargs": {"source": {"name": "slices", "subjects": ["mni2009c", "csi1", "csi2"]}},
     "algorithm": {"n_workers": 8, "lanes": 4, "learning_rate": 3e-4, "ent_coef": 0.02},
     "curriculum": {"start": 0.0, "end": 0.4, "difficulty": [1.0, 1.0], "reach": [0.3, 1.0]},
-    "steps": 4_000_000,
+    "steps": 2_400_000,
 }
 
 PRESETS: dict[str, dict[str, Any]] = {

@@ -1,0 +1,315 @@
+"""The A3C agent: network, loss, shared optimiser, look-ahead, and workers that live and die as stated."""
+
+from __future__ import annotations
+
+import itertools
+import os
+import signal
+import subprocess
+import sys
+import textwrap
+import time
+from pathlib import Path
+from typing import Any
+
+import gymnasium as gym
+import numpy as np
+import pytest
+import torch
+from stable_baselines3.common.callbacks import BaseCallback
+from stable_baselines3.common.evaluation import evaluate_policy
+
+import regenv  # noqa: F401
+from regagents import presets
+from regagents.a3c import A3C, A3CPolicy, Lookahead, play
+from regagents.a3c.a3c import Player, Recipe, WorkerError, a3c_loss, shared_adam
+from regagents.a3c.policies import weighted_mean
+from regagents.train import load, train
+from regenv.core import RegistrationCore
+from regenv.registry import build
+from regenv.transforms.similarity import Similarity
+
+ID = "RegSimilarity2DNormalized-v0"
+SMALL = {"size": 44}
+
+
+def make(**arguments: Any) -> gym.Env:
+    return gym.make(ID, **SMALL, **arguments)
+
+
+def agent(**arguments: Any) -> A3C:
+    return A3C("CnnLstmPolicy", make(), **{"n_workers": 2, "lanes": 2, "n_steps": 8, "seed": 1, **arguments})
+
+
+# --- network --------------------------------------------------------------------------------------------------------
+
+def test_network_is_the_papers() -> None:
+    """Sun et al. 2018, table 1, on 168 x 168: 168 -> 41 -> 19 -> 8, so 2048 numbers go into FC256."""
+    policy = A3CPolicy(gym.make(ID).observation_space, gym.spaces.Discrete(8))
+    shapes = {name: tuple(tensor.shape) for name, tensor in policy.state_dict().items() if "weight" in name}
+    assert list(shapes.values()) == [(16, 2, 8, 8), (16, 16, 4, 4), (32, 16, 4, 4), (256, 2048), (1024, 256),
+                                     (1024, 256), (8, 256), (1, 256)]
+    assert sum(isinstance(layer, torch.nn.ELU) for layer in policy.modules()) == 4
+
+
+def test_memory_matters_and_a_new_episode_forgets_it() -> None:
+    policy, image = agent().policy, torch.randint(0, 255, (3, 2, 44, 44), dtype=torch.uint8)
+    first, value, memory = policy(image, policy.begin(3))
+    second, *_ = policy(image, memory)
+    again, *_ = policy(image, memory, torch.tensor([True, False, True]))
+    assert value.shape == (3,)
+    assert not torch.allclose(first, second)
+    assert torch.allclose(again[[0, 2]], first[[0, 2]])
+    assert torch.allclose(again[1], second[1])
+
+
+def test_the_variant_without_lstm_has_no_memory() -> None:
+    policy = A3C("CnnPolicy", make()).policy
+    assert not any(isinstance(layer, torch.nn.LSTMCell) for layer in policy.modules())
+    assert policy.policy_head.in_features == 128
+
+
+def test_too_small_images_are_named() -> None:
+    with pytest.raises(ValueError, match=r"\(40, 40\); every axis needs at least 44"):
+        A3C("CnnLstmPolicy", gym.make(ID, size=40))
+
+
+def test_predict_carries_its_state_as_sb3_does() -> None:
+    model = agent()
+    observation, _ = make().reset(seed=0)
+    action, state = model.predict(observation, deterministic=True)
+    assert model.action_space.contains(int(action))
+    assert [part.shape for part in state] == [(1, 256), (1, 256)]
+    _, later = model.predict(observation, state, np.array([False]), deterministic=True)
+    assert not np.allclose(later[0], state[0])
+    _, fresh = model.predict(observation, later, np.array([True]), deterministic=True)
+    np.testing.assert_allclose(fresh[0], state[0], atol=1e-6)
+    rewards, _ = evaluate_policy(model, gym.make(ID, size=44, max_episode_steps=5), n_eval_episodes=2)
+    assert np.isfinite(rewards)
+
+
+# --- loss and optimiser ---------------------------------------------------------------------------------------------
+
+def recipe(**changes: Any) -> Recipe:
+    values = {"env_id": ID, "env_kwargs": SMALL, "n_steps": 5, "gamma": 0.9, "ent_coef": 0.1, "vf_coef": 0.5,
+              "max_grad_norm": 40.0, "lanes": 2, "episodes_per_pair": 2, "supervised": False, "reward_scale": 1.0,
+              "learning_rate": 1e-3, "curriculum": None, "seed": 0}
+    return Recipe(**{**values, **changes})
+
+
+@pytest.mark.parametrize("supervised", [False, True])
+def test_loss_is_the_papers_by_hand(supervised: bool, rng: np.random.Generator) -> None:
+    """Eq. 1 and 2 (and the supervised pair of losses), every return summed term by term in numpy."""
+    t, b, a, gamma = 5, 3, 4, 0.9
+    logits, value, reward = rng.normal(size=(t, b, a)), rng.normal(size=(t, b)), rng.normal(size=(t, b))
+    action, done, ahead = rng.integers(0, a, (t, b)), rng.random((t, b)) < 0.3, rng.normal(size=b)
+    steps = [{"logits": torch.tensor(logits[i]), "value": torch.tensor(value[i]), "action": torch.tensor(action[i]),
+              "reward": torch.tensor(reward[i]), "done": torch.tensor(done[i])} for i in range(t)]
+    loss, _ = a3c_loss(steps, torch.tensor(ahead), recipe(supervised=supervised))
+    expected = 0.0
+    for i in range(t):
+        for lane in range(b):
+            target, discount, ended = 0.0, 1.0, False
+            for j in range(i, t):
+                target += discount * reward[j, lane]
+                discount *= gamma
+                if done[j, lane]:
+                    ended = True
+                    break
+            target += 0.0 if ended else discount * ahead[lane]
+            chances = np.exp(logits[i, lane]) / np.exp(logits[i, lane]).sum()
+            log_taken = np.log(chances[action[i, lane]])
+            squared = (target - value[i, lane]) ** 2
+            entropy = -(chances * np.log(chances)).sum()
+            expected += -log_taken + 0.5 * squared if supervised else (
+                -log_taken * (target - value[i, lane]) + 0.5 * squared - 0.1 * entropy)
+    assert loss.item() == pytest.approx(expected / (t * b), abs=1e-9)
+
+
+def test_shared_adam_is_adam_wherever_it_steps() -> None:
+    torch.manual_seed(0)
+    policy, plain = agent().policy, agent().policy
+    plain.load_state_dict(policy.state_dict())
+    first = shared_adam(policy, 1e-3)
+    second = shared_adam(policy, 1e-3, [dict(first.state[p]) for p in policy.parameters()])
+    reference = torch.optim.Adam(plain.parameters(), 1e-3)
+    for optimizer in (first, second, first):
+        for mine, theirs in zip(policy.parameters(), plain.parameters(), strict=True):
+            mine.grad = torch.randn_like(mine)
+            theirs.grad = mine.grad.clone()
+        optimizer.step()
+        reference.step()
+    for mine, theirs in zip(policy.parameters(), plain.parameters(), strict=True):
+        torch.testing.assert_close(mine, theirs)
+
+
+def test_pairs_are_kept_for_the_stated_episodes() -> None:
+    player = Player(recipe(env_kwargs={**SMALL, "max_episode_steps": 3}, n_steps=3, lanes=2), agent().policy, seed=4)
+    seen = []
+    for _ in range(6):
+        player.play(0.0)
+        seen.append(player.env.unwrapped.state.pair.fixed.sum((1, 2, 3)))
+    same = [torch.equal(a, b) for a, b in itertools.pairwise(seen)]
+    assert same == [False, True, False, True, False]
+
+
+def test_supervised_workers_take_the_optimal_action() -> None:
+    player = Player(recipe(supervised=True, n_steps=30), agent().policy, seed=2)
+    before = None
+    for _ in range(4):
+        player.play(0.0)
+        state = player.env.unwrapped.state
+        if before is not None:
+            moved = state.steps == before.steps + 30
+            assert (state.distance[moved] < before.distance[moved]).all()
+        before = state
+
+
+# --- inference ------------------------------------------------------------------------------------------------------
+
+class Puppet:
+    """A policy that does as told: always one action; its value rises by one a step."""
+
+    def __init__(self, action: int) -> None:
+        self.action = action
+
+    def begin(self, lanes: int) -> tuple[torch.Tensor, torch.Tensor]:
+        return torch.zeros(lanes, 1), torch.zeros(lanes, 1)
+
+    def __call__(self, observations: torch.Tensor, memory: Any, starts: Any = None) -> Any:
+        logits = torch.full((len(observations), 8), -1e4)
+        logits[:, self.action] = 0.0
+        return logits, memory[0][:, 0] + 1, (memory[0] + 1, memory[1])
+
+
+def started(lanes: int) -> tuple[RegistrationCore, Any]:
+    core = RegistrationCore(build("RegSimilarity2D-v0", size=44, stop="never"))
+    return core, core.reset([np.random.default_rng(i) for i in range(lanes)])
+
+
+def test_play_stops_at_the_threshold_or_the_limit() -> None:
+    core, state = started(3)
+    pixel = core.task.grid.spacing[0]
+    ended, reached = play(Puppet(0), core, state, threshold=4.0, steps=10)  # type: ignore[arg-type]
+    assert reached.all()
+    torch.testing.assert_close(ended.pose[:, 0] - state.pose[:, 0], torch.full((3,), 3 * pixel, dtype=torch.float64))
+    ended, reached = play(Puppet(0), core, state, threshold=99.0, steps=10)  # type: ignore[arg-type]
+    assert not reached.any()
+    torch.testing.assert_close(ended.pose[:, 0] - state.pose[:, 0], torch.full((3,), 10 * pixel, dtype=torch.float64))
+
+
+def test_weighted_mean_is_equation_5(rng: np.random.Generator) -> None:
+    """tx, ty, s, cos and sin averaged with the weights, the angle from the last two."""
+    poses = rng.uniform([-5, -5, -20, 0.8], [5, 5, 20, 1.2], (4, 6, 4))
+    weight = rng.dirichlet(np.ones(6), 4)
+    mean = weighted_mean(Similarity(2).matrix(torch.from_numpy(poses)), torch.from_numpy(weight))
+    found = Similarity(2).parameters(mean).numpy()
+    angles = np.deg2rad(poses[..., 2])
+    turned = np.arctan2((weight * np.sin(angles)).sum(1), (weight * np.cos(angles)).sum(1))
+    expected = np.stack([(weight * poses[..., i]).sum(1) for i in (0, 1, 3)], 1)
+    np.testing.assert_allclose(found[:, [0, 1, 3]], expected, atol=1e-9)
+    np.testing.assert_allclose(found[:, 2], np.rad2deg(turned), atol=1e-9)
+
+
+def test_lookahead_is_one_uniform_step_and_then_the_policy() -> None:
+    """Brute force for the puppet: its trajectories are one random action and nine shifts, all of one weight."""
+    core, state = started(2)
+    ahead = Lookahead(rollouts=20, depth=10, seed=3)(Puppet(0), core, state, Puppet(0).begin(2))  # type: ignore[arg-type]
+    generator = torch.Generator().manual_seed(3)
+    first = torch.multinomial(torch.ones(40, 8) / 8, 1, generator=generator).flatten()
+    deltas = torch.from_numpy(core.task.actions.deltas)
+    transform = core.task.transform
+    for lane in range(2):
+        ends = []
+        for action in first[20 * lane:20 * lane + 20].tolist():
+            pose = transform.apply(state.pose[lane], deltas[action])
+            for _ in range(9):
+                pose = transform.apply(pose, deltas[0])
+            here = transform.matrix(state.pose[lane]).inverse()
+            ends.append(transform.parameters((transform.matrix(pose).inverse() @ here.inverse()).inverse()))
+        mean = torch.stack(ends).mean(0)
+        angles = torch.deg2rad(torch.stack(ends)[:, 2])
+        mean[2] = torch.rad2deg(torch.atan2(angles.sin().mean(), angles.cos().mean()))
+        pushed = transform.matrix(mean).inverse() @ transform.matrix(state.pose[lane]).inverse()
+        torch.testing.assert_close(ahead[lane], transform.parameters(pushed.inverse()), rtol=0, atol=1e-8)
+
+
+# --- workers --------------------------------------------------------------------------------------------------------
+
+def test_it_trains_and_counts_every_step() -> None:
+    class Count(BaseCallback):
+        def _on_step(self) -> bool:
+            return True
+
+    model, callback = agent(), Count()
+    before = [p.clone() for p in model.policy.parameters()]
+    model.learn(64, callback=callback)
+    assert model.num_timesteps >= 64
+    assert callback.n_calls * model.lanes == model.num_timesteps
+    assert any(not torch.equal(a, b) for a, b in zip(before, model.policy.parameters(), strict=True))
+
+
+def test_training_resumes_from_its_checkpoint(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    config = {"agent": "A3C", "env": ID, "env_kwargs": SMALL, "steps": 96,
+              "algorithm": {"n_workers": 2, "lanes": 2, "n_steps": 8}}
+    monkeypatch.setitem(presets.PRESETS, "tiny", config)
+    path = train("tiny", tmp_path, steps=48)
+    first = load(path, algorithm="A3C")
+    train("tiny", tmp_path, steps=96, resume=True)
+    second = load(path, algorithm="A3C")
+    assert not torch.equal(first.policy.value_head.weight, second.policy.value_head.weight)
+    with pytest.raises(ValueError, match="algorithm is 'A3C'; DSL is needed"):
+        load(path)
+
+
+class Assassin(BaseCallback):
+    """Kills a worker in the middle of training."""
+
+    def _on_step(self) -> bool:
+        if self.n_calls == 8:
+            import multiprocessing
+            os.kill(multiprocessing.active_children()[0].pid, signal.SIGKILL)  # type: ignore[arg-type]
+        return True
+
+
+def test_a_dead_worker_ends_training_with_its_name() -> None:
+    with pytest.raises(WorkerError, match=r"worker \d of 2 died \(.*signal 9.*last checkpoint"):
+        agent().learn(100_000, callback=Assassin())
+    import multiprocessing
+    assert not [child for child in multiprocessing.active_children() if "a3c" in child.name]
+
+
+def test_workers_end_with_their_parent(tmp_path: Path) -> None:
+    """kill -9 on the main process leaves no orphan."""
+    script = tmp_path / "run.py"
+    script.write_text(textwrap.dedent(f"""
+        import gymnasium as gym, multiprocessing, regenv
+        from stable_baselines3.common.callbacks import BaseCallback
+        from regagents.a3c import A3C
+        class Tell(BaseCallback):
+            def _on_step(self):
+                if self.n_calls == 1:
+                    print(*[child.pid for child in multiprocessing.active_children()], flush=True)
+                return True
+        if __name__ == "__main__":
+            A3C("CnnLstmPolicy", gym.make("{ID}", size=44), n_workers=2, n_steps=8).learn(10**9, callback=Tell())
+        """))
+    main = subprocess.Popen([sys.executable, str(script)], stdout=subprocess.PIPE, text=True)
+    try:
+        assert main.stdout is not None
+        workers = [int(pid) for pid in main.stdout.readline().split()]
+        assert len(workers) == 2
+    finally:
+        main.kill()
+        main.wait()
+    deadline = time.monotonic() + 30
+    while time.monotonic() < deadline and any(Path(f"/proc/{pid}").exists() for pid in workers):
+        time.sleep(0.2)
+    assert not any(Path(f"/proc/{pid}").exists() for pid in workers)
+
+
+@pytest.mark.parametrize(("arguments", "words"), [({"n_workers": 0}, "n_workers is 0"), ({"lanes": 0}, "lanes is 0"),
+                                                  ({"device": "cuda"}, "device is 'cuda'")])
+def test_wrong_arguments_are_named(arguments: dict[str, Any], words: str) -> None:
+    with pytest.raises(ValueError, match=words):
+        agent(**arguments)
