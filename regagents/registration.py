@@ -41,6 +41,7 @@ from regenv.transforms.rigid import Rigid
 
 SCATTER_MM, SCATTER_DEGREES = 15.0, 20.0
 AGREE_MM = 10.0
+CANDIDATES = 3
 FEWEST_VOXELS = 4  # along an axis: the smoothing's and the metric's least
 
 
@@ -212,21 +213,24 @@ def run(chain: Pipeline, fixed: Image, moving: Image, start: np.ndarray, seed: i
 def choose(fixed: Image, moving: Image, aligned: Aligned) -> tuple[int, np.ndarray]:
     """The pose (D+1, D+1) that most lanes agree on, and a lane near it.
 
-    Lanes that end within 10 mm of each other form a group, whose mean pose is steadier than any of them. The largest
-    group wins, for wrong ends differ from start to start and right ones agree; mutual information only decides
-    between groups of one size (it may prefer a wrong pose of two different heads).
+    Lanes that end within 10 mm of each other form a group, whose mean pose is steadier than any of them. If there are
+    several groups, the three largest are polished by mutual information and the best one wins: the agent's own ends may
+    lie 10 mm from the optimum, where a wrong pose of two different heads can have the higher mutual information.
     """
     probes = aligned.probes()
     near = np.linalg.norm(probes[:, None] - probes[None], axis=-1).mean(-1) <= AGREE_MM
-    votes = near.sum(1)
-    groups: list[tuple[int, np.ndarray]] = []
-    for lead in np.flatnonzero(votes == votes.max()):
-        if not any(near[lead, other] for other, _ in groups):
-            groups.append((int(lead), mean_pose(aligned.pull_backs[near[lead]])))
-    if len(groups) == 1:
-        return groups[0]
+    free, groups = np.ones(len(near), dtype=bool), []
+    while free.any():
+        votes = (near & free).sum(1) * free
+        lead = int(votes.argmax())
+        members = near[lead] & free
+        groups.append((int(members.sum()), lead, mean_pose(aligned.pull_backs[members])))
+        free &= ~members
+    best = sorted(groups, key=lambda group: -group[0])[:CANDIDATES]
+    if len(best) == 1:
+        return best[0][1:]
     images = to_sitk(fixed), to_sitk(moving)
-    return min(groups, key=lambda group: evaluate_metric(*images, group[1]))
+    return min(best, key=lambda group: evaluate_metric(*images, polish(*images, group[2]).pull_back))[1:]
 
 
 def scattered(start: np.ndarray, center: np.ndarray, count: int, seed: int) -> np.ndarray:
