@@ -35,6 +35,9 @@ class Slices:
     from the brain, noise, bias field). Both show one plane, tilted a little, through one affine co-deformation
     (Liao et al. 2017, eq. 6).
 
+    At difficulty d only a share d of the pairs has two modalities, the others show one scan twice: from two modalities
+    alone nothing is learnt from scratch.
+
     Args:
         subjects: people, see :class:`~regenv.data.heads.Heads`.
         split: "train" or "test": every fourth slab of 10 mm is kept for the test, with gaps of 2 mm between.
@@ -62,7 +65,8 @@ class Slices:
              difficulty: float = 1.0) -> PairBatch:
         """Pairs whose images both fill ``grid``; see PairSource."""
         heads = bank(self.subjects, BANK_SPACING, str(device))
-        entries, is_ct = (np.stack(each) for each in zip(*(self._modalities(rng, heads) for rng in rngs), strict=True))
+        drawn = [self._modalities(rng, heads, difficulty) for rng in rngs]
+        entries, is_ct = (np.stack(each) for each in zip(*drawn, strict=True))
         plane = _plane(grid)
         levels = torch.tensor([self._level(rng) for rng in rngs], dtype=torch.float64)
         tilted = random_rigid(rngs, 3, 0.0, self.tilt)
@@ -84,11 +88,11 @@ class Slices:
                          truth=repeat(torch.eye(3, dtype=torch.float64)), known=torch.ones(lanes, dtype=torch.bool),
                          center=repeat(torch.from_numpy(grid.center)), landmarks=repeat(points)).to(device)
 
-    def _modalities(self, rng: np.random.Generator, heads: Bank) -> tuple[np.ndarray, bool]:
+    def _modalities(self, rng: np.random.Generator, heads: Bank, difficulty: float) -> tuple[np.ndarray, bool]:
         """Entries of the fixed and of the moving image, and whether the moving one is shown as CT."""
         own = rng.permutation(heads.people[rng.integers(len(heads.people))])
-        as_ct = rng.random() < self.ct or len(own) == 1
-        return np.array([own[0], own[0] if as_ct else own[1]]), as_ct
+        two, as_ct = rng.random() < difficulty, rng.random() < self.ct or len(own) == 1
+        return np.array([own[0], own[1] if two and not as_ct else own[0]]), two and as_ct
 
     def _level(self, rng: np.random.Generator) -> float:
         """Height of a slice of this split, mm."""
