@@ -24,7 +24,8 @@ CONTINUOUS = "RegRigid2DContinuous-v0"
 def small(name: str) -> dict[str, Any]:
     """Small images; starts so close that random actions often arrive."""
     parameters = 3 if "2D" in name else 6
-    return {"size": 36 if parameters == 3 else 12, "ranges": [1.5] * parameters}
+    return {"size": 36 if parameters == 3 else 12,
+            "ranges": [1.5] * parameters + ([0.05] if "Similarity" in name else [])}
 
 
 def make(name: str = "RegRigid2D-v0", **arguments: Any) -> RegistrationVectorEnv:
