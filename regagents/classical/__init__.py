@@ -12,7 +12,7 @@ the last digits, from which a search can part ways.
 
 from regagents.classical.common import Result, matrix_to_sitk, sitk_to_matrix, to_sitk, working
 from regagents.classical.mutual_information import MattesMI, evaluate_metric, multi_start, random_starts
-from regagents.classical.refinement import Refinement, refine
+from regagents.classical.refinement import Refinement, normalized_information, refine
 
 __all__ = [
     "MattesMI",
@@ -21,6 +21,7 @@ __all__ = [
     "evaluate_metric",
     "matrix_to_sitk",
     "multi_start",
+    "normalized_information",
     "random_starts",
     "refine",
     "sitk_to_matrix",

@@ -10,11 +10,20 @@ import SimpleITK as sitk
 import torch
 from torch import Tensor
 
-from regagents.classical.common import LEAST_OVERLAP, Result, checked, is_flat, shift, turn_generators, working
+from regagents.classical.common import (
+    LEAST_OVERLAP,
+    Result,
+    checked,
+    is_flat,
+    matrix_to_sitk,
+    shift,
+    turn_generators,
+    working,
+)
 from regagents.common.threads import one_thread
 from regenv.data.io import normalize
 from regenv.grid import Grid
-from regenv.ops.similarity import mi
+from regenv.ops.similarity import mi, nmi
 from regenv.ops.warp import sample
 
 _RIDGE = 0.01            # keeps the preconditioner regular where the image does not show a motion (a disc, a slab)
@@ -179,6 +188,21 @@ class _Objective:
 def refine(fixed: sitk.Image, moving: sitk.Image, initial: np.ndarray, center: np.ndarray | None = None) -> Result:
     """Local refinement of an agent's pose with the standard settings of :class:`Refinement`."""
     return Refinement().register(fixed, moving, initial, center)
+
+
+def normalized_information(fixed: sitk.Image, moving: sitk.Image, pull_back: np.ndarray) -> float:
+    """Normalised mutual information (Studholme et al. 1999) less 1 where the images overlap at a pose, 0 where they
+    hardly do. Unlike mutual information it does not grow as the overlap shrinks, so far-apart poses compare by it."""
+    fixed, moving = working(fixed, Refinement().voxels), working(moving, Refinement().voxels)
+    warped = sitk.GetArrayFromImage(sitk.Resample(moving, fixed, matrix_to_sitk(pull_back), sitk.sitkLinear, np.inf))
+    inside = np.isfinite(warped)
+    values = sitk.GetArrayFromImage(moving)
+    span = float(values.max() - values.min())
+    if inside.mean() < LEAST_OVERLAP or span == 0:
+        return 0.0
+    pair = normalize(sitk.GetArrayFromImage(fixed))[inside], (warped[inside] - values.min()) / span
+    here, there = (torch.from_numpy(np.ascontiguousarray(one, dtype=np.float32))[None, None] for one in pair)
+    return float(nmi(here, there, bins=Refinement().bins)) - 1.0
 
 
 def _blurred(image: sitk.Image, sigma: float) -> sitk.Image:

@@ -246,3 +246,18 @@ def test_what_most_lanes_agree_on_wins() -> None:
     lane, pose = choose(blank, blank, aligned)
     assert lane < 5
     assert np.allclose(pose[:3, 3], poses[:5, :3, 3].mean(0))
+
+
+def test_a_smaller_group_wins_where_its_mutual_information_is_clearly_better() -> None:
+    """Five lanes agree on a wrong pose of an image with itself, three on the right one."""
+    rng = np.random.default_rng(1)
+    rough = sitk.GetImageFromArray(rng.random((32, 32, 32)).astype(np.float32))
+    smooth = sitk.GetArrayFromImage(sitk.SmoothingRecursiveGaussian(rough, 4.0))
+    image = Image(smooth, Grid.centered((32,) * 3, 6.0), "texture")
+    poses = np.stack([np.eye(4)] * 8)
+    poses[:5, :2, :2] = -np.eye(2)
+    poses[5:, :3, 3] = rng.normal(0, 1, (3, 3))
+    aligned = Aligned(poses, poses[None], np.zeros(8, dtype=int), np.zeros(3))
+    lane, pose = choose(image, image, aligned)
+    assert lane >= 5
+    assert np.allclose(pose[:3, 3], poses[5:, :3, 3].mean(0))
