@@ -275,11 +275,11 @@ class _Crew:
         raise WorkerError(f"A3C: worker {number} of {self.count} died ({how}). Training has ended; go on from the last "
                           "checkpoint.")
 
-    def __exit__(self, *_: Any) -> None:
+    def __exit__(self, *failure: Any) -> None:
         self.stop[0] = 1
         for pipe in self.pipes:
             pipe.close()
-        deadline = time.monotonic() + (PATIENCE if _[0] is None else 0.0)
+        deadline = time.monotonic() + (PATIENCE if failure[0] is None else 0.0)
         for process in self.processes:
             process.join(max(0.0, deadline - time.monotonic()))
         for process in self.processes:

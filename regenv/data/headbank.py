@@ -16,6 +16,7 @@ from regenv.data import datasets
 from regenv.data.appearance import AWAY_MM, TISSUE
 from regenv.data.io import atomic
 from regenv.grid import Grid
+from regenv.ops.warp import warp_affine
 
 BANK_MM = 240.0
 CLOSING_MM = 9.0
@@ -40,6 +41,15 @@ class Bank:
     outlines: Tensor
     stripped: Tensor
     people: tuple[tuple[int, ...], ...]
+
+    def sample(self, channels: Tensor, entries: np.ndarray, voxels: Tensor, shape: tuple[int, ...]) -> Tensor:
+        """``volumes`` or ``outlines`` of each lane's entry (B,) on grids that ``voxels`` (B, 4, 4) map to the bank's:
+        (B, C, *shape)."""
+        out = torch.empty(len(entries), channels.shape[1], *shape, device=voxels.device)
+        for entry in np.unique(entries):
+            where = torch.from_numpy(np.flatnonzero(entries == entry)).to(voxels.device)
+            out[where] = warp_affine(channels[entry].expand(len(where), -1, -1, -1, -1), voxels[where], shape)
+        return out
 
 
 @lru_cache(maxsize=8)

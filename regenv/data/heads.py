@@ -20,7 +20,7 @@ from regenv.data.headbank import BANK_MM, bank
 from regenv.data.pairs import PairBatch
 from regenv.data.perturb import random_affine, random_rigid
 from regenv.grid import Grid
-from regenv.ops.warp import matmul, transform_points, warp_affine
+from regenv.ops.warp import matmul, transform_points
 from regenv.transforms.rigid import invert_affine
 
 LANDMARK_MM = 60.0
@@ -64,11 +64,7 @@ class Heads:
                                               (matmul(matmul(own, shared), other), moving_grid))):
             looks = self.appearance.draw(rngs, difficulty, plain=side == 0)
             voxels = matmul(matmul(to_bank, through), torch.from_numpy(on.voxel_to_world)).to(device)
-            tissue = torch.empty(lanes, 2, *on.shape, device=device)
-            for entry in np.unique(entries[:, side]):
-                where = torch.from_numpy(np.flatnonzero(entries[:, side] == entry)).to(device)
-                volume = heads.volumes[entry].expand(len(where), -1, -1, -1, -1)
-                tissue[where] = warp_affine(volume, voxels[where], on.shape)
+            tissue = heads.sample(heads.volumes, entries[:, side], voxels, on.shape)
             images.append(looks.render(tissue, heads.stripped[entries[:, side]]))
         return PairBatch(
             fixed=images[0], moving=images[1],

@@ -15,7 +15,7 @@ from regenv.data.pairs import PairBatch
 from regenv.data.perturb import random_affine, random_rigid
 from regenv.grid import Grid
 from regenv.ops import landmarks
-from regenv.ops.warp import matmul, warp_affine
+from regenv.ops.warp import matmul
 
 LEVELS_MM = (-45.0, 55.0)   # of the slices, about the brain's centre
 SLAB_MM, GAP_MM = 10.0, 2.0
@@ -104,14 +104,10 @@ class Slices:
     def _shown(self, heads: Bank, entries: np.ndarray, look: Appearance, as_ct: np.ndarray,
                rngs: Sequence[np.random.Generator], voxels: Tensor, plane: Grid) -> Tensor:
         """Images (B, 1, H, W). Both looks are drawn for every lane: its numbers depend on no other lane."""
-        tissue = torch.empty(len(entries), 3, *plane.shape, device=voxels.device)
-        for entry in np.unique(entries):
-            where = torch.from_numpy(np.flatnonzero(entries == entry)).to(voxels.device)
-            for channels, kept in ((slice(0, 2), heads.volumes), (slice(2, 3), heads.outlines)):
-                tissue[where, channels] = warp_affine(kept[entry].expand(len(where), -1, -1, -1, -1), voxels[where],
-                                                      plane.shape)
+        tissue, outline = (heads.sample(channels, entries, voxels, plane.shape)
+                           for channels in (heads.volumes, heads.outlines))
         stripped = heads.stripped[entries]
-        scans = [style.draw(rngs, 1.0, plain=False).render(tissue[:, :2], stripped, tissue[:, 2])
+        scans = [style.draw(rngs, 1.0, plain=False).render(tissue, stripped, outline[:, 0])
                  for style in (look, self.ct_look)]
         chosen = torch.from_numpy(as_ct).to(voxels.device).view(-1, 1, 1, 1, 1)
         return torch.where(chosen, scans[1], scans[0]).squeeze(2)

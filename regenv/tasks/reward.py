@@ -26,15 +26,8 @@ class DistanceDecrease:
         return after.score - before.score + self.bonus * after.arrived
 
 
-@dataclass(frozen=True)
-class NegativeDistance:
+class NegativeDistance(DistanceDecrease):
     """-D in every step, the bonus on arrival (Sun et al. 2018, eq. 4). Unbounded: returns grow with the episode."""
-
-    bonus: float = 10.0
-
-    def score(self, state: EpisodeState) -> Tensor:
-        """(B,) float64; 0 where the truth is unknown."""
-        return torch.nan_to_num(-state.distance)
 
     def __call__(self, before: EpisodeState, after: EpisodeState) -> Tensor:
         """Rewards (B,) float64."""

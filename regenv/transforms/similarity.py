@@ -74,10 +74,10 @@ class Similarity:
 
     def from_euler(self, euler: Tensor) -> Tensor:
         """Poses of translations (mm), Rx Ry Rz angles (degrees) and scales less 1, (..., P)."""
-        turned = Rigid(self.ndim).matrix(euler[..., :-1])[..., : self.ndim, : self.ndim]
         if self.ndim == 2:
             turns = euler[..., 2:3]
         else:
+            turned = Rigid(3).matrix(euler[..., :-1])[..., :3, :3]
             turns = torch.rad2deg(rotation_vector(quaternion_of_matrix(turned)))
         return torch.cat([euler[..., : self.ndim], turns, euler[..., -1:] + 1], dim=-1)
 

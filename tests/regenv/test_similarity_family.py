@@ -153,7 +153,6 @@ def test_greedy_actions_solve_the_papers_starts() -> None:
         one = RegistrationCore(build(ID, size=42, ranges=None, perturbation=perturbation), privileged=True)
         state = one.reset([np.random.default_rng(i) for i in range(64)])
         for _ in range(250):
-            state = state.keep(state.arrived, state)
             action = one.info(state)["q_star"].argmax(1)
             after, *_ = one.step(state, action)
             state = after.keep(state.arrived, state)
