@@ -6,10 +6,9 @@ import csv
 import json
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import asdict, dataclass
-from functools import partial
 from pathlib import Path
 from time import perf_counter
-from typing import Any, Protocol
+from typing import Any
 
 import gymnasium as gym
 import numpy as np
@@ -17,17 +16,18 @@ import torch
 from torch import Tensor
 
 import regenv  # noqa: F401  registers the ids
-from regagents.classical import MattesMI, multi_start, random_starts
+from regagents.classical import multi_start, random_starts
 from regagents.classical import refine as polish
-from regagents.registration import Pipeline, pipeline, run, stages
+from regagents.methods import BASELINES, Case, Chunk, Policy, method_named
+from regagents.registration import Pipeline
 from regenv.core import SUCCESS_MM
 from regenv.data.files import to_sitk
 from regenv.data.io import Image, atomic
 from regenv.grid import Grid
 from regenv.ops.landmarks import success_rate
 from regenv.ops.warp import transform_points
+from regenv.state import EpisodeState
 
-BASELINES = ("initial", "mi", "mi-multistart")
 CHUNK = 16          # pairs drawn at once; results do not depend on it
 SCHEMA = 1
 PERCENTILES = (10, 50, 90)
@@ -39,48 +39,6 @@ HELD_OUT: dict[str, tuple[str, dict[str, Any]]] = {
                                                                "plain_fixed": True, "bias": 0.15, "noise": 0.02}}}),
     "spine": ("RegRigid3D-v0", {"size": [96, 48, 48], "spacing": 4.0, "source": {"name": "spine", "split": "test"}}),
 }
-
-
-class Predictor(Protocol):
-    """Anything with SB3's ``predict``: PPO, DQN, a DSL agent, ..."""
-
-    def predict(self, observation: np.ndarray, *, deterministic: bool = ...) -> tuple[Any, Any]: ...
-
-
-@dataclass(frozen=True)
-class Policy:
-    """A method that plays the environment itself to its time limit, on the environment's own observations."""
-
-    name: str
-    model: Predictor
-
-
-@dataclass(frozen=True)
-class Case:
-    """One held-out pair.
-
-    Attributes:
-        fixed, moving: the images, all that a method sees.
-        start: (D+1, D+1) pull-back that every method starts from.
-        landmarks: (N, D) fixed world, mm, on which the error is measured.
-        targets: (N, D) where they belong in the moving world, mm.
-        center: (D,) centre of the starting rotations, mm.
-        seed: the pair's own.
-    """
-
-    fixed: Image
-    moving: Image
-    start: np.ndarray
-    landmarks: np.ndarray
-    targets: np.ndarray
-    center: np.ndarray
-    seed: int
-
-    def error(self, pull_back: np.ndarray) -> float:
-        """Mean distance of the landmarks from where they belong in the moving world, mm."""
-        n = self.landmarks.shape[1]
-        moved = self.landmarks @ pull_back[:n, :n].T + pull_back[:n, n]
-        return float(np.linalg.norm(moved - self.targets, axis=1).mean())
 
 
 @dataclass(frozen=True)
@@ -175,8 +133,9 @@ def evaluate(env_id: str, methods: Sequence[str | Pipeline | Policy], pairs: int
             moving image with a random contrast that may invert, a bias field and noise), "spine" (patients never
             trained on).
         methods: "initial" (the start), "mi" (the tuned MattesMI from the start), "mi-multistart" (the same from one
-            random start after another, +-30 mm and degrees about the given one, while time is left), a pipeline's or a
-            checkpoint's name, a Pipeline, or a Policy.
+            random start after another, +-30 mm and degrees about the given one, while time is left), "sift" (2D),
+            "elastix" (where itk-elastix is installed), a pipeline's or a checkpoint's name ("NAME+mc": an A3C agent
+            with look-ahead), a Pipeline, or a Policy.
         pairs: how many.
         seed: of the first pair.
         env_kwargs: arguments of the environment; they go before those of HELD_OUT.
@@ -195,95 +154,65 @@ def evaluate(env_id: str, methods: Sequence[str | Pipeline | Policy], pairs: int
     names = [_name(method) for method in methods]
     if len(set(names)) < len(names):
         raise ValueError(f"evaluate: methods are {', '.join(names)}; each may stand there once.")
-    probe = _env(env_id, 1, arguments)
-    task = probe.unwrapped.core.task  # type: ignore[attr-defined]
-    blank = Image(np.zeros(task.grid.shape, np.float32), task.grid, env_id)
-    chains = {name: pipeline(method) for name, method in zip(names, methods, strict=True)
-              if not isinstance(method, Policy) and name not in BASELINES}
-    agents = {name: (chain, stages(chain, blank)) for name, chain in chains.items()}
+    task = _env(env_id, 1, arguments).unwrapped.core.task  # type: ignore[attr-defined]
+    ready = {name: (method, True) if isinstance(method, Policy) else method_named(method, task)
+             for name, method in zip(names, methods, strict=True) if name != "mi-multistart"}
+    agents = [name for name, (_, learned) in ready.items() if learned]
 
     rows: dict[str, list[tuple[float, float]]] = {}
-    passes = 1 + ("mi-multistart" in names) + sum(isinstance(method, Policy) for method in methods)
-    done = 0
-
-    def tick(name: str) -> None:
-        nonlocal done
-        done += 1
-        tell(name, done / (passes * pairs))
-
-    for case in cases(env_id, pairs, seed, arguments):
-        for name in names:
-            if name == "initial":
-                rows.setdefault(name, []).append((case.error(case.start), 0.0))
-            elif name == "mi":
-                begun = perf_counter()
-                found = MattesMI().register(to_sitk(case.fixed), to_sitk(case.moving), case.start, case.center)
-                rows.setdefault(name, []).append((case.error(found.pull_back), perf_counter() - begun))
-            elif name in agents:
-                chain, loaded = agents[name]
-                begun = perf_counter()
-                pull_back, _ = run(chain, case.fixed, case.moving, case.start, case.seed, agents=loaded)
-                rows.setdefault(name, []).append((case.error(pull_back), perf_counter() - begun))
-                if refine:
-                    pull_back = polish(to_sitk(case.fixed), to_sitk(case.moving), pull_back, case.center).pull_back
-                    rows.setdefault(_refined(name), []).append((case.error(pull_back), perf_counter() - begun))
-        tick("agents and baselines")
+    work, done = pairs * (bool(ready) + ("mi-multistart" in names)), 0
+    for chunk in chunks(env_id, pairs, seed, arguments):
+        for name, (method, learned) in ready.items():
+            begun = perf_counter()
+            poses = method(chunk)
+            seconds = (perf_counter() - begun) / len(poses)
+            rows.setdefault(name, []).extend((case.error(pose), seconds)
+                                             for case, pose in zip(chunk.cases, poses, strict=True))
+            if refine and learned:
+                for case, pose in zip(chunk.cases, poses, strict=True):
+                    begun = perf_counter()
+                    polished = polish(to_sitk(case.fixed), to_sitk(case.moving), pose, case.center).pull_back
+                    rows.setdefault(_refined(name), []).append(
+                        (case.error(polished), seconds + perf_counter() - begun))
+            tell(name, (done + len(poses) * (list(ready).index(name) + 1) / len(ready)) / work)
+        done += len(chunk.cases) if ready else 0
     if "mi-multistart" in names:
         budget = _budget(rows, agents, refine) if budget_seconds is None else budget_seconds
-        for case in cases(env_id, pairs, seed, arguments):
-            begun = perf_counter()
-            starts = random_starts(case.start, case.center, np.random.default_rng(case.seed))
-            found = multi_start(to_sitk(case.fixed), to_sitk(case.moving), starts, case.center, budget)
-            rows.setdefault("mi-multistart", []).append((case.error(found.pull_back), perf_counter() - begun))
-            tick("mi-multistart")
-    for method in methods:
-        if isinstance(method, Policy):
-            rows[method.name] = played(method, env_id, pairs, seed, arguments, partial(tick, method.name))
+        for chunk in chunks(env_id, pairs, seed, arguments):
+            for case in chunk.cases:
+                begun = perf_counter()
+                starts = random_starts(case.start, case.center, np.random.default_rng(case.seed))
+                found = multi_start(to_sitk(case.fixed), to_sitk(case.moving), starts, case.center, budget)
+                rows.setdefault("mi-multistart", []).append((case.error(found.pull_back), perf_counter() - begun))
+                done += 1
+                tell("mi-multistart", done / work)
     order = [label for name in names for label in (name, _refined(name)) if label in rows]
     return Report(env_id, arguments, pairs, seed, torch.get_num_threads(), task.success_mm, tuple(
         Row(label, tuple(error for error, _ in rows[label]), float(np.mean([s for _, s in rows[label]])),
             task.success_mm) for label in order))
 
 
-def cases(env_id: str, pairs: int, seed: int, env_kwargs: Mapping[str, Any]) -> Iterator[Case]:
-    """The pairs of an evaluation, one after another."""
+def chunks(env_id: str, pairs: int, seed: int, env_kwargs: Mapping[str, Any]) -> Iterator[Chunk]:
+    """The pairs of an evaluation, some at a time."""
     for first in range(0, pairs, CHUNK):
         count = min(CHUNK, pairs - first)
         env = _env(env_id, count, env_kwargs)
         env.reset(seed=seed + first)
-        state = env.unwrapped.state  # type: ignore[attr-defined]
+        core, state = env.unwrapped.core, env.unwrapped.state  # type: ignore[attr-defined]
         if state.tre.isnan().any():
             raise ValueError(f"evaluate: {env_id} gives pairs of unknown truth; they need a truth or landmarks.")
-        truth = transform_points(state.pair.truth, state.pair.landmarks)
-        targets = truth if state.pair.targets is None else state.pair.targets
-        for lane in range(count):
-            one, name = state.pair.select(slice(lane, lane + 1)), f"{env_id} seed {seed + first + lane}"
-            to_moving_world = np.linalg.inv(one.world_to_moving[0].cpu().numpy())
-            yield Case(fixed=_image(one.fixed, one.fixed_to_world[0].cpu().numpy(), f"{name} (fixed)"),
-                       moving=_image(one.moving, to_moving_world, f"{name} (moving)"),
-                       start=state.pull_back[lane].cpu().numpy(), landmarks=one.landmarks[0].cpu().numpy(),
-                       targets=targets[lane].cpu().numpy(), center=one.center[0].cpu().numpy(),
-                       seed=seed + first + lane)
+        yield Chunk(core, state, tuple(_case(state, lane, f"{env_id} seed {seed + first + lane}", seed + first + lane)
+                                       for lane in range(count)))
 
 
-def played(policy: Policy, env_id: str, pairs: int, seed: int, env_kwargs: Mapping[str, Any],
-           tick: Callable[[], None] = lambda: None) -> list[tuple[float, float]]:
-    """Error (mm) and seconds of every pair, where a policy plays each episode to its time limit."""
-    outcomes = []
-    for first in range(0, pairs, CHUNK):
-        count = min(CHUNK, pairs - first)
-        env = _env(env_id, count, {**env_kwargs, "output": "numpy"})
-        observations, _ = env.reset(seed=seed + first)
-        core = env.unwrapped
-        begun = perf_counter()
-        for _ in range(core.core.task.max_episode_steps):  # type: ignore[attr-defined]
-            actions, _ = policy.model.predict(observations, deterministic=True)
-            observations, *_ = env.step(actions)
-        seconds = (perf_counter() - begun) / count
-        for error in core.state.tre.tolist():  # type: ignore[attr-defined]
-            outcomes.append((error, seconds))
-            tick()
-    return outcomes
+def _case(state: EpisodeState, lane: int, name: str, seed: int) -> Case:
+    one = state.pair.select(slice(lane, lane + 1))
+    to_moving_world = np.linalg.inv(one.world_to_moving[0].cpu().numpy())
+    targets = transform_points(one.truth, one.landmarks) if one.targets is None else one.targets
+    return Case(fixed=_image(one.fixed, one.fixed_to_world[0].cpu().numpy(), f"{name} (fixed)"),
+                moving=_image(one.moving, to_moving_world, f"{name} (moving)"),
+                start=state.pull_back[lane].cpu().numpy(), landmarks=one.landmarks[0].cpu().numpy(),
+                targets=targets[0].cpu().numpy(), center=one.center[0].cpu().numpy(), seed=seed)
 
 
 def _env(env_id: str, lanes: int, env_kwargs: Mapping[str, Any]) -> gym.vector.VectorEnv:
@@ -321,7 +250,7 @@ def _refined(name: str) -> str:
     return f"{name}, refined"
 
 
-def _budget(rows: Mapping[str, list[tuple[float, float]]], agents: Mapping[str, Any], refine: bool) -> float:
+def _budget(rows: Mapping[str, list[tuple[float, float]]], agents: Sequence[str], refine: bool) -> float:
     if not agents:
         raise ValueError("evaluate: mi-multistart takes the agent's time, and no agent was given; "
                          "give one, or budget_seconds=...")

@@ -7,14 +7,14 @@ from typing import Any
 REAL_HEADS: dict[str, Any] = {"name": "heads", "subjects": ["mni152", "mni2009c", "csi1", "csi2"]}
 HEAD_GRID: dict[str, Any] = {"size": 32, "spacing": 6.5, "observation": "pair"}
 RISE: dict[str, Any] = {"start": 0.1, "end": 0.5, "difficulty": [0.0, 1.0], "reach": [0.35, 1.0]}
-SIMILARITY: dict[str, Any] = {
-    "agent": "A3C",
-    "env": "RegSimilarity2DNormalized-v0",
-    "env_kwargs": {"source": {"name": "slices", "subjects": ["mni2009c", "csi1", "csi2"]}},
-    "algorithm": {"n_workers": 8, "lanes": 4, "learning_rate": 3e-4, "ent_coef": 0.02},
-    "curriculum": {"start": 0.0, "end": 0.4, "difficulty": [1.0, 1.0], "reach": [0.3, 1.0]},
-    "steps": 2_400_000,
-}
+SLICES: dict[str, Any] = {"name": "slices", "subjects": ["mni2009c", "csi1", "csi2"]}
+
+def similarity(init: str, steps: int, reward: str = "landmarks", **algorithm: Any) -> dict[str, Any]:
+    """An A3C agent of Sun et al. 2018, table 2."""
+    return {"agent": "A3C", "env": "RegSimilarity2D-v0", "env_kwargs": {"source": SLICES, "reward": reward},
+            "algorithm": {"n_workers": 8, "lanes": 4, "episodes_per_pair": 8, "reward_scale": 0.05, **algorithm},
+            "init": init, "steps": steps}
+
 
 PRESETS: dict[str, dict[str, Any]] = {
     "head-geometric": {
@@ -57,6 +57,14 @@ PRESETS: dict[str, dict[str, Any]] = {
         "policy_kwargs": {"features_extractor_kwargs": {"widths": [16, 32, 48, 64, 64], "strides": [2, 2, 2, 2, 1]}},
         "steps": 150_000,
     },
-    "similarity-rl": SIMILARITY,
-    "similarity-sl": {**SIMILARITY, "algorithm": {**SIMILARITY["algorithm"], "supervised": True}},
+    "similarity-oneshot": {
+        "agent": "OneShot",
+        "env": "RegSimilarity2DContinuous-v0",
+        "env_kwargs": {"source": SLICES, "step_sizes": [45.0]},
+        "algorithm": {"repose": 8},
+        "curriculum": {"start": 0.0, "end": 0.3, "difficulty": [0.3, 1.0], "reach": [0.5, 1.0]},
+        "steps": 1_500_000,
+    },
+    "similarity-sl": similarity("similarity-oneshot", 1_000_000, supervised=True, learning_rate=3e-4),
+    "similarity-rl": similarity("similarity-sl", 1_000_000, ent_coef=0.01),
 }

@@ -16,13 +16,16 @@ import regenv  # noqa: F401  registers the ids
 from regagents.a3c import A3C
 from regagents.common import checkpoints
 from regagents.common.curriculum import Curriculum
-from regagents.dsl.dsl import DSL
+from regagents.common.fresh import FreshPoses
+from regagents.dsl import DSL
+from regagents.oneshot import OneShot
 from regagents.presets import PRESETS
 
 WEIGHTS = Path(__file__).parent / "weights"
 
 
-ALGORITHMS: dict[str, tuple[type[Any], str]] = {"DSL": (DSL, "CompactPolicy"), "A3C": (A3C, "CnnLstmPolicy")}
+ALGORITHMS: dict[str, tuple[type[Any], str]] = {"DSL": (DSL, "CompactPolicy"), "OneShot": (OneShot, "CnnPolicy"),
+                                                "A3C": (A3C, "CnnLstmPolicy")}
 
 
 def create(config: dict[str, Any], seed: int = 0, device: str = "cpu", **algorithm: Any) -> Any:
@@ -98,7 +101,8 @@ def train(preset: str, out: str | Path, steps: int | None = None, seed: int = 0,
           command: str = "", progress_bar: bool = False) -> Path:
     """Train a preset into folder ``out``; returns the weights' path.
 
-    Args: steps: samples in all; init: checkpoint whose convolutions are taken over; resume: go on from ``out``.
+    Args: steps: samples in all; init: checkpoint (or name of shipped weights) whose tensors are taken over where name
+    and shape agree, default the preset's; resume: go on from ``out``.
     Raises ValueError for an unknown preset or device; CheckpointError where resume or init do not fit.
     """
     if preset not in PRESETS:
@@ -111,9 +115,10 @@ def train(preset: str, out: str | Path, steps: int | None = None, seed: int = 0,
         raise ValueError(f"train: device is {device!r}, but PyTorch finds no CUDA device; use cpu.")
     out = Path(out)
     config = PRESETS[preset]
-    total = steps or config["steps"]
+    total, init = steps or config["steps"], init or config.get("init")
     kind = config.get("agent", "DSL")
-    agent = create(config, seed=seed, device=device, **({"amp": amp} if kind == "DSL" else {}))
+    fresh = issubclass(ALGORITHMS[kind][0], FreshPoses)
+    agent = create(config, seed=seed, device=device, **({"amp": amp} if fresh else {}))
     card: dict[str, Any] = {
         "name": preset, "algorithm": kind, "env": config["env"], "config": config, "command": command, "seed": seed,
         "init": init, "steps": total, "samples": 0, "seconds": 0,
@@ -122,7 +127,7 @@ def train(preset: str, out: str | Path, steps: int | None = None, seed: int = 0,
     path = out / f"{preset}.safetensors"
     if resume and (out / "state.safetensors").is_file():
         tensors, old = checkpoints.load(out / "state.safetensors")
-        if old["config"] != config:
+        if _trained(old["config"]) != _trained(config):
             raise checkpoints.CheckpointError(f"{out}: config differs from preset {preset!r}; train into a new folder.")
         agent.adopt(_under("network.", tensors), out)
         checkpoints.fit_optimizer(agent.optimizer, _under("optimizer.", tensors))
@@ -131,15 +136,23 @@ def train(preset: str, out: str | Path, steps: int | None = None, seed: int = 0,
         card["init"] = old["init"]
     elif init is not None:
         tensors, _ = checkpoints.load(resolve(init))
-        trunk = {k: v for k, v in tensors.items() if k.startswith("features_extractor.")}
-        checkpoints.fit(agent.network.features_extractor, _under("features_extractor.", trunk), init)
+        checkpoints.fit_shared(agent.network, tensors, init)
     out.mkdir(parents=True, exist_ok=True)
     agent.set_logger(configure(str(out), ["csv", "tensorboard"]))
     keeper = _Keeper(path, card, keep_every)
     agent.learn(total - agent.num_timesteps if resume else total, callback=keeper, reset_num_timesteps=not resume,
                 progress_bar=progress_bar)
+    if isinstance(agent, A3C):
+        algorithm = {**config.get("algorithm", {}), "stop_values": list(agent.calibrate())}
+        card["config"] = {**config, "algorithm": algorithm}
     keeper.write()
     return path
+
+
+def _trained(config: dict[str, Any]) -> dict[str, Any]:
+    """A config without what is found after training."""
+    algorithm = {name: value for name, value in config.get("algorithm", {}).items() if name != "stop_values"}
+    return {**config, "algorithm": algorithm}
 
 
 def _under(prefix: str, tensors: dict[str, Any]) -> dict[str, Any]:

@@ -68,7 +68,7 @@ class RegistrationCore:
         self.task = task
         self.device = torch.device(device)
         self.privileged = privileged
-        self._deltas = torch.from_numpy(task.actions.deltas).to(self.device)
+        self.deltas = torch.from_numpy(task.actions.deltas).to(self.device)
 
     def reset(self, rngs: Sequence[np.random.Generator], difficulty: float = 1.0, reach: float = 1.0,
               pair: PairBatch | None = None) -> EpisodeState:
@@ -95,7 +95,7 @@ class RegistrationCore:
 
     def step(self, state: EpisodeState, action: Tensor) -> tuple[EpisodeState, Tensor, Tensor, Tensor]:
         """One action per lane: the state after it, rewards (B,) float64, terminated (B,), truncated (B,) bool."""
-        delta = self.task.actions.delta(action, self._deltas)
+        delta = self.task.actions.delta(action, self.deltas)
         anchor, pose = self._rebased(state)
         moved = replace(state, anchor=anchor, pose=self.task.transform.apply(pose, delta), steps=state.steps + 1)
         after = self._look(moved)
@@ -113,8 +113,8 @@ class RegistrationCore:
             numbers["dice"] = self._dice(state)
         if self.privileged:
             numbers["target"] = state.pose.clone()
-            numbers["q_star"] = self.task.expert(self.task.transform, self._measure(state.pair), state.pose,
-                                                 self._deltas)
+            numbers["q_star"] = self.task.expert(self.task.transform, self.measure(state.pair), state.pose,
+                                                 self.deltas)
         return numbers
 
     def frame(self, state: EpisodeState, lane: int, style: str = "overlay") -> np.ndarray:
@@ -137,7 +137,8 @@ class RegistrationCore:
         classes = [c for c in torch.unique(fixed).tolist() if c != 0]
         return overlap.dice(fixed, warped, classes).nanmean(-1)
 
-    def _measure(self, pair: PairBatch) -> Measure:
+    def measure(self, pair: PairBatch) -> Measure:
+        """D of poses (B, ..., P) of these pairs, as a function."""
         return partial(self.task.distance, self.task.transform, pair)
 
     def _rebased(self, state: EpisodeState) -> tuple[Tensor, Tensor]:
@@ -149,7 +150,7 @@ class RegistrationCore:
     def _look(self, state: EpisodeState) -> EpisodeState:
         """Warp once, measure once."""
         pair, transform = state.pair, self.task.transform
-        measure = self._measure(pair)
+        measure = self.measure(pair)
         residual = about(pair.center, transform.matrix(state.pose))
         pull_back = matmul(state.anchor, residual)
         voxels = matmul(matmul(pair.world_to_moving, pull_back), pair.fixed_to_world)
@@ -162,7 +163,7 @@ class RegistrationCore:
         seen = replace(state, pull_back=pull_back, warped=warp_affine(pair.moving, voxels, tuple(pair.fixed.shape[2:])),
                        distance=measure(state.pose) + unknown,
                        tre=torch.linalg.vector_norm(offsets, dim=-1).mean(-1) + unmeasured,
-                       arrived=self.task.termination(transform, measure, state.pose, pair.known, self._deltas))
+                       arrived=self.task.termination(transform, measure, state.pose, pair.known, self.deltas))
         return replace(seen, score=self.task.reward.score(seen))
 
 

@@ -10,7 +10,7 @@ import time
 from collections import deque
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from multiprocessing.connection import Connection, wait
 from pathlib import Path
 from typing import Any, ClassVar
@@ -25,9 +25,12 @@ from stable_baselines3.common.base_class import BaseAlgorithm
 from stable_baselines3.common.type_aliases import MaybeCallback
 from torch import Tensor
 
-from regagents.a3c.policies import A3CPolicy, Memory, chosen
+from regagents.a3c.policies import A3CPolicy, Lookahead, Memory, best_threshold, chosen
 from regagents.common import checkpoints
 from regagents.common.curriculum import Curriculum
+from regagents.common.tasks import task_of
+from regenv.core import RegistrationCore, Task
+from regenv.tasks.termination import Never
 
 PATIENCE = 60.0   # seconds that workers get to end by themselves
 LOOK_EVERY = 1.0  # seconds between looks at silent workers
@@ -80,6 +83,8 @@ class A3C(BaseAlgorithm):
         supervised: the paper's SL twin: workers take the optimal action (largest decrease of D), the policy learns it
             by cross entropy, the value still by its squared error.
         reward_scale: factor of the rewards in training.
+        stop_values: values at which a registration has arrived, without and with look-ahead; default the paper's 10
+            and 9, which training replaces by :meth:`calibrate`.
         curriculum: see Curriculum; None plays at full difficulty from the start.
     """
 
@@ -90,7 +95,8 @@ class A3C(BaseAlgorithm):
     def __init__(self, policy: str | type[A3CPolicy] = "CnnLstmPolicy", env: Any = None, learning_rate: float = 1e-4,
                  n_steps: int = 30, gamma: float = 0.99, ent_coef: float = 0.1, vf_coef: float = 0.5,
                  max_grad_norm: float = 40.0, n_workers: int = 8, lanes: int = 1, episodes_per_pair: int = 2,
-                 supervised: bool = False, reward_scale: float = 1.0, curriculum: Curriculum | None = None,
+                 supervised: bool = False, reward_scale: float = 1.0,
+                 stop_values: tuple[float, float] = (10.0, 9.0), curriculum: Curriculum | None = None,
                  policy_kwargs: dict[str, Any] | None = None, stats_window_size: int = 100,
                  tensorboard_log: str | None = None, verbose: int = 0, seed: int | None = None, device: str = "cpu",
                  _init_setup_model: bool = True) -> None:
@@ -105,7 +111,7 @@ class A3C(BaseAlgorithm):
         self.n_steps, self.gamma, self.ent_coef, self.vf_coef = n_steps, gamma, ent_coef, vf_coef
         self.max_grad_norm, self.n_workers, self.lanes = max_grad_norm, n_workers, lanes
         self.episodes_per_pair, self.supervised, self.reward_scale = episodes_per_pair, supervised, reward_scale
-        self.curriculum = curriculum
+        self.stop_values, self.curriculum = stop_values, curriculum
         super().__init__(policy, env, learning_rate, policy_kwargs=policy_kwargs, stats_window_size=stats_window_size,
                          tensorboard_log=tensorboard_log, verbose=verbose, device=device, seed=seed,
                          support_multi_env=True, supported_action_spaces=(gym.spaces.Discrete,))
@@ -191,6 +197,19 @@ class A3C(BaseAlgorithm):
         return Recipe(spec.id, arguments, self.n_steps, self.gamma, self.ent_coef, self.vf_coef, self.max_grad_norm,
                       self.lanes, self.episodes_per_pair, self.supervised, self.reward_scale,
                       float(self.learning_rate), self.curriculum, self.seed or 0)  # type: ignore[arg-type]
+
+    def task(self) -> Task:
+        """The task of the environment's id and arguments."""
+        return task_of(self)
+
+    def calibrate(self, pairs: int = 256, seed: int = 9_000_000) -> tuple[float, float]:
+        """Set ``stop_values`` to those that end nearest to alignment on training pairs from new random starts."""
+        core = RegistrationCore(replace(self.task(), termination=Never()))
+        state = core.reset([np.random.default_rng(seed + i) for i in range(pairs)])
+        steps = core.task.max_episode_steps
+        self.stop_values = tuple(best_threshold(self.policy, core, state, steps, lookahead)  # type: ignore[assignment]
+                                 for lookahead in (None, Lookahead()))
+        return self.stop_values
 
     def predict(self, observation: Any, state: tuple[np.ndarray, ...] | None = None,
                 episode_start: np.ndarray | None = None, deterministic: bool = False) -> Any:

@@ -18,6 +18,7 @@ from regenv.state import EpisodeState
 from regenv.transforms.rigid import homogeneous, invert_affine
 
 Memory = tuple[Tensor, Tensor]
+THRESHOLDS, PLAYED = 41, 8  # looked at, and of them played with look-ahead
 FEEDFORWARD = 128  # width of the dense layer that stands in for the LSTM ("CNN-LME")
 
 
@@ -168,3 +169,35 @@ def play(policy: A3CPolicy, core: RegistrationCore, state: EpisodeState, thresho
     final[lanes] = running.pose
     ended = core.begin(state.pair, final, state.anchor)
     return replace(ended, steps=state.steps), reached
+
+
+@torch.inference_mode()
+def best_threshold(policy: A3CPolicy, core: RegistrationCore, state: EpisodeState, steps: int,
+                   lookahead: Lookahead | None = None) -> float:
+    """The value threshold for :func:`play` whose ends have the smallest mean D, on pairs of known truth.
+
+    Without look-ahead every threshold is read off one walk that no threshold ends; with it the promising ones are
+    played.
+    """
+    memory, running = policy.begin(state.lanes), state
+    values, errors = [], []
+    for step in range(steps + 1):
+        logits, value, memory = policy(core.observe(running), memory)
+        values.append(value)
+        errors.append(running.distance)
+        if step < steps:
+            running = core.step(running, logits.argmax(1))[0]
+    value, error = torch.stack(values), torch.stack(errors)
+    reached = value.amax(0)
+
+    def mean_error(threshold: float) -> float:
+        there = value >= threshold
+        first = torch.where(there.any(0), there.int().argmax(0), steps)
+        return float(error.gather(0, first[None]).mean())
+
+    candidates = torch.quantile(reached, torch.linspace(0, 1, THRESHOLDS)).tolist()
+    if lookahead is None:
+        return min(candidates, key=mean_error)
+    promising = sorted(candidates, key=mean_error)[:PLAYED]
+    return min(promising, key=lambda threshold: float(
+        play(policy, core, state, threshold, steps, lookahead)[0].distance.mean()))

@@ -11,13 +11,17 @@ the last digits, from which a search can part ways.
 """
 
 from regagents.classical.common import Result, matrix_to_sitk, sitk_to_matrix, to_sitk, working
+from regagents.classical.elastix import Elastix
+from regagents.classical.features import SiftSimilarity
 from regagents.classical.mutual_information import MattesMI, evaluate_metric, multi_start, random_starts
 from regagents.classical.refinement import Refinement, normalized_information, refine
 
 __all__ = [
+    "Elastix",
     "MattesMI",
     "Refinement",
     "Result",
+    "SiftSimilarity",
     "evaluate_metric",
     "matrix_to_sitk",
     "multi_start",

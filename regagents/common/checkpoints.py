@@ -68,6 +68,15 @@ def fit(module: torch.nn.Module, tensors: Mapping[str, Tensor], path: str | Path
     module.load_state_dict(dict(tensors))
 
 
+def fit_shared(module: torch.nn.Module, tensors: Mapping[str, Tensor], path: str | Path) -> None:
+    """Load those tensors that the module has too, by name and shape. Raises CheckpointError where there is none."""
+    wanted = module.state_dict()
+    shared = {name: value for name, value in tensors.items() if name in wanted and value.shape == wanted[name].shape}
+    if not shared:
+        raise CheckpointError(f"{path}: none of its tensors is in the network; it belongs to another one.")
+    module.load_state_dict({**wanted, **shared})
+
+
 def flatten_optimizer(optimizer: torch.optim.Optimizer) -> dict[str, Tensor]:
     """State of an optimizer as tensors named "INDEX.KEY"."""
     return {f"{index}.{key}": torch.as_tensor(value) for index, state in optimizer.state_dict()["state"].items()

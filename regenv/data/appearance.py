@@ -7,7 +7,7 @@ not depend on its neighbours.
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, fields
 from functools import lru_cache
 
 import numpy as np
@@ -103,6 +103,11 @@ class Looks:
     field: Tensor
     noise: Tensor
     phase: Tensor
+
+    def select(self, mask: np.ndarray) -> Looks:
+        """The images of ``mask`` (B,) bool."""
+        where = torch.from_numpy(mask)
+        return Looks(**{f.name: getattr(self, f.name)[where] for f in fields(self)})
 
     def render(self, tissue: Tensor, stripped: Tensor, outline: Tensor | None = None) -> Tensor:
         """Images (B, 1, *shape) in [0, 1].

@@ -75,14 +75,15 @@ class Slices:
         through = matmul(matmul(random_affine(rngs, 3, self.affine * difficulty), tilted), turned)
         voxels = matmul(matmul(torch.from_numpy(heads.grid.world_to_voxel), through),
                         torch.from_numpy(plane.voxel_to_world)).to(device)
-        images = [self._shown(heads, entries[:, 0], self.mr, np.zeros(len(rngs), dtype=bool), rngs, voxels, plane),
-                  self._shown(heads, entries[:, 1], self.mr, is_ct, rngs, voxels, plane)]
+        tissue = heads.sample(heads.volumes, entries[:, 0], voxels, plane.shape)
+        fixed = self.mr.draw(rngs, 1.0, plain=False).render(tissue, heads.stripped[entries[:, 0]])
+        moving = self._other(heads, entries, is_ct, tissue, voxels, rngs)
         lanes, points = len(rngs), landmarks.lattice(grid, 10)
 
         def repeat(tensor: Tensor) -> Tensor:
             return tensor.expand(lanes, *tensor.shape).clone()
 
-        return PairBatch(fixed=images[0], moving=images[1],
+        return PairBatch(fixed=fixed.squeeze(2), moving=moving.squeeze(2),
                          fixed_to_world=repeat(torch.from_numpy(grid.voxel_to_world)),
                          world_to_moving=repeat(torch.from_numpy(grid.world_to_voxel)),
                          truth=repeat(torch.eye(3, dtype=torch.float64)), known=torch.ones(lanes, dtype=torch.bool),
@@ -101,16 +102,21 @@ class Slices:
         slab = rng.choice(slabs[held if self.split == "test" else ~held])
         return float(LEVELS_MM[0] + SLAB_MM * slab + rng.uniform(GAP_MM / 2, SLAB_MM - GAP_MM / 2))
 
-    def _shown(self, heads: Bank, entries: np.ndarray, look: Appearance, as_ct: np.ndarray,
-               rngs: Sequence[np.random.Generator], voxels: Tensor, plane: Grid) -> Tensor:
-        """Images (B, 1, H, W). Both looks are drawn for every lane: its numbers depend on no other lane."""
-        tissue, outline = (heads.sample(channels, entries, voxels, plane.shape)
-                           for channels in (heads.volumes, heads.outlines))
-        stripped = heads.stripped[entries]
-        scans = [style.draw(rngs, 1.0, plain=False).render(tissue, stripped, outline[:, 0])
-                 for style in (look, self.ct_look)]
-        chosen = torch.from_numpy(as_ct).to(voxels.device).view(-1, 1, 1, 1, 1)
-        return torch.where(chosen, scans[1], scans[0]).squeeze(2)
+    def _other(self, heads: Bank, entries: np.ndarray, is_ct: np.ndarray, tissue: Tensor, voxels: Tensor,
+               rngs: Sequence[np.random.Generator]) -> Tensor:
+        """Moving images (B, 1, 1, H, W) of the planes whose fixed images show ``tissue``. Both looks are drawn for
+        every lane, so that its numbers depend on no other lane."""
+        differs = entries[:, 0] != entries[:, 1]
+        if differs.any():
+            tissue = tissue.clone()
+            tissue[differs] = heads.sample(heads.volumes, entries[differs, 1], voxels[differs], tuple(tissue.shape[2:]))
+        image = torch.empty_like(tissue[:, :1])
+        for look, where in ((self.mr, ~is_ct), (self.ct_look, is_ct)):
+            looks = look.draw(rngs, 1.0, plain=False)
+            if where.any():
+                outline = heads.sample(heads.outlines, entries[where, 1], voxels[where], tuple(tissue.shape[2:]))[:, 0]
+                image[where] = looks.select(where).render(tissue[where], heads.stripped[entries[where, 1]], outline)
+        return image
 
 
 def _plane(grid: Grid) -> Grid:

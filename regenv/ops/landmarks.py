@@ -42,26 +42,51 @@ def lattice(grid: Grid, per_axis: int = 5, margin: float = 0.1) -> Tensor:
 def sift(image: Any, count: int) -> np.ndarray:
     """The most salient points of a 2D image: SIFT keypoints (Lowe 2004), strongest first, at most one per pixel.
 
-    Needs OpenCV, which is imported here and nowhere else.
+    Needs OpenCV, which is imported where SIFT is used and nowhere else.
 
     Args:
         image: (H, W) array or tensor, intensities in [0, 1].
         count: points wanted.
     Returns: (N, 2) float64, voxel points (row, column); N is below ``count`` if the image has fewer keypoints.
     """
+    keypoints, _ = _key_points(image)
+    pixel_of: dict[tuple[int, int], tuple[float, float]] = {}
+    for keypoint in sorted(keypoints, key=lambda k: (-k.response, k.pt)):
+        x, y = keypoint.pt  # one place may bear several keypoints, one per orientation
+        pixel_of.setdefault((round(y), round(x)), (y, x))
+    return np.array(list(pixel_of.values())[:count], dtype=np.float64).reshape(-1, 2)
+
+
+def sift_matches(first: Any, second: Any, ratio: float = 0.8, contrast: float = 0.04) -> tuple[np.ndarray, np.ndarray]:
+    """Corresponding SIFT keypoints of two 2D images: nearest descriptors that pass Lowe's ratio test (Lowe 2004).
+
+    Args:
+        first, second: (H, W) arrays or tensors, intensities in [0, 1].
+        ratio: a match must be closer than this times the second closest.
+        contrast: weakest extremum that is a keypoint, OpenCV's ``contrastThreshold``.
+    Returns: two (N, 2) float64, voxel points (row, column) of the one and of the other; N may be 0.
+    """
+    import cv2
+
+    (points, descriptors), (others, candidates) = (_key_points(image, contrast) for image in (first, second))
+    if len(points) == 0 or len(others) < 2:
+        return np.empty((0, 2)), np.empty((0, 2))
+    nearest = cv2.BFMatcher(cv2.NORM_L2).knnMatch(descriptors, candidates, k=2)
+    good = [one for one, two in nearest if one.distance < ratio * two.distance]
+    pairs = np.array([(*points[m.queryIdx].pt, *others[m.trainIdx].pt) for m in good]).reshape(-1, 4)
+    return pairs[:, 1::-1].copy(), pairs[:, :1:-1].copy()
+
+
+def _key_points(image: Any, contrast: float = 0.04) -> tuple[Any, Any]:
+    """OpenCV's keypoints and descriptors of an image (H, W) in [0, 1]."""
     pixels = np.asarray(image.detach().cpu() if isinstance(image, Tensor) else image, dtype=np.float64)
     if pixels.ndim != 2:
         raise ValueError(f"sift: the image has shape {pixels.shape}; SIFT needs a 2D image (H, W). "
                          f"In 3D use regenv.ops.landmarks.lattice.")
     import cv2
 
-    keypoints = cv2.SIFT.create().detect(np.round(pixels.clip(0, 1) * 255).astype(np.uint8), None)
-    keypoints = sorted(keypoints, key=lambda k: (-k.response, k.pt))
-    pixel_of: dict[tuple[int, int], tuple[float, float]] = {}
-    for keypoint in keypoints:  # one place may bear several keypoints, one per orientation
-        x, y = keypoint.pt
-        pixel_of.setdefault((round(y), round(x)), (y, x))
-    return np.array(list(pixel_of.values())[:count], dtype=np.float64).reshape(-1, 2)
+    quantised = np.round(pixels.clip(0, 1) * 255).astype(np.uint8)
+    return cv2.SIFT.create(contrastThreshold=contrast).detectAndCompute(quantised, None)
 
 
 def wilson(successes: int, n: int, z: float = 1.96) -> tuple[float, float]:

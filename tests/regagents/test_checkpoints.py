@@ -135,11 +135,21 @@ def test_resume_refuses_another_config(tiny: str, tmp_path: Path, monkeypatch: p
         training.train(tiny, tmp_path / "out", resume=True)
 
 
-def test_init_takes_the_convolutions(tiny: str, tmp_path: Path) -> None:
+def test_init_takes_what_fits(tiny: str, tmp_path: Path) -> None:
+    """The convolutions of an agent with other actions; its head stays as it was drawn."""
     first = training.train(tiny, tmp_path / "first", steps=BATCH, seed=0)
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(training.DSL, "learn", lambda agent, total, callback, **_: callback.init_callback(agent))
-        second = training.train(tiny, tmp_path / "second", steps=BATCH, seed=1, init=str(first))
+        patch.setitem(presets.PRESETS, "other", presets.PRESETS[tiny] | {
+            "env_kwargs": {**presets.PRESETS[tiny]["env_kwargs"], "step_sizes": [1.0, 4.0]}, "init": str(first)})
+        second = training.train("other", tmp_path / "second", steps=BATCH, seed=1)
     a, b = load_file(first), load_file(second)
     for name in a:
-        assert torch.equal(a[name], b[name]) == name.startswith("features_extractor."), name
+        taken = a[name].shape == b[name].shape and torch.equal(a[name], b[name])
+        assert taken == name.startswith("features_extractor."), name
+
+
+def test_init_refuses_what_does_not_fit_at_all(tiny: str, tmp_path: Path) -> None:
+    checkpoints.save(tmp_path / "foreign.safetensors", {"weight": torch.zeros(2)}, {})
+    with pytest.raises(CheckpointError, match=r"foreign.safetensors: none of its tensors is in the network"):
+        training.train(tiny, tmp_path / "out", steps=BATCH, init=str(tmp_path / "foreign.safetensors"))

@@ -12,7 +12,7 @@ import numpy as np
 import pytest
 
 import regagents.evaluate as evaluation
-from regagents.evaluate import HELD_OUT, Pipeline, Policy, Report, Row, cases, evaluate, grid_of
+from regagents.evaluate import HELD_OUT, Pipeline, Policy, Report, Row, chunks, evaluate, grid_of
 from regenv.data.io import ImageError
 from regenv.grid import Grid
 from regenv.ops.landmarks import wilson
@@ -55,7 +55,7 @@ def test_mutual_information_improves_on_the_start(report: Report) -> None:
     start = by_name(report, "initial").mean
     assert by_name(report, "mi").percentiles[1] < 0.5 * start
     assert by_name(report, "refined").mean < start
-    assert by_name(report, "initial").seconds == 0 < by_name(report, "mi").seconds
+    assert by_name(report, "initial").seconds < by_name(report, "mi").seconds
 
 
 def test_multi_start_has_at_least_the_agents_time(report: Report) -> None:
@@ -64,7 +64,8 @@ def test_multi_start_has_at_least_the_agents_time(report: Report) -> None:
 
 def test_pairs_do_not_depend_on_the_chunk(monkeypatch: pytest.MonkeyPatch) -> None:
     def starts() -> list[np.ndarray]:
-        return [np.concatenate([case.fixed.array.ravel(), case.start.ravel()]) for case in cases(ENV, 3, SEED, KWARGS)]
+        return [np.concatenate([case.fixed.array.ravel(), case.start.ravel()])
+                for chunk in chunks(ENV, 3, SEED, KWARGS) for case in chunk.cases]
 
     whole = starts()
     monkeypatch.setattr(evaluation, "CHUNK", 2)
@@ -72,7 +73,7 @@ def test_pairs_do_not_depend_on_the_chunk(monkeypatch: pytest.MonkeyPatch) -> No
 
 
 def test_a_case_measures_what_the_environment_measures() -> None:
-    case = next(cases(ENV, 1, SEED, KWARGS))
+    case = next(chunks(ENV, 1, SEED, KWARGS)).cases[0]
     linear, shift = case.start[:2, :2], case.start[:2, 2]
     assert case.error(case.start) == pytest.approx(
         np.linalg.norm(case.landmarks @ linear.T + shift - case.targets, axis=1).mean(), abs=SAME_MM)
@@ -82,7 +83,8 @@ def test_a_case_measures_what_the_environment_measures() -> None:
 def test_a_policy_plays_to_the_time_limit() -> None:
     """A policy's error is that of the single environment after as many steps of the same actions."""
     class Right:
-        def predict(self, observation: np.ndarray, *, deterministic: bool = False) -> tuple[np.ndarray, None]:
+        def predict(self, observation: np.ndarray, state: Any = None, episode_start: Any = None,
+                    deterministic: bool = False) -> tuple[np.ndarray, None]:
             assert deterministic and observation.shape == (PAIRS, 1, 48, 48) and observation.dtype == np.uint8
             return np.zeros(len(observation), dtype=np.int64), None
 

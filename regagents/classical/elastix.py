@@ -1,0 +1,116 @@
+"""Registration by elastix (Klein et al. 2010), where its Python package ``itk-elastix`` is installed."""
+
+from __future__ import annotations
+
+import importlib.util
+from dataclasses import dataclass
+from time import perf_counter
+from typing import Any
+
+import numpy as np
+import SimpleITK as sitk
+
+from regagents.classical.common import Result, checked, is_flat, sitk_to_matrix
+from regenv.grid import Grid
+
+_TRANSFORMS = {"rigid": "EulerTransform", "similarity": "SimilarityTransform", "affine": "AffineTransform"}
+
+
+@dataclass(frozen=True)
+class Elastix:
+    """elastix's own multi-resolution mutual information with adaptive stochastic gradient descent.
+
+    Args:
+        motion: "rigid", "similarity" or "affine".
+        resolutions: levels of the pyramid. iterations: of each. samples: of each iteration. bins: of the histogram.
+    """
+
+    motion: str = "similarity"
+    resolutions: int = 4
+    iterations: int = 500
+    samples: int = 4096
+    bins: int = 32
+
+    def __post_init__(self) -> None:
+        if self.motion not in _TRANSFORMS:
+            raise ValueError(f"Elastix: motion is {self.motion!r}; it must be one of {', '.join(_TRANSFORMS)}.")
+
+    @staticmethod
+    def available() -> bool:
+        """Whether ``itk-elastix`` is installed."""
+        return importlib.util.find_spec("itk") is not None
+
+    def register(self, fixed: sitk.Image, moving: sitk.Image, initial: np.ndarray, center: np.ndarray) -> Result:
+        """Register from a pose; see :meth:`~regagents.classical.MattesMI.register`.
+
+        Returns: the pose found; the initial one with metric ``inf`` where elastix gives up (too little overlap).
+        Raises: ModuleNotFoundError: ``itk-elastix`` is not installed.
+        """
+        import itk
+
+        began = perf_counter()
+        initial = checked("Elastix", fixed, moving, initial)
+        if is_flat(fixed) or is_flat(moving):
+            return Result(initial, float("inf"), perf_counter() - began, 0)
+        settings, start = itk.ParameterObject.New(), itk.ParameterObject.New()
+        settings.AddParameterMap(self._settings(itk))
+        start.AddParameterMap(_affine_map(itk, initial, fixed))
+        try:
+            _, found = itk.elastix_registration_method(
+                _itk(itk, fixed), _itk(itk, moving), parameter_object=settings, log_to_console=False,
+                initial_transform_parameter_object=start, number_of_threads=1)
+        except RuntimeError:
+            return Result(initial, float("inf"), perf_counter() - began, 0)
+        motion = _matrix(found.GetParameterMap(found.GetNumberOfParameterMaps() - 1), fixed.GetDimension())
+        return Result(motion @ initial, 0.0, perf_counter() - began, self.iterations * self.resolutions)
+
+    def _settings(self, itk: Any) -> Any:
+        settings = itk.ParameterObject.New().GetDefaultParameterMap("rigid", self.resolutions)
+        changes = {"Transform": _TRANSFORMS[self.motion], "AutomaticTransformInitialization": "false",
+                   "AutomaticScalesEstimation": "true", "MaximumNumberOfIterations": self.iterations,
+                   "NumberOfSpatialSamples": self.samples, "NumberOfHistogramBins": self.bins,
+                   "NewSamplesEveryIteration": "true", "HowToCombineTransforms": "Compose",
+                   "WriteResultImage": "false", "RequiredRatioOfValidSamples": 0.05}
+        for key, value in changes.items():
+            settings[key] = [str(value)]
+        return settings
+
+
+def _itk(itk: Any, image: sitk.Image) -> Any:
+    copy = itk.image_view_from_array(sitk.GetArrayFromImage(sitk.Cast(image, sitk.sitkFloat32)))
+    n = image.GetDimension()
+    copy.SetOrigin(image.GetOrigin())
+    copy.SetSpacing(image.GetSpacing())
+    copy.SetDirection(np.reshape(image.GetDirection(), (n, n)))
+    return copy
+
+
+def _affine_map(itk: Any, matrix: np.ndarray, fixed: sitk.Image) -> Any:
+    """An affine pull-back in elastix's words: row-major matrix, then translation, about the origin."""
+    n = len(matrix) - 1
+    grid = Grid.from_sitk(fixed)
+    words: dict[str, list[Any]] = {
+        "Transform": ["AffineTransform"], "NumberOfParameters": [n * n + n],
+        "TransformParameters": [*matrix[:n, :n].ravel().tolist(), *matrix[:n, n].tolist()],
+        "CenterOfRotationPoint": [0.0] * n, "InitialTransformParameterFileName": ["NoInitialTransform"],
+        "HowToCombineTransforms": ["Compose"], "FixedImageDimension": [n], "MovingImageDimension": [n],
+        "FixedInternalImagePixelType": ["float"], "MovingInternalImagePixelType": ["float"],
+        "Size": list(grid.size), "Index": [0] * n, "Spacing": list(grid.spacing), "Origin": list(grid.origin),
+        "Direction": np.reshape(grid.direction, (n, n)).T.ravel().tolist(), "UseDirectionCosines": ["true"]}
+    told = itk.ParameterObject.New().GetDefaultParameterMap("rigid", 1)
+    told.clear()
+    for key, values in words.items():
+        told[key] = [str(value) for value in values]
+    return told
+
+
+def _matrix(told: Any, n: int) -> np.ndarray:
+    """The matrix (D+1, D+1) of elastix's Euler, similarity or affine transform about its centre."""
+    numbers = [float(value) for value in told["TransformParameters"]]
+    kind = {name: key for key, name in _TRANSFORMS.items()}[told["Transform"][0]]
+    makers = {("rigid", 2): sitk.Euler2DTransform, ("rigid", 3): sitk.Euler3DTransform,
+              ("similarity", 2): sitk.Similarity2DTransform, ("similarity", 3): sitk.Similarity3DTransform}
+    transform: Any = sitk.AffineTransform(n) if kind == "affine" else makers[kind, n]()
+    transform.SetCenter([float(value) for value in told["CenterOfRotationPoint"]])
+    transform.SetParameters(numbers)
+    return sitk_to_matrix(transform)
