@@ -12,7 +12,7 @@ SLICES: dict[str, Any] = {"name": "slices", "subjects": ["mni2009c", "csi1", "cs
 def similarity(init: str, steps: int, reward: str = "landmarks", **algorithm: Any) -> dict[str, Any]:
     """An A3C agent of Sun et al. 2018, table 2."""
     return {"agent": "A3C", "env": "RegSimilarity2D-v0", "env_kwargs": {"source": SLICES, "reward": reward},
-            "algorithm": {"n_workers": 8, "lanes": 4, "episodes_per_pair": 8, "reward_scale": 0.05, **algorithm},
+            "algorithm": {"n_workers": 8, "lanes": 4, "episodes_per_pair": 8, "reward_scale": 0.01, **algorithm},
             "init": init, "steps": steps}
 
 

@@ -18,7 +18,7 @@ from regenv.state import EpisodeState
 from regenv.transforms.rigid import homogeneous, invert_affine
 
 Memory = tuple[Tensor, Tensor]
-THRESHOLDS, PLAYED = 41, 8  # looked at, and of them played with look-ahead
+THRESHOLDS, PLAYED = 41, 4  # looked at, and of them played with look-ahead
 FEEDFORWARD = 128  # width of the dense layer that stands in for the LSTM ("CNN-LME")
 
 
@@ -188,14 +188,14 @@ def best_threshold(policy: A3CPolicy, core: RegistrationCore, state: EpisodeStat
         if step < steps:
             running = core.step(running, logits.argmax(1))[0]
     value, error = torch.stack(values), torch.stack(errors)
-    reached = value.amax(0)
 
     def mean_error(threshold: float) -> float:
         there = value >= threshold
         first = torch.where(there.any(0), there.int().argmax(0), steps)
         return float(error.gather(0, first[None]).mean())
 
-    candidates = torch.quantile(reached, torch.linspace(0, 1, THRESHOLDS)).tolist()
+    shares = torch.linspace(0, 1, THRESHOLDS)
+    candidates = torch.cat([torch.quantile(each, shares) for each in (value.flatten(), value.amax(0))]).tolist()
     if lookahead is None:
         return min(candidates, key=mean_error)
     promising = sorted(candidates, key=mean_error)[:PLAYED]

@@ -13,7 +13,7 @@ import SimpleITK as sitk
 from regagents.classical.common import Result, checked, is_flat, sitk_to_matrix
 from regenv.grid import Grid
 
-_TRANSFORMS = {"rigid": "EulerTransform", "similarity": "SimilarityTransform", "affine": "AffineTransform"}
+_TRANSFORMS = {"rigid": "EulerTransform", "similarity": "SimilarityTransform"}
 
 
 @dataclass(frozen=True)
@@ -21,7 +21,7 @@ class Elastix:
     """elastix's own multi-resolution mutual information with adaptive stochastic gradient descent.
 
     Args:
-        motion: "rigid", "similarity" or "affine".
+        motion: "rigid" or "similarity".
         resolutions: levels of the pyramid. iterations: of each. samples: of each iteration. bins: of the histogram.
     """
 
@@ -105,12 +105,12 @@ def _affine_map(itk: Any, matrix: np.ndarray, fixed: sitk.Image) -> Any:
 
 
 def _matrix(told: Any, n: int) -> np.ndarray:
-    """The matrix (D+1, D+1) of elastix's Euler, similarity or affine transform about its centre."""
+    """The matrix (D+1, D+1) of elastix's Euler or similarity transform about its centre."""
     numbers = [float(value) for value in told["TransformParameters"]]
     kind = {name: key for key, name in _TRANSFORMS.items()}[told["Transform"][0]]
-    makers = {("rigid", 2): sitk.Euler2DTransform, ("rigid", 3): sitk.Euler3DTransform,
+    makers: dict[tuple[str, int], Any] = {("rigid", 2): sitk.Euler2DTransform, ("rigid", 3): sitk.Euler3DTransform,
               ("similarity", 2): sitk.Similarity2DTransform, ("similarity", 3): sitk.Similarity3DTransform}
-    transform: Any = sitk.AffineTransform(n) if kind == "affine" else makers[kind, n]()
+    transform = makers[kind, n]()
     transform.SetCenter([float(value) for value in told["CenterOfRotationPoint"]])
     transform.SetParameters(numbers)
     return sitk_to_matrix(transform)

@@ -86,7 +86,7 @@ def _key_points(image: Any, contrast: float = 0.04) -> tuple[Any, Any]:
     import cv2
 
     quantised = np.round(pixels.clip(0, 1) * 255).astype(np.uint8)
-    return cv2.SIFT.create(contrastThreshold=contrast).detectAndCompute(quantised, None)
+    return cv2.SIFT.create(contrastThreshold=contrast, enable_precise_upscale=True).detectAndCompute(quantised, None)
 
 
 def wilson(successes: int, n: int, z: float = 1.96) -> tuple[float, float]:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import itertools
+import json
 import os
 import signal
 import subprocess
@@ -23,7 +24,7 @@ import regenv  # noqa: F401
 from regagents import presets
 from regagents.a3c import A3C, A3CPolicy, Lookahead, play
 from regagents.a3c.a3c import Player, Recipe, WorkerError, a3c_loss, shared_adam
-from regagents.a3c.policies import weighted_mean
+from regagents.a3c.policies import best_threshold, weighted_mean
 from regagents.train import load, train
 from regenv.core import RegistrationCore
 from regenv.registry import build
@@ -198,6 +199,18 @@ def test_play_stops_at_the_threshold_or_the_limit() -> None:
     torch.testing.assert_close(ended.pose[:, 0] - state.pose[:, 0], torch.full((3,), 10 * pixel, dtype=torch.float64))
 
 
+@pytest.mark.parametrize("lookahead", [None, Lookahead(rollouts=20, depth=1, seed=1)])
+def test_the_best_threshold_ends_where_the_error_is_smallest(lookahead: Lookahead | None) -> None:
+    """The puppet shifts by a pixel a step and its value counts the steps: brute force over every step to end at."""
+    core, state = started(4)
+    threshold = best_threshold(Puppet(0), core, state, 30, lookahead)  # type: ignore[arg-type]
+    means = [play(Puppet(0), core, state, step + 1.0, 30, lookahead)[0].distance.mean().item()  # type: ignore[arg-type]
+             for step in range(31)]
+    ended = play(Puppet(0), core, state, threshold, 30, lookahead)[0].distance.mean().item()  # type: ignore[arg-type]
+    assert ended == pytest.approx(min(means), rel=0.02)
+    assert min(means) < 0.98 * means[0] or min(means) == means[0]
+
+
 def test_weighted_mean_is_equation_5(rng: np.random.Generator) -> None:
     """tx, ty, s, cos and sin averaged with the weights, the angle from the last two."""
     poses = rng.uniform([-5, -5, -20, 0.8], [5, 5, 20, 1.2], (4, 6, 4))
@@ -260,6 +273,66 @@ def test_training_resumes_from_its_checkpoint(tmp_path: Path, monkeypatch: pytes
     assert not torch.equal(first.policy.value_head.weight, second.policy.value_head.weight)
     with pytest.raises(ValueError, match="algorithm is 'A3C'; DSL is needed"):
         load(path)
+
+
+def test_training_writes_the_stop_values_it_found(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    config = {"agent": "A3C", "env": ID, "env_kwargs": SMALL, "steps": 32,
+              "algorithm": {"n_workers": 1, "lanes": 2, "n_steps": 8}}
+    monkeypatch.setitem(presets.PRESETS, "tiny", config)
+    monkeypatch.setattr(A3C, "calibrate", lambda agent: (0.25, -1.5))
+    path = train("tiny", tmp_path)
+    assert json.loads(path.with_suffix(".json").read_text())["config"]["algorithm"]["stop_values"] == [0.25, -1.5]
+    assert tuple(load(path, algorithm="A3C").stop_values) == (0.25, -1.5)
+    train("tiny", tmp_path, steps=64, resume=True)  # the same preset, whatever was found after it
+
+
+KEEP_EVERY = 1.0  # seconds
+
+
+def test_kill_9_then_resume_loses_at_most_one_checkpoint_interval(tmp_path: Path) -> None:
+    """The trainer is killed in full flight; what it had counted KEEP_EVERY seconds before is in its last state."""
+    script = tmp_path / "run.py"
+    script.write_text(textwrap.dedent(f"""
+        import sys, time
+        from regagents import presets, train
+        from regagents.a3c import A3C
+        presets.PRESETS["tiny"] = {{"agent": "A3C", "env": "{ID}", "env_kwargs": {{"size": 44}}, "steps": 10**9,
+                                    "algorithm": {{"n_workers": 2, "lanes": 2, "n_steps": 8}}}}
+        counted = A3C._counted
+        def tell(agent, *arguments):
+            going = counted(agent, *arguments)
+            print(time.time(), agent.num_timesteps, flush=True)
+            return going
+        A3C._counted = tell
+        if __name__ == "__main__":
+            train("tiny", "{tmp_path}", steps=10**9, keep_every={KEEP_EVERY}, resume="resume" in sys.argv)
+        """))
+    seen: list[tuple[float, int]] = []
+
+    def run_until(steps: int, *arguments: str) -> None:
+        main = subprocess.Popen([sys.executable, str(script), *arguments], stdout=subprocess.PIPE, text=True)
+        try:
+            assert main.stdout is not None
+            for line in main.stdout:
+                seen.append((float(line.split()[0]), int(line.split()[1])))
+                if seen[-1][1] >= steps and seen[-1][0] > seen[0][0] + 2 * KEEP_EVERY:
+                    break
+        finally:
+            main.kill()
+            main.wait()
+
+    def kept() -> int:
+        return json.loads((tmp_path / "state.json").read_text())["samples"]
+
+    run_until(64)
+    killed_at, most = seen[-1]
+    before = kept()
+    due = max(steps for when, steps in seen if when <= killed_at - KEEP_EVERY - 0.5)
+    assert due <= before <= most
+    seen.clear()
+    run_until(before + 64, "resume")
+    assert seen[0][1] > before
+    assert kept() >= before
 
 
 class Assassin(BaseCallback):

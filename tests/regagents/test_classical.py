@@ -5,10 +5,13 @@ from itertools import islice
 import numpy as np
 import pytest
 import SimpleITK as sitk
+from scipy.interpolate import RegularGridInterpolator
 
 from regagents.classical import (
+    Elastix,
     MattesMI,
     Refinement,
+    SiftSimilarity,
     evaluate_metric,
     matrix_to_sitk,
     multi_start,
@@ -222,3 +225,62 @@ def test_errors_name_the_field_and_the_way_out() -> None:
         MattesMI(metric="ssim")
     with pytest.raises(ValueError, match="initials is empty"):
         multi_start(volume, volume, [], np.zeros(3), seconds=1)
+
+
+# --- key-points, elastix ---------------------------------------------------------------------------------------------
+
+def textured(turn: float, scale: float) -> tuple[sitk.Image, sitk.Image, np.ndarray, Grid]:
+    """A picture full of key-points, seen a second time through a similarity map, and that map (fixed to moving)."""
+    grid = Grid.centered((160, 160), 1.5, [30.0, -40.0])
+    picture = np.random.default_rng(3).random((24, 24))
+    axes = [np.linspace(-80, 80, 24)] * 2
+    sampled = RegularGridInterpolator(axes, picture, method="cubic", bounds_error=False, fill_value=0.0)
+    points_mm = grid.to_world(np.stack(np.meshgrid(*map(np.arange, grid.shape), indexing="ij"), -1)) - grid.center
+    angle = np.radians(turn)
+    truth = np.eye(3)
+    truth[:2, :2] = scale * np.array([[np.cos(angle), -np.sin(angle)], [np.sin(angle), np.cos(angle)]])
+    truth[:2, 2] = [6.0, -9.0]
+    back = np.linalg.inv(truth)
+    fixed, moving = sampled(points_mm), sampled(points_mm @ back[:2, :2].T + back[:2, 2])
+    about_center = np.eye(3)
+    about_center[:2, :2] = truth[:2, :2]
+    about_center[:2, 2] = grid.center + truth[:2, 2] - truth[:2, :2] @ grid.center
+    return to_sitk(fixed, grid), to_sitk(moving, grid), about_center, grid
+
+
+def test_sift_recovers_a_similarity_from_any_start() -> None:
+    fixed, moving, truth, grid = textured(turn=100.0, scale=0.85)
+    found = SiftSimilarity().register(fixed, moving, np.eye(3))
+    assert error_mm(found.pull_back, truth, grid) < FOUND_MM and found.metric < -20
+
+
+def test_sift_without_matches_keeps_the_start() -> None:
+    fixed, _, _, grid = textured(0.0, 1.0)
+    start = np.array([[1.0, 0, 3], [0, 1, 4], [0, 0, 1]])
+    for image in (to_sitk(np.zeros(grid.shape), grid), to_sitk(np.eye(160), grid)):
+        found = SiftSimilarity().register(fixed, image, start)
+        assert np.array_equal(found.pull_back, start) and found.metric == np.inf
+    with pytest.raises(ValueError, match="3D; SIFT needs 2D"):
+        SiftSimilarity().register(*pair(3, 1, 5, 5)[:2], np.eye(4))
+
+
+@pytest.mark.parametrize("ndim", [2, 3])
+@pytest.mark.parametrize("motion", ["rigid", "similarity"])
+def test_elastix_finds_a_known_pose_from_a_given_start(ndim: int, motion: str) -> None:
+    pytest.importorskip("itk")
+    fixed, moving, truth, grid = pair(ndim, seed=1, translation=30, rotation=40)
+    near = next(islice(random_starts(truth, grid.center, np.random.default_rng(2), 6, 6), 1, None))
+    found = Elastix(motion).register(fixed, moving, near, grid.center)
+    assert error_mm(near, truth, grid) > 3
+    assert error_mm(found.pull_back, truth, grid) < FOUND_MM
+
+
+def test_elastix_gives_back_the_start_where_it_cannot_register() -> None:
+    pytest.importorskip("itk")
+    fixed, moving, _, grid = pair(2, seed=1, translation=5, rotation=5)
+    far = np.eye(3)
+    far[:2, 2] = FAR_MM
+    found = Elastix().register(fixed, moving, far, grid.center)
+    assert np.array_equal(found.pull_back, far) and found.metric == np.inf
+    with pytest.raises(ValueError, match="motion is 'bent'"):
+        Elastix("bent")
