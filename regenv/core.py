@@ -16,7 +16,7 @@ from regenv.data.pairs import PairBatch, PairSource
 from regenv.data.perturb import UniformStart, about
 from regenv.grid import Grid
 from regenv.ops import overlap
-from regenv.ops.warp import matmul, transform_points, warp_affine
+from regenv.ops.warp import matmul, transform_points, warp_points, warp_through
 from regenv.state import EpisodeState
 from regenv.tasks.distance import Measure
 from regenv.transforms.rigid import invert_affine
@@ -81,14 +81,14 @@ class RegistrationCore:
             raise ValueError(f"reset: difficulty is {difficulty} and reach is {reach}; "
                              "they must lie in [0, 1] and (0, 1].")
         pair = pair or self.task.source.draw(rngs, self.task.grid, self.device, difficulty)
-        euler = torch.from_numpy(self.task.start.draw(rngs, reach)).to(self.device)
-        return self.begin(pair, self.task.transform.from_euler(euler))
+        draws = torch.from_numpy(self.task.start.draw(rngs, reach)).to(self.device)
+        return self.begin(pair, self.task.transform.from_draws(draws))
 
     def begin(self, pair: PairBatch, pose: Tensor, anchor: Tensor | None = None) -> EpisodeState:
         """Episodes on given pairs from given poses (B, P), about ``anchor`` (default the truth)."""
         nothing = torch.zeros(pair.lanes, dtype=torch.float64, device=self.device)
         state = EpisodeState(pair=pair, anchor=pair.truth if anchor is None else anchor, pose=pose,
-                             pull_back=pair.truth, warped=pair.fixed, distance=nothing, tre=nothing, score=nothing,
+                             pull_back=pair.truth, displacement=None, warped=pair.fixed, distance=nothing, tre=nothing, score=nothing,
                              arrived=torch.zeros_like(pair.known),
                              steps=torch.zeros_like(pair.known, dtype=torch.int64))
         return self._look(state)
@@ -130,10 +130,9 @@ class RegistrationCore:
     def _dice(self, state: EpisodeState) -> Tensor:
         """Mean Dice (B,) of the labels that both images have."""
         pair = state.pair
-        voxels = matmul(matmul(pair.world_to_moving, state.pull_back), pair.fixed_to_world)
         fixed, moving = pair.fixed_labels, pair.moving_labels
         assert fixed is not None and moving is not None
-        warped = warp_affine(moving, voxels, tuple(fixed.shape[2:]), mode="nearest")
+        warped = self._warped(moving, pair, state.pull_back, state.displacement, mode="nearest")
         classes = [c for c in torch.unique(fixed).tolist() if c != 0]
         return overlap.dice(fixed, warped, classes).nanmean(-1)
 
@@ -151,20 +150,34 @@ class RegistrationCore:
         """Warp once, measure once."""
         pair, transform = state.pair, self.task.transform
         measure = self.measure(pair)
-        residual = about(pair.center, transform.matrix(state.pose))
-        pull_back = matmul(state.anchor, residual)
-        voxels = matmul(matmul(pair.world_to_moving, pull_back), pair.fixed_to_world)
+        pull_back = matmul(state.anchor, about(pair.center, transform.matrix(state.pose)))
+        displacement = transform.displacement(state.pose)
         unknown = torch.where(pair.known, 0.0, torch.nan)
         if pair.targets is None:
             targets, unmeasured = transform_points(pair.truth, pair.landmarks), unknown
         else:
             targets, unmeasured = pair.targets, torch.zeros_like(unknown)
-        offsets = transform_points(pull_back, pair.landmarks) - targets
-        seen = replace(state, pull_back=pull_back, warped=warp_affine(pair.moving, voxels, tuple(pair.fixed.shape[2:])),
+        offsets = transform_points(pull_back, _displaced(pair, displacement)) - targets
+        seen = replace(state, pull_back=pull_back, displacement=displacement,
+                       warped=self._warped(pair.moving, pair, pull_back, displacement),
                        distance=measure(state.pose) + unknown,
                        tre=torch.linalg.vector_norm(offsets, dim=-1).mean(-1) + unmeasured,
                        arrived=self.task.termination(transform, measure, state.pose, pair.known, self.deltas))
         return replace(seen, score=self.task.reward.score(seen))
+
+    def _warped(self, image: Tensor, pair: PairBatch, pull_back: Tensor, displacement: Tensor | None,
+                mode: str = "bilinear") -> Tensor:
+        """A moving image on the fixed grid: at ``pull_back(x + displacement(x))``."""
+        voxels = matmul(matmul(pair.world_to_moving, pull_back), pair.fixed_to_world)
+        return warp_through(image, voxels, displacement, tuple(pair.fixed.shape[2:]), mode)
+
+
+def _displaced(pair: PairBatch, displacement: Tensor | None) -> Tensor:
+    """Landmarks (B, N, D) in the fixed world, mm, moved by the displacement."""
+    if displacement is None:
+        return pair.landmarks
+    points_vox = transform_points(invert_affine(pair.fixed_to_world), pair.landmarks)
+    return transform_points(pair.fixed_to_world, warp_points(points_vox, displacement).to(torch.float64))
 
 
 def checked_options(options: dict[str, Any] | None, known: Sequence[str] = RESET_OPTIONS) -> dict[str, Any]:

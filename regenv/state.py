@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import dataclass, fields, replace
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -19,7 +20,9 @@ class EpisodeState:
         anchor: (B, D+1, D+1) float64, pull-back that the pose's residual is appended to: the truth where it is known.
         pose: (B, P) float64, parameters of the residual.
         pull_back: (B, D+1, D+1) float64, fixed world to moving world: anchor times residual.
-        warped: (B, C, *shape) float32, the moving image seen through ``pull_back`` on the fixed grid.
+        displacement: (B, D, *shape) float32 or None, voxels of the fixed grid, array-axis order: points are displaced
+            first, then pulled back.
+        warped: (B, C, *shape) float32, the moving image seen through both on the fixed grid.
         distance: (B,) float64, D of the pose; NaN where the truth is unknown.
         tre: (B,) float64, mean landmark error, mm; NaN where the truth is unknown.
         score: (B,) float64, what the reward is the gain of.
@@ -31,6 +34,7 @@ class EpisodeState:
     anchor: Tensor
     pose: Tensor
     pull_back: Tensor
+    displacement: Tensor | None
     warped: Tensor
     distance: Tensor
     tre: Tensor
@@ -44,24 +48,24 @@ class EpisodeState:
 
     def select(self, mask: Tensor) -> EpisodeState:
         """The lanes of ``mask`` (B,) bool."""
-        rest = {f.name: getattr(self, f.name)[mask] for f in fields(self) if f.name != "pair"}
-        return replace(self, pair=self.pair.select(mask), **rest)
+        return replace(self, pair=self.pair.select(mask), **{name: value[mask] for name, value in self._tensors()})
 
     def put(self, mask: Tensor, other: EpisodeState) -> EpisodeState:
         """A copy whose lanes of ``mask`` (B,) bool are those of ``other``, which has as many lanes as mask has True."""
-        changes: dict[str, object] = {"pair": self.pair.put(mask, other.pair)}
-        for f in fields(self):
-            if f.name != "pair":
-                merged = getattr(self, f.name).clone()
-                merged[mask] = getattr(other, f.name)
-                changes[f.name] = merged
-        return replace(self, **changes)  # type: ignore[arg-type]
+        changes: dict[str, Any] = {"pair": self.pair.put(mask, other.pair)}
+        for name, value in self._tensors():
+            changes[name] = value.clone()
+            changes[name][mask] = getattr(other, name)
+        return replace(self, **changes)
 
     def keep(self, mask: Tensor, before: EpisodeState) -> EpisodeState:
         """A copy whose lanes of ``mask`` (B,) bool are as they were in ``before`` (same pairs)."""
-        changes = {}
-        for f in fields(self):
-            if f.name != "pair":
-                mine = getattr(self, f.name)
-                changes[f.name] = torch.where(mask.view(-1, *(1,) * (mine.ndim - 1)), getattr(before, f.name), mine)
-        return replace(self, **changes)  # type: ignore[arg-type]
+        changes: dict[str, Any] = {
+            name: torch.where(mask.view(-1, *(1,) * (value.ndim - 1)), getattr(before, name), value)
+            for name, value in self._tensors()}
+        return replace(self, **changes)
+
+    def _tensors(self) -> list[tuple[str, Any]]:
+        """Names and tensors of all that changes in an episode."""
+        return [(f.name, value) for f in fields(self)
+                if f.name != "pair" and (value := getattr(self, f.name)) is not None]

@@ -60,6 +60,7 @@ class Recipe:
     supervised: bool
     reward_scale: float
     learning_rate: float
+    decay: bool
     curriculum: Curriculum | None
     seed: int
 
@@ -74,7 +75,7 @@ class A3C(BaseAlgorithm):
     Args:
         policy: "CnnLstmPolicy", "CnnPolicy" (a dense layer for the LSTM), or an A3CPolicy subclass.
         env: id or environment of regenv with discrete actions; its spec is what the workers build theirs from.
-        learning_rate: of the shared Adam.
+        learning_rate: of the shared Adam. decay: whether it falls linearly to zero over training.
         n_steps: steps between updates (the paper's bootstrapping length). gamma: discount.
         ent_coef: weight of the entropy (eq. 1's beta). vf_coef: of the squared value error, 1/2 in eq. 2.
         max_grad_norm: bound of each gradient.
@@ -93,7 +94,7 @@ class A3C(BaseAlgorithm):
     policy: A3CPolicy
 
     def __init__(self, policy: str | type[A3CPolicy] = "CnnLstmPolicy", env: Any = None, learning_rate: float = 1e-4,
-                 n_steps: int = 30, gamma: float = 0.99, ent_coef: float = 0.1, vf_coef: float = 0.5,
+                 decay: bool = True, n_steps: int = 30, gamma: float = 0.99, ent_coef: float = 0.1, vf_coef: float = 0.5,
                  max_grad_norm: float = 40.0, n_workers: int = 8, lanes: int = 1, episodes_per_pair: int = 2,
                  supervised: bool = False, reward_scale: float = 1.0,
                  stop_values: tuple[float, float] = (10.0, 9.0), curriculum: Curriculum | None = None,
@@ -108,6 +109,7 @@ class A3C(BaseAlgorithm):
             raise ValueError(f"A3C: device is {device!r}; its workers share memory on the CPU, use 'cpu'.")
         if policy == "CnnPolicy":
             policy_kwargs = {**(policy_kwargs or {}), "recurrent": False}
+        self.decay = decay
         self.n_steps, self.gamma, self.ent_coef, self.vf_coef = n_steps, gamma, ent_coef, vf_coef
         self.max_grad_norm, self.n_workers, self.lanes = max_grad_norm, n_workers, lanes
         self.episodes_per_pair, self.supervised, self.reward_scale = episodes_per_pair, supervised, reward_scale
@@ -196,7 +198,7 @@ class A3C(BaseAlgorithm):
             arguments["max_episode_steps"] = spec.max_episode_steps
         return Recipe(spec.id, arguments, self.n_steps, self.gamma, self.ent_coef, self.vf_coef, self.max_grad_norm,
                       self.lanes, self.episodes_per_pair, self.supervised, self.reward_scale,
-                      float(self.learning_rate), self.curriculum, self.seed or 0)  # type: ignore[arg-type]
+                      float(self.learning_rate), self.decay, self.curriculum, self.seed or 0)  # type: ignore[arg-type]
 
     def task(self) -> Task:
         """The task of the environment's id and arguments."""
@@ -371,6 +373,8 @@ class Player:
         self.policy.zero_grad(set_to_none=True)
         loss.backward()
         torch.nn.utils.clip_grad_norm_(self.policy.parameters(), self.recipe.max_grad_norm)
+        for group in optimizer.param_groups:
+            group["lr"] = self.recipe.learning_rate * (max(0.0, 1 - progress) if self.recipe.decay else 1.0)
         with lock:
             for mine, theirs in zip(self.policy.parameters(), shared.parameters(), strict=True):
                 theirs.grad = mine.grad

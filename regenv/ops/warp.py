@@ -116,6 +116,20 @@ def warp_dense(image: Tensor, displacement: Tensor, padding: str = "zeros") -> T
     return sample(image, points.movedim(1, -1), padding=padding)
 
 
+def warp_through(image: Tensor, matrix: Tensor, displacement: Tensor | None, shape: tuple[int, ...],
+                 mode: str = "bilinear") -> Tensor:
+    """An image resampled once through a displacement and then an affine map: ``out(x) = image(matrix (x + u(x)))``.
+
+    Args: as :func:`warp_affine`; displacement (B, D, *shape), voxels of the output grid, or None for no displacement.
+    Returns: (B, C, *shape), dtype of ``image``.
+    """
+    if displacement is None:
+        return warp_affine(image, matrix, shape, mode)
+    points = (identity(shape, displacement.device) + displacement).flatten(2).transpose(1, 2)
+    moved = transform_points(matrix.to(displacement.dtype), points).unflatten(1, shape)
+    return warp_labels(image, moved) if mode == "nearest" else sample(image, moved)
+
+
 def warp_points(points_vox: Tensor, displacement: Tensor) -> Tensor:
     """Points moved by a displacement field, which is interpolated at them: ``p + displacement(p)``.
 

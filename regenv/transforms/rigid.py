@@ -64,6 +64,9 @@ class Rigid:
         pose = pose.to(torch.float64)
         return homogeneous(self._rotation(pose[..., self.ndim:]), pose[..., : self.ndim])
 
+    def displacement(self, pose: Tensor) -> None:
+        """Rigid maps are matrices and nothing else."""
+
     def parameters(self, matrix: Tensor) -> Tensor:
         """Poses (..., P) float64 of rigid matrices (..., D+1, D+1); ry in [-90, 90]."""
         t = matrix[..., : self.ndim, self.ndim]
@@ -83,7 +86,7 @@ class Rigid:
         """D, the L2 norm of the parameters, (...,)."""
         return torch.linalg.vector_norm(pose, dim=-1)
 
-    def from_euler(self, euler: Tensor) -> Tensor:
+    def from_draws(self, euler: Tensor) -> Tensor:
         """Poses of translations (mm) and Rx Ry Rz angles (degrees), (..., P)."""
         return euler
 
@@ -130,7 +133,7 @@ class RigidMotion(Rigid):
         angles = torch.rad2deg(vector)[..., 2:] if self.ndim == 2 else torch.rad2deg(vector)
         return torch.cat([(pose + delta)[..., : self.ndim], angles], dim=-1)
 
-    def from_euler(self, euler: Tensor) -> Tensor:
+    def from_draws(self, euler: Tensor) -> Tensor:
         return self.parameters(super().matrix(euler))
 
     def rebase(self, anchor: Tensor, residual: Tensor, pose: Tensor) -> tuple[Tensor, Tensor]:

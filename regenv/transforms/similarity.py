@@ -45,6 +45,9 @@ class Similarity:
         linear = self._rotation(pose) * pose[..., -1, None, None]
         return invert_affine(homogeneous(linear, pose[..., : self.ndim]))
 
+    def displacement(self, pose: Tensor) -> None:
+        """Similarities are matrices and nothing else."""
+
     def parameters(self, matrix: Tensor) -> Tensor:
         """Poses (..., P) float64 of residual pull-backs (..., D+1, D+1)."""
         n = self.ndim
@@ -72,7 +75,7 @@ class Similarity:
         return torch.linalg.vector_norm(torch.cat([pose[..., :n] / self.unit, pose[..., n:-1], pose[..., -1:] - 1], -1),
                                         dim=-1)
 
-    def from_euler(self, euler: Tensor) -> Tensor:
+    def from_draws(self, euler: Tensor) -> Tensor:
         """Poses of translations (mm), Rx Ry Rz angles (degrees) and scales less 1, (..., P)."""
         if self.ndim == 2:
             turns = euler[..., 2:3]

@@ -10,6 +10,7 @@ import subprocess
 import sys
 import textwrap
 import time
+from contextlib import nullcontext
 from pathlib import Path
 from typing import Any
 
@@ -94,7 +95,7 @@ def test_predict_carries_its_state_as_sb3_does() -> None:
 def recipe(**changes: Any) -> Recipe:
     values = {"env_id": ID, "env_kwargs": SMALL, "n_steps": 5, "gamma": 0.9, "ent_coef": 0.1, "vf_coef": 0.5,
               "max_grad_norm": 40.0, "lanes": 2, "episodes_per_pair": 2, "supervised": False, "reward_scale": 1.0,
-              "learning_rate": 1e-3, "curriculum": None, "seed": 0}
+              "learning_rate": 1e-3, "decay": True, "curriculum": None, "seed": 0}
     return Recipe(**{**values, **changes})
 
 
@@ -142,6 +143,15 @@ def test_shared_adam_is_adam_wherever_it_steps() -> None:
         reference.step()
     for mine, theirs in zip(policy.parameters(), plain.parameters(), strict=True):
         torch.testing.assert_close(mine, theirs)
+
+
+@pytest.mark.parametrize(("decay", "rate"), [(True, 0.75e-3), (False, 1e-3)])
+def test_the_rate_falls_with_progress(decay: bool, rate: float) -> None:
+    shared = agent().policy
+    optimizer = shared_adam(shared, 1e-3)
+    player = Player(recipe(decay=decay, n_steps=1), agent().policy, seed=0)
+    player.round(shared, optimizer, nullcontext(), 0.25)
+    assert optimizer.param_groups[0]["lr"] == pytest.approx(rate)
 
 
 def test_pairs_are_kept_for_the_stated_episodes() -> None:

@@ -93,7 +93,7 @@ def test_q_of_an_arriving_action_is_the_drop_and_the_bonus() -> None:
 @pytest.mark.parametrize("transform", [Rigid(3), RigidMotion(3), RigidMotion(2)], ids=repr)
 def test_drop_is_the_decrease_of_the_distance(transform: Rigid, rng: np.random.Generator) -> None:
     deltas = torch.from_numpy(DiscreteSteps((1.0,) * len(transform.names), (1.0, 4.0, 16.0)).deltas)
-    pose = transform.from_euler(torch.from_numpy(rng.uniform(-40, 40, (50, len(transform.names)))))
+    pose = transform.from_draws(torch.from_numpy(rng.uniform(-40, 40, (50, len(transform.names)))))
     drop, per_unit = (expert(transform, transform.distance, pose, deltas)
                       for expert in (DistanceDrop(per_unit=False), DistanceDrop()))
     for action, delta in enumerate(deltas):

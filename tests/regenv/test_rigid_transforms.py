@@ -89,8 +89,8 @@ def test_half_turn_has_one_matrix_and_two_vectors(rng: np.random.Generator) -> N
 @pytest.mark.parametrize("ndim", [2, 3])
 def test_both_families_agree_on_a_start(ndim: int, rng: np.random.Generator) -> None:
     euler = poses(rng, Rigid(ndim), 100, degrees=89.0)
-    near(RigidMotion(ndim).matrix(RigidMotion(ndim).from_euler(euler)),
-         Rigid(ndim).matrix(Rigid(ndim).from_euler(euler)), 1e-11)
+    near(RigidMotion(ndim).matrix(RigidMotion(ndim).from_draws(euler)),
+         Rigid(ndim).matrix(Rigid(ndim).from_draws(euler)), 1e-11)
 
 
 @pytest.mark.parametrize("ndim", [2, 3])
