@@ -93,7 +93,7 @@ class _Keeper(BaseCallback):
         state = {f"network.{k}": v for k, v in agent.network.state_dict().items()}
         state |= {f"optimizer.{k}": v for k, v in checkpoints.flatten_optimizer(agent.optimizer).items()}
         checkpoints.save(self.path.with_name("state.safetensors"), state, self.card)
-        checkpoints.save(self.path, agent.network.state_dict(), self.card)
+        checkpoints.save(self.path, checkpoints.halved(agent.network.state_dict()), self.card)
 
 
 def train(preset: str, out: str | Path, steps: int | None = None, seed: int = 0, device: str = "cpu",
@@ -122,8 +122,7 @@ def train(preset: str, out: str | Path, steps: int | None = None, seed: int = 0,
     card: dict[str, Any] = {
         "name": preset, "algorithm": kind, "env": config["env"], "config": config, "command": command, "seed": seed,
         "init": init, "steps": total, "samples": 0, "seconds": 0,
-        "machine": f"{platform.processor() or platform.machine()}, {torch.get_num_threads()} thread(s), "
-                   f"torch {torch.__version__}", "licence": "Apache-2.0"}
+        "machine": f"{_processor()}, {torch.get_num_threads()} thread(s), torch {torch.__version__}", "licence": "Apache-2.0"}
     path = out / f"{preset}.safetensors"
     if resume and (out / "state.safetensors").is_file():
         tensors, old = checkpoints.load(out / "state.safetensors")
@@ -147,6 +146,14 @@ def train(preset: str, out: str | Path, steps: int | None = None, seed: int = 0,
         card["config"] = {**config, "algorithm": algorithm}
     keeper.write()
     return path
+
+
+def _processor() -> str:
+    """The processor's model where the system tells it, else its architecture."""
+    told = Path("/proc/cpuinfo")
+    lines = told.read_text().splitlines() if told.is_file() else []
+    models = [line.split(":", 1)[1].strip() for line in lines if line.startswith("model name")]
+    return f"{models[0]}, {len(models)} cores" if models else platform.processor() or platform.machine()
 
 
 def _trained(config: dict[str, Any]) -> dict[str, Any]:
