@@ -13,7 +13,7 @@ def similarity(init: str, reward: str = "landmarks", **algorithm: Any) -> dict[s
     """An A3C agent of Sun et al. 2018, table 2. Rewards are hundredths of the paper's, and so is its entropy's 0.1."""
     return {"agent": "A3C", "env": "RegSimilarity2D-v0",
             "env_kwargs": {"source": SLICES, "reward": reward, "near": 0.4, "near_scale": 0.2},
-            "algorithm": {"n_workers": 8, "lanes": 16, "episodes_per_pair": 8, "reward_scale": 0.01, "ent_coef": 0.001,
+            "algorithm": {"n_workers": 8, "lanes": 4, "episodes_per_pair": 8, "reward_scale": 0.01, "ent_coef": 0.001,
                           **algorithm},
             "init": init, "steps": 1_500_000}
 

@@ -13,12 +13,14 @@ from torch import Tensor
 
 from regenv import render
 from regenv.data.pairs import PairBatch, PairSource
-from regenv.data.perturb import UniformStart, about
+from regenv.data.perturb import about
 from regenv.grid import Grid
 from regenv.ops import overlap
+from regenv.ops.random import counter_uniform
 from regenv.ops.warp import matmul, transform_points, warp_points, warp_through
 from regenv.state import EpisodeState
 from regenv.tasks.distance import Measure
+from regenv.tasks.guard import FuzzyControl
 from regenv.transforms.rigid import invert_affine
 
 SUCCESS_MM = 10.0
@@ -37,13 +39,14 @@ class Task:
         expert: targets for ``privileged=True``.
         max_episode_steps: time limit.
         success_mm: landmark error at which a registration counts as a success.
+        guard: which actions are let through; None lets all.
     """
 
     source: PairSource
     grid: Grid
     transform: Any
     actions: Any
-    start: UniformStart
+    start: Any
     distance: Any
     observation: Any
     reward: Any
@@ -51,6 +54,7 @@ class Task:
     expert: Any
     max_episode_steps: int
     success_mm: float = SUCCESS_MM
+    guard: FuzzyControl | None = None
 
     def __post_init__(self) -> None:
         if self.max_episode_steps < 1:
@@ -81,14 +85,22 @@ class RegistrationCore:
             raise ValueError(f"reset: difficulty is {difficulty} and reach is {reach}; "
                              "they must lie in [0, 1] and (0, 1].")
         pair = pair or self.task.source.draw(rngs, self.task.grid, self.device, difficulty)
-        draws = torch.from_numpy(self.task.start.draw(rngs, reach)).to(self.device)
-        return self.begin(pair, self.task.transform.from_draws(draws))
+        draws = torch.from_numpy(self.task.start.draw(rngs, reach, pair)).to(self.device)
+        luck = None if self.task.guard is None else torch.tensor([int(rng.integers(1 << 62)) for rng in rngs])
+        return self.begin(pair, self.task.transform.from_draws(draws), luck=luck)
 
-    def begin(self, pair: PairBatch, pose: Tensor, anchor: Tensor | None = None) -> EpisodeState:
-        """Episodes on given pairs from given poses (B, P), about ``anchor`` (default the truth)."""
+    def begin(self, pair: PairBatch, pose: Tensor, anchor: Tensor | None = None,
+              luck: Tensor | None = None) -> EpisodeState:
+        """Episodes on given pairs from given poses (B, P), about ``anchor`` (default the truth).
+
+        Args: luck (B,) int64: seeds of the guard's random numbers, default zeros.
+        """
+        if self.task.guard is not None:
+            luck = torch.zeros(pair.lanes, dtype=torch.int64) if luck is None else luck
+            luck = luck.to(self.device)
         nothing = torch.zeros(pair.lanes, dtype=torch.float64, device=self.device)
         state = EpisodeState(pair=pair, anchor=pair.truth if anchor is None else anchor, pose=pose,
-                             pull_back=pair.truth, displacement=None, warped=pair.fixed, distance=nothing, tre=nothing, score=nothing,
+                             pull_back=pair.truth, displacement=None, warped=pair.fixed, labels=None, luck=luck, distance=nothing, tre=nothing, score=nothing,
                              arrived=torch.zeros_like(pair.known),
                              steps=torch.zeros_like(pair.known, dtype=torch.int64))
         return self._look(state)
@@ -97,6 +109,8 @@ class RegistrationCore:
         """One action per lane: the state after it, rewards (B,) float64, terminated (B,), truncated (B,) bool."""
         delta = self.task.actions.delta(action, self.deltas)
         anchor, pose = self._rebased(state)
+        if self.task.guard is not None:
+            delta = delta * self._accepted(state, pose, delta[:, None])[:, 0]
         moved = replace(state, anchor=anchor, pose=self.task.transform.apply(pose, delta), steps=state.steps + 1)
         after = self._look(moved)
         return after, self.task.reward(state, after), after.arrived, after.steps >= self.task.max_episode_steps
@@ -109,10 +123,14 @@ class RegistrationCore:
         """Numbers about the state, each (B, ...), fresh memory; the same keys at reset and at step."""
         numbers = {"distance": state.distance.clone(), "tre": state.tre.clone(),
                    "is_success": state.tre <= self.task.success_mm}
-        if state.pair.fixed_labels is not None:
-            numbers["dice"] = self._dice(state)
+        if state.labels is not None and state.pair.fixed_labels is not None:
+            numbers["dice"] = overlap.mean_dice(state.pair.fixed_labels, state.labels)
+        if self.task.guard is not None:
+            moves = self.deltas.expand(state.lanes, -1, -1)
+            numbers["action_mask"] = self._accepted(state, state.pose, moves).all(-1)
         if self.privileged:
-            numbers["target"] = state.pose.clone()
+            wanted = state.pair.target_pose
+            numbers["target"] = state.pose.clone() if wanted is None else state.pose - wanted
             numbers["q_star"] = self.task.expert(self.task.transform, self.measure(state.pair), state.pose,
                                                  self.deltas)
         return numbers
@@ -127,14 +145,11 @@ class RegistrationCore:
         picture = render.frame(fixed, warped, style, spacing=self.task.grid.spacing)
         return render.annotate(picture, int(state.steps[lane]), None if np.isnan(tre) else tre)
 
-    def _dice(self, state: EpisodeState) -> Tensor:
-        """Mean Dice (B,) of the labels that both images have."""
-        pair = state.pair
-        fixed, moving = pair.fixed_labels, pair.moving_labels
-        assert fixed is not None and moving is not None
-        warped = self._warped(moving, pair, state.pull_back, state.displacement, mode="nearest")
-        classes = [c for c in torch.unique(fixed).tolist() if c != 0]
-        return overlap.dice(fixed, warped, classes).nanmean(-1)
+    def _accepted(self, state: EpisodeState, pose: Tensor, delta: Tensor) -> Tensor:
+        """Whether each parameter's part of changes ``delta`` (B, A, P) of a pose (B, P) is let through: (B, A, P)."""
+        assert self.task.guard is not None and state.luck is not None
+        chance = counter_uniform(state.luck, state.steps, 2 * pose.shape[-1])
+        return self.task.guard.accepted(pose, delta, chance)
 
     def measure(self, pair: PairBatch) -> Measure:
         """D of poses (B, ..., P) of these pairs, as a function."""
@@ -160,6 +175,8 @@ class RegistrationCore:
         offsets = transform_points(pull_back, _displaced(pair, displacement)) - targets
         seen = replace(state, pull_back=pull_back, displacement=displacement,
                        warped=self._warped(pair.moving, pair, pull_back, displacement),
+                       labels=None if pair.moving_labels is None else self._warped(
+                           pair.moving_labels, pair, pull_back, displacement, mode="nearest"),
                        distance=measure(state.pose) + unknown,
                        tre=torch.linalg.vector_norm(offsets, dim=-1).mean(-1) + unmeasured,
                        arrived=self.task.termination(transform, measure, state.pose, pair.known, self.deltas))

@@ -23,11 +23,13 @@ class EpisodeState:
         displacement: (B, D, *shape) float32 or None, voxels of the fixed grid, array-axis order: points are displaced
             first, then pulled back.
         warped: (B, C, *shape) float32, the moving image seen through both on the fixed grid.
+        labels: (B, 1, *shape) int16 or None, the moving labels seen through both, nearest neighbour.
         distance: (B,) float64, D of the pose; NaN where the truth is unknown.
         tre: (B,) float64, mean landmark error, mm; NaN where the truth is unknown.
         score: (B,) float64, what the reward is the gain of.
         arrived: (B,) bool, the stopping rule holds.
         steps: (B,) int64, steps taken.
+        luck: (B,) int64 or None, seed of what is random in the transition.
     """
 
     pair: PairBatch
@@ -36,11 +38,13 @@ class EpisodeState:
     pull_back: Tensor
     displacement: Tensor | None
     warped: Tensor
+    labels: Tensor | None
     distance: Tensor
     tre: Tensor
     score: Tensor
     arrived: Tensor
     steps: Tensor
+    luck: Tensor | None = None
 
     @property
     def lanes(self) -> int:

@@ -30,6 +30,8 @@ class PairBatch:
         targets: (B, N, D) float64 or None, where they belong in the moving world, mm. None: where the truth sends them.
         fixed_labels: (B, 1, *shape) int16 or None.
         moving_labels: (B, 1, *moving_shape) int16 or None.
+        target_pose: (B, P) float64 or None, the pose at alignment where it is not zero: amplitudes of a deformation
+            model.
     """
 
     fixed: Tensor
@@ -43,6 +45,7 @@ class PairBatch:
     targets: Tensor | None = None
     fixed_labels: Tensor | None = None
     moving_labels: Tensor | None = None
+    target_pose: Tensor | None = None
 
     @classmethod
     def stack(cls, pairs: Sequence[PairBatch]) -> PairBatch:

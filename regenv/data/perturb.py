@@ -39,7 +39,8 @@ class UniformStart:
             if not 0 <= getattr(self, name) <= 1:
                 raise ValueError(f"UniformStart: {name} is {getattr(self, name)}; it must lie in [0, 1].")
 
-    def draw(self, rngs: Sequence[np.random.Generator], scale: float = 1.0) -> np.ndarray:
+    def draw(self, rngs: Sequence[np.random.Generator], scale: float = 1.0,
+             pair: PairBatch | None = None) -> np.ndarray:
         """Poses (B, P) float64; ``scale`` in (0, 1] shrinks the ranges, for curricula."""
         width, units = np.asarray(self.ranges) * scale, np.asarray(self.units or 1.0)
         if self.whole:

@@ -34,6 +34,12 @@ def dice(labels_a: Tensor, labels_b: Tensor, classes: Sequence[int]) -> Tensor:
     return torch.where(present, score, torch.nan).to(torch.float32)
 
 
+def mean_dice(fixed: Tensor, warped: Tensor) -> Tensor:
+    """Mean Dice (B,) over the classes of the fixed labels that a lane has in both images, background 0 left out."""
+    classes = [c for c in torch.unique(fixed).tolist() if c != 0]
+    return dice(fixed, warped, classes).nanmean(-1)
+
+
 def hausdorff(labels_a: Tensor, labels_b: Tensor, classes: Sequence[int], spacing: Sequence[float]) -> Tensor:
     """Hausdorff distances, mm: the largest distance from a surface voxel of either image to the other's surface.
 
