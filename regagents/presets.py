@@ -69,4 +69,12 @@ PRESETS: dict[str, dict[str, Any]] = {
     },
     "similarity-sl": similarity("similarity-oneshot", supervised=True, learning_rate=5e-4),
     "similarity-rl": similarity("similarity-sl", learning_rate=1e-4),
+    "organ2d": {
+        "env": "RegSDM2D-v0",
+        "env_kwargs": {"source": {"name": "organs", "composition": "dense"}, "targets": "unit"},
+        "policy": "DualStreamPolicy",
+        "policy_kwargs": {"features_extractor_kwargs": {"shrink": 2}},
+        "algorithm": {"sampler_kwargs": {"wander": 0.8}, "batch_size": 65},
+        "steps": 600_000,
+    },
 }

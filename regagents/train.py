@@ -122,7 +122,8 @@ def train(preset: str, out: str | Path, steps: int | None = None, seed: int = 0,
     card: dict[str, Any] = {
         "name": preset, "algorithm": kind, "env": config["env"], "config": config, "command": command, "seed": seed,
         "init": init, "steps": total, "samples": 0, "seconds": 0,
-        "machine": f"{_processor()}, {torch.get_num_threads()} thread(s), torch {torch.__version__}", "licence": "Apache-2.0"}
+        "machine": f"{_processor()}, {torch.get_num_threads()} thread(s), torch {torch.__version__}",
+        "licence": "Apache-2.0"}
     path = out / f"{preset}.safetensors"
     if resume and (out / "state.safetensors").is_file():
         tensors, old = checkpoints.load(out / "state.safetensors")

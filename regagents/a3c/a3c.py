@@ -94,8 +94,9 @@ class A3C(BaseAlgorithm):
     policy: A3CPolicy
 
     def __init__(self, policy: str | type[A3CPolicy] = "CnnLstmPolicy", env: Any = None, learning_rate: float = 1e-4,
-                 decay: bool = True, n_steps: int = 30, gamma: float = 0.99, ent_coef: float = 0.1, vf_coef: float = 0.5,
-                 max_grad_norm: float = 40.0, n_workers: int = 8, lanes: int = 1, episodes_per_pair: int = 2,
+                 decay: bool = True, n_steps: int = 30, gamma: float = 0.99, ent_coef: float = 0.1,
+                 vf_coef: float = 0.5, max_grad_norm: float = 40.0, n_workers: int = 8, lanes: int = 1,
+                 episodes_per_pair: int = 2,
                  supervised: bool = False, reward_scale: float = 1.0,
                  stop_values: tuple[float, float] = (10.0, 9.0), curriculum: Curriculum | None = None,
                  policy_kwargs: dict[str, Any] | None = None, stats_window_size: int = 100,

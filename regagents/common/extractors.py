@@ -5,12 +5,14 @@ from __future__ import annotations
 import gymnasium as gym
 import numpy as np
 import torch
+import torch.nn.functional as F
 from stable_baselines3.common.torch_layers import BaseFeaturesExtractor
 from torch import Tensor, nn
 
 CONV = {2: nn.Conv2d, 3: nn.Conv3d}
 NORM = {2: nn.BatchNorm2d, 3: nn.BatchNorm3d}
 POOL = {2: nn.MaxPool2d, 3: nn.MaxPool3d}
+AVERAGE = {2: F.avg_pool2d, 3: F.avg_pool3d}
 CHANNELS_LAST = {2: torch.channels_last, 3: torch.channels_last_3d}
 
 
@@ -88,3 +90,54 @@ class StridedCNN(ImageExtractor):
             channels = width
         super().__init__(observation_space, nn.Sequential(*layers, nn.Flatten()), [features_dim], norm=False,
                          activation=nn.ELU)
+
+
+class DualStreamCNN(BaseFeaturesExtractor):
+    """The network of Krebs et al. 2017 (figure 1b): a stream of its own for the fixed and for the moving image, three
+    3^D convolutions (32, 64, 64) with max pooling after the first two, then dense layers of 128, 128, 64 on both
+    together; batch normalisation and ReLU after each layer.
+
+    uint8 is scaled to [0, 1] here; as in ImageExtractor the convolutions may run in bfloat16.
+
+    Args: shrink: images are first averaged over blocks of this many voxels an axis, array order; 1 is the paper's.
+    """
+
+    def __init__(self, observation_space: gym.spaces.Box, widths: tuple[int, ...] = (32, 64, 64),
+                 dense: tuple[int, ...] = (128, 128, 64), shrink: tuple[int, ...] | int = 1) -> None:
+        super().__init__(observation_space, features_dim=dense[-1])
+        channels, *shape = observation_space.shape
+        if channels != 2:
+            raise ValueError(f"DualStreamCNN: the observation has {channels} channels; it needs 2, fixed and moving.")
+        self.ndim = ndim = len(shape)
+        self.byte = observation_space.dtype == np.uint8
+        self.shrink = (shrink,) * ndim if isinstance(shrink, int) else tuple(shrink)
+        self.streams = nn.ModuleList(self._stream(ndim, widths) for _ in range(2)).to(
+            memory_format=CHANNELS_LAST[ndim])  # type: ignore[call-overload]
+        with torch.no_grad():
+            self.eval()
+            width = self._looked(torch.zeros(1, *observation_space.shape)).shape[1]
+            self.train()
+        layers: list[nn.Module] = []
+        for before, after in zip([width, *dense[:-1]], dense, strict=True):
+            layers += [nn.Linear(before, after), nn.BatchNorm1d(after), nn.ReLU()]
+        self.head = nn.Sequential(*layers)
+
+    @staticmethod
+    def _stream(ndim: int, widths: tuple[int, ...]) -> nn.Sequential:
+        layers: list[nn.Module] = []
+        for number, (before, after) in enumerate(zip((1, *widths[:-1]), widths, strict=True)):
+            layers += [CONV[ndim](before, after, 3, padding=1), NORM[ndim](after), nn.ReLU()]
+            layers += [POOL[ndim](2, ceil_mode=True)] if number < 2 else []
+        return nn.Sequential(*layers, nn.Flatten())
+
+    def _looked(self, image: Tensor) -> Tensor:
+        """Both streams' features (B, F)."""
+        if max(self.shrink) > 1:
+            image = AVERAGE[self.ndim](image, self.shrink, ceil_mode=True)
+        sides = image.split(1, dim=1)
+        return torch.cat([stream(side.contiguous(memory_format=CHANNELS_LAST[self.ndim]))
+                          for stream, side in zip(self.streams, sides, strict=True)], dim=1)
+
+    def forward(self, observations: Tensor) -> Tensor:
+        image = observations.to(torch.float32)
+        return self.head(self._looked(image / 255 if self.byte else image)).float()

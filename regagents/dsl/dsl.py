@@ -15,7 +15,7 @@ from torch import Tensor
 from regagents.common import checkpoints
 from regagents.common.curriculum import Curriculum
 from regagents.common.fresh import FreshPoses
-from regagents.dsl.policies import DSLPolicy, PaperPolicy
+from regagents.dsl.policies import DSLPolicy, DualStreamPolicy, PaperPolicy
 
 
 class DSL(FreshPoses, DQN):
@@ -26,7 +26,8 @@ class DSL(FreshPoses, DQN):
     paper's outlook. ``predict``, ``save``, ``load``, callbacks and logging are SB3's.
 
     Args:
-        policy: "CompactPolicy" (default network), "PaperPolicy", or a DSLPolicy subclass.
+        policy: "CompactPolicy" (default network), "PaperPolicy" (Liao et al.), "DualStreamPolicy" (Krebs et al.), or a
+            DSLPolicy subclass.
         env: id or environment; its spec is what the training batches are drawn from.
         learning_rate: peak rate; 6e-5 with the paper's schedule.
         batch_size, schedule, repose, curriculum, amp, sampler_kwargs: see FreshPoses.
@@ -34,7 +35,7 @@ class DSL(FreshPoses, DQN):
     """
 
     policy_aliases: ClassVar[dict[str, type]] = {"CompactPolicy": DSLPolicy, "CnnPolicy": DSLPolicy,
-                                                 "PaperPolicy": PaperPolicy}  # type: ignore[assignment]
+                                                 "PaperPolicy": PaperPolicy, "DualStreamPolicy": DualStreamPolicy}  # type: ignore[assignment]
 
     def __init__(self, policy: str | type[DSLPolicy] = "CompactPolicy", env: Any = None, learning_rate: float = 1e-3,
                  batch_size: int = 48, schedule: str = "cosine", repose: int = 4, curriculum: Curriculum | None = None,

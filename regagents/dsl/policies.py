@@ -8,7 +8,7 @@ import torch
 from stable_baselines3.dqn.policies import DQNPolicy
 from torch import Tensor
 
-from regagents.common.extractors import CompactCNN, PaperCNN
+from regagents.common.extractors import CompactCNN, DualStreamCNN, PaperCNN
 
 
 class DSLPolicy(DQNPolicy):
@@ -45,8 +45,16 @@ class DSLPolicy(DQNPolicy):
         return super()._get_constructor_parameters() | {"best_odds": self.best_odds}
 
 
+class DualStreamPolicy(DSLPolicy):
+    """The network of Krebs et al. 2017, for deformations."""
+
+    def __init__(self, *args: Any, **kwargs: Any) -> None:
+        kwargs.setdefault("features_extractor_class", DualStreamCNN)
+        super().__init__(*args, **kwargs)
+
+
 class PaperPolicy(DSLPolicy):
-    """The paper's network."""
+    """The network of Liao et al. 2017."""
 
     def __init__(self, *args: Any, **kwargs: Any) -> None:
         kwargs.setdefault("features_extractor_class", PaperCNN)

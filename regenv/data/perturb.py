@@ -50,6 +50,36 @@ class UniformStart:
         return np.round(poses / units) * units if self.whole else poses
 
 
+@dataclass(frozen=True)
+class OnTheWay:
+    """Starting poses of a deformation model: zero, or somewhere between zero and the target, and off the straight way.
+
+    Args:
+        deviations: of the P amplitudes. wander: share of lanes that start on the way, which training wants; evaluation
+            starts at zero. noise: of these, in deviations.
+    """
+
+    deviations: tuple[float, ...]
+    wander: float = 0.0
+    noise: float = 0.3
+
+    def __post_init__(self) -> None:
+        if not 0 <= self.wander <= 1 or not self.noise >= 0:
+            raise ValueError(f"OnTheWay: wander is {self.wander} and noise {self.noise}; wander must lie in [0, 1], "
+                             "noise must not be negative.")
+
+    def draw(self, rngs: Sequence[np.random.Generator], scale: float = 1.0,
+             pair: PairBatch | None = None) -> np.ndarray:
+        """Poses (B, P) float64; ``scale`` has no meaning here."""
+        sigma = np.asarray(self.deviations)
+        draws = [(rng.random() < self.wander, rng.random(), rng.random(), rng.normal(0, sigma)) for rng in rngs]
+        if pair is None or pair.target_pose is None:
+            return np.zeros((len(rngs), len(sigma)))
+        targets = pair.target_pose.cpu().numpy()
+        return np.stack([on * (way * target + self.noise * off * spread)
+                         for (on, way, spread, off), target in zip(draws, targets, strict=True)])
+
+
 def random_rigid(rngs: Sequence[np.random.Generator], ndim: int, mm: float, degrees: float) -> Tensor:
     """Rigid maps (B, D+1, D+1) float64, each translation uniform in +-mm and each angle uniform in +-degrees."""
     turns = 1 if ndim == 2 else 3

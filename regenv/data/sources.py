@@ -8,6 +8,7 @@ from typing import Any
 from regenv.data.appearance import Appearance
 from regenv.data.files import Files
 from regenv.data.heads import Heads
+from regenv.data.organ_pairs import OrganPairs
 from regenv.data.pairs import PairSource
 from regenv.data.perturb import CoDeformed
 from regenv.data.phantoms import BrainPhantom, SpinePhantom
@@ -16,7 +17,7 @@ from regenv.data.slices import Slices
 
 def source_named(source: str | Mapping[str, Any] | PairSource, ndim: int) -> PairSource:
     """A PairSource: "phantoms" (brain-like, no files needed), "spine", "heads" and "slices" (real),
-    "files" (the user's own), or itself.
+    "organs" (made, with known deformations), "files" (the user's own), or itself.
 
     A mapping names one with arguments, so that it can stand in JSON: ``{"name": "heads", "subjects": ["mni152"]}``,
     ``{"name": "codeformed", "source": {"name": "spine"}, "affine": 0.25}``.
@@ -47,4 +48,5 @@ SOURCES: dict[str, Callable[..., PairSource]] = {
     "slices": lambda ndim, **arguments: Slices(**arguments),
     "codeformed": _codeformed,
     "files": Files,
+    "organs": OrganPairs,
 }

@@ -47,3 +47,15 @@ class LandmarkError:
         linear = residual[..., :n, :n] - torch.eye(n, dtype=residual.dtype, device=residual.device)
         moved = matmul(linear, offsets.reshape(*lanes, offsets.shape[-1])) + residual[..., :n, n:]
         return moved.square().sum(-2).sqrt().mean(-1) / self.unit
+
+
+@dataclass(frozen=True)
+class TargetNorm:
+    """D is the norm of the parameters' difference from those at alignment (Krebs et al. 2017, eq. 1), mm."""
+
+    def __call__(self, transform: Any, pair: PairBatch, pose: Tensor) -> Tensor:
+        """(B, ...) of poses (B, ..., P); NaN where the pair knows no target."""
+        if pair.target_pose is None:
+            return torch.full(pose.shape[:-1], torch.nan, dtype=pose.dtype, device=pose.device)
+        target = pair.target_pose.view(len(pair.target_pose), *(1,) * (pose.ndim - 2), -1)
+        return torch.linalg.vector_norm(pose - target, dim=-1)

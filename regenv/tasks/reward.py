@@ -7,7 +7,7 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from regenv.ops import similarity
+from regenv.ops import overlap, similarity
 from regenv.state import EpisodeState
 
 
@@ -32,6 +32,26 @@ class NegativeDistance(DistanceDecrease):
     def __call__(self, before: EpisodeState, after: EpisodeState) -> Tensor:
         """Rewards (B,) float64."""
         return torch.where(after.arrived, self.bonus, after.score)
+
+
+@dataclass(frozen=True)
+class DiceGain:
+    """Gain of the mean Dice of the labels, which needs no deformation to be known.
+
+    Args: scale: reward per unit of Dice.
+    """
+
+    scale: float = 1.0
+
+    def score(self, state: EpisodeState) -> Tensor:
+        """(B,) float64. Raises ValueError where the pairs have no labels."""
+        if state.labels is None or state.pair.fixed_labels is None:
+            raise ValueError("reward is 'dice'; it needs labels of both images. Use another source or reward.")
+        return self.scale * overlap.mean_dice(state.pair.fixed_labels, state.labels).nan_to_num().to(torch.float64)
+
+    def __call__(self, before: EpisodeState, after: EpisodeState) -> Tensor:
+        """Rewards (B,) float64."""
+        return after.score - before.score
 
 
 @dataclass(frozen=True)

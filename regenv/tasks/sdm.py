@@ -1,0 +1,116 @@
+"""The family of statistical deformation models: RegSDM2D-v0, RegSDM3D-v0 and their Continuous twins."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from functools import lru_cache
+from pathlib import Path
+from typing import Any
+
+from regenv.core import SUCCESS_MM, Task
+from regenv.data.ground_truth import MODELS
+from regenv.data.organs import FRAMES
+from regenv.data.pairs import PairSource
+from regenv.data.perturb import OnTheWay
+from regenv.tasks.action import ContinuousSteps, DiscreteSteps
+from regenv.tasks.distance import TargetNorm
+from regenv.tasks.expert import DistanceDrop
+from regenv.tasks.guard import FuzzyControl
+from regenv.tasks.observation import OBSERVATIONS
+from regenv.tasks.parts import OBS_DTYPES, checked_steps, named, pairs_of
+from regenv.tasks.reward import SIMILARITIES, DiceGain, DistanceDecrease, SimilarityGain
+from regenv.tasks.termination import Never
+from regenv.transforms.sdm import SDM, DeformationModel
+
+INCREMENT = 0.2   # of a mode's mean absolute amplitude in training
+REWARDS = {"distance": DistanceDecrease(bonus=0.0), "dice": DiceGain(),
+           **{name: SimilarityGain(name) for name in SIMILARITIES}}
+
+
+def sdm(ndim: int, continuous: bool = False, source: str | Mapping[str, Any] | PairSource = "organs",
+        model: str | Path | None = None, observation: str = "pair", obs_dtype: str | None = None,
+        reward: str = "distance", fuzzy: bool = True, k: float = 1.5, increment: float = INCREMENT,
+        step_sizes: tuple[float, ...] = (1.0,), targets: str = "drop", wander: float = 0.0, success_mm: float = SUCCESS_MM,
+        stop: str = "never", max_episode_steps: int = 200) -> Task:
+    """Organ-focused deformable registration as a Markov decision process (Krebs et al. 2017).
+
+    ## Description
+    The images show one organ of two subjects, or of one subject deformed twice. The agent moves the moving image by the
+    modes of a statistical deformation model: the principal components of cubic B-spline deformations between training
+    subjects. The pose theta holds their amplitudes in millimetres, zero at the start.
+
+    ## Action Space
+    `Discrete(30)` in 2D (15 modes), `Discrete(50)` in 3D (25); `Box(-1, 1, (15,) | (25,), float32)` for the Continuous
+    ids, whose action changes all amplitudes at once, each by at most one increment.
+
+    | Num | Action | Unit |
+    |---|---|---|
+    | 2m | raise mode m | `increment` times the mode's mean absolute amplitude in training |
+    | 2m + 1 | lower mode m | the same |
+
+    Fuzzy action control (section 2.2): a change that would bring an amplitude to f beyond k = 1.5 of its standard
+    deviations is let through with probability exp(k^2 / 2 - (f / sigma)^2 / 2), else it has no effect. The numbers are
+    drawn before the action is chosen: `info["action_mask"]` (and `action_masks()` of the single environment, for
+    sb3-contrib's MaskablePPO) shows which actions will be let through. `fuzzy=False` switches it off.
+
+    ## Observation Space
+    `observation="pair"`: (fixed, warped), channel first; uint8 [0, 255] (2, 100, 100) in 2D, float32 [0, 1]
+    (2, 20, 75, 75) in 3D (`obs_dtype=` chooses). `"difference"`: fixed - warped.
+
+    ## Rewards
+    `reward="distance"`: the decrease of |theta_GT - theta| in mm (eq. 1); 0 where theta_GT is unknown, as on real
+    pairs. `"dice"`: the gain of the organ's Dice. A similarity's name ("mi", "ncc", "lncc", "ssim", "mse"): ten times
+    its gain.
+
+    ## Starting State
+    theta = 0. `wander=` starts that share of the episodes somewhere on the way to the target, for training.
+
+    ## Episode End
+    ### Termination
+    Never.
+    ### Truncation
+    After 200 steps; `max_episode_steps=` of `gym.make` and `gym.make_vec` sets another.
+
+    ## Arguments
+    `source` "organs" (33 made training subjects, deformed as they are drawn), `{"name": "organs", "split": "test"}` (8
+    others, undeformed), or a PairSource on the model's grid; `model` a file of `regenv sdm`; `success_mm` of the mean
+    distance of the organ's surface points, `info["tre"]`; `info["dice"]` is the organ's. `info["q_star"]` (privileged)
+    is eq. 1 for every action, or with `targets="unit"` that per mm of the action's step.
+
+    ```python
+    gym.make("RegSDM2D-v0", source={"name": "organs", "split": "test"}, fuzzy=False)
+    ```
+
+    ## Version History
+    * v0: first release.
+    """
+    deformations = load_model(str(MODELS / f"organ{ndim}d.safetensors" if model is None else model))
+    if len(deformations.shape) != ndim:
+        raise ValueError(f"model {model} is {len(deformations.shape)}D; this environment needs a {ndim}D one.")
+    if not increment > 0:
+        raise ValueError(f"increment is {increment}; it must be positive.")
+    units = tuple((increment * deformations.mean_amplitudes).tolist())
+    deviations = tuple(deformations.deviations.tolist())
+    named("stop", stop, {"never": None})
+    return Task(
+        source=pairs_of(source, ndim),
+        grid=FRAMES[ndim],
+        transform=SDM(deformations),
+        actions=(ContinuousSteps if continuous else DiscreteSteps)(units, checked_steps(step_sizes)),
+        start=OnTheWay(deviations, wander),
+        distance=TargetNorm(),
+        observation=named("observation", observation, OBSERVATIONS)(
+            named("obs_dtype", obs_dtype or ("uint8" if ndim == 2 else "float32"), OBS_DTYPES)),
+        reward=named("reward", reward, REWARDS),
+        termination=Never(),
+        expert=named("targets", targets, {"drop": DistanceDrop(per_unit=False), "unit": DistanceDrop()}),
+        max_episode_steps=max_episode_steps,
+        success_mm=success_mm,
+        guard=FuzzyControl(deviations, k) if fuzzy else None,
+    )
+
+
+@lru_cache(maxsize=8)
+def load_model(path: str) -> DeformationModel:
+    """A deformation model, read once."""
+    return DeformationModel.load(path)
