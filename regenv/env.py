@@ -71,6 +71,11 @@ class RegistrationEnv(gym.Env):
         self._state, reward, terminated, truncated = self.core.step(self.state, chosen)
         return (self._observation(), float(reward), bool(terminated), self._limited and bool(truncated), self._info())
 
+    def action_masks(self) -> np.ndarray:
+        """Which discrete actions will be let through in the next step, (A,) bool: sb3-contrib's name for it."""
+        mask = self.core.info(self.state).get("action_mask")
+        return np.ones(len(self.core.deltas), dtype=bool) if mask is None else mask[0].cpu().numpy()
+
     def render(self) -> np.ndarray | None:  # type: ignore[override]
         """A (H, W, 3) uint8 frame: fixed and warped in ``render_style``, with the step and the error written in."""
         return None if self.render_mode is None else self.core.frame(self.state, 0, self.render_style)

@@ -52,12 +52,16 @@ class GroundTruth:
     @classmethod
     def of(cls, population: Population, iterations: int = 100, seed: int = 0,
            progress: Callable[[float], None] = lambda share: None) -> GroundTruth:
-        """Register all ordered pairs of training subjects and make the model of what was found."""
+        """Register all ordered pairs of training subjects and make the model of what was found.
+
+        The model sees every deformation and its opposite, which stands for its inverse (section 2.3). So its mean is
+        zero: no amplitude means no deformation.
+        """
         ndim = population.grid.ndim
         pairs = np.array(list(itertools.permutations(population.train, 2)))
         control = bspline.control_shape(population.grid.shape, CONTROL_VOXELS[ndim])
         found = register(population, pairs, control, iterations, seed, progress)
-        model = DeformationModel.fit(found, MODES[ndim], population.grid.shape, population.grid.spacing)
+        model = DeformationModel.fit(torch.cat([found, -found]), MODES[ndim], population.grid.shape, population.grid.spacing)
         fields = (bspline.displacement(part, population.grid.shape) for part in found.split(BATCH))
         return cls(model, torch.from_numpy(pairs), torch.cat([model.project(field) for field in fields]))
 

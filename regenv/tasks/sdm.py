@@ -30,8 +30,8 @@ REWARDS = {"distance": DistanceDecrease(bonus=0.0), "dice": DiceGain(),
 def sdm(ndim: int, continuous: bool = False, source: str | Mapping[str, Any] | PairSource = "organs",
         model: str | Path | None = None, observation: str = "pair", obs_dtype: str | None = None,
         reward: str = "distance", fuzzy: bool = True, k: float = 1.5, increment: float = INCREMENT,
-        step_sizes: tuple[float, ...] = (1.0,), targets: str = "drop", wander: float = 0.0, success_mm: float = SUCCESS_MM,
-        stop: str = "never", max_episode_steps: int = 200) -> Task:
+        step_sizes: tuple[float, ...] = (1.0,), targets: str = "drop", wander: float = 0.0,
+        success_mm: float = SUCCESS_MM, stop: str = "never", max_episode_steps: int = 200) -> Task:
     """Organ-focused deformable registration as a Markov decision process (Krebs et al. 2017).
 
     ## Description

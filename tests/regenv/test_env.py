@@ -21,12 +21,9 @@ from stable_baselines3.common.env_checker import check_env as check_env_of_sb3
 import regenv
 from regenv.env import RegistrationEnv
 from regenv.registry import CATALOGUE
+from tests.regenv.families import small
 
 SEED = 11
-
-
-def small(name: str) -> dict[str, Any]:
-    return {"size": 36 if "2D" in name else 12}
 
 
 every_id = pytest.mark.parametrize("name", CATALOGUE)

@@ -16,20 +16,14 @@ from torch import Tensor
 from regenv.registry import CATALOGUE
 from regenv.testing import check_vector_env
 from regenv.vector import RegistrationVectorEnv
+from tests.regenv.families import near, small
 
 MODES = list(AutoresetMode)
 CONTINUOUS = "RegRigid2DContinuous-v0"
 
 
-def small(name: str) -> dict[str, Any]:
-    """Small images; starts so close that random actions often arrive."""
-    parameters = 3 if "2D" in name else 6
-    return {"size": 36 if parameters == 3 else 12,
-            "ranges": [1.5] * parameters + ([0.05] if "Similarity" in name else [])}
-
-
 def make(name: str = "RegRigid2D-v0", **arguments: Any) -> RegistrationVectorEnv:
-    return gym.make_vec(name, **{"num_envs": 3, **small(name), **arguments})  # type: ignore[return-value]
+    return gym.make_vec(name, **{"num_envs": 3, **small(name), **near(name), **arguments})  # type: ignore[return-value]
 
 
 # --- the contract ---------------------------------------------------------------------------------------------------
@@ -37,7 +31,7 @@ def make(name: str = "RegRigid2D-v0", **arguments: Any) -> RegistrationVectorEnv
 @pytest.mark.parametrize("output", ["torch", "numpy"])
 @pytest.mark.parametrize("name", CATALOGUE)
 def test_every_id_keeps_the_contract_in_all_modes(name: str, output: str) -> None:
-    check_vector_env(name, output=output, privileged=output == "torch", **small(name))
+    check_vector_env(name, output=output, privileged=output == "torch", **small(name), **near(name))
 
 
 @pytest.mark.parametrize("name", CATALOGUE)
@@ -399,4 +393,4 @@ def test_render_is_none_unless_asked_for() -> None:
 @pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a CUDA device")
 @pytest.mark.parametrize("name", CATALOGUE)
 def test_every_id_keeps_the_contract_on_cuda(name: str) -> None:
-    check_vector_env(name, device="cuda", tolerance=1.0 if "2D" in name else 1e-3, **small(name))
+    check_vector_env(name, device="cuda", tolerance=1.0 if "2D" in name else 1e-3, **small(name), **near(name))

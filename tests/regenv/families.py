@@ -1,0 +1,26 @@
+"""Small environments of every family, for contracts that hold over all ids."""
+
+from __future__ import annotations
+
+from typing import Any
+
+from regenv.registry import CATALOGUE
+
+LINEAR = [name for name in CATALOGUE if "SDM" not in name]  # whose poses are matrices
+
+
+def ndim(name: str) -> int:
+    """Dimension of an id."""
+    return 2 if "2D" in name else 3
+
+
+def small(name: str) -> dict[str, Any]:
+    """Arguments that make an id's images small; a deformation model has its own grid."""
+    return {} if "SDM" in name else {"size": 36 if ndim(name) == 2 else 12}
+
+
+def near(name: str) -> dict[str, Any]:
+    """Arguments by which episodes start so close that random actions often arrive, where they can."""
+    if "SDM" in name:
+        return {}
+    return {"ranges": [1.5] * (3 if ndim(name) == 2 else 6) + ([0.05] if "Similarity" in name else [])}
