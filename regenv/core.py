@@ -126,15 +126,21 @@ class RegistrationCore:
                    "is_success": state.tre <= self.task.success_mm}
         if state.labels is not None and state.pair.fixed_labels is not None:
             numbers["dice"] = overlap.mean_dice(state.pair.fixed_labels, state.labels)
-        if self.task.guard is not None:
-            moves = self.deltas.expand(state.lanes, -1, -1)
-            numbers["action_mask"] = self._accepted(state, state.pose, moves).all(-1)
+        mask = self.action_mask(state)
+        if mask is not None:
+            numbers["action_mask"] = mask
         if self.privileged:
             wanted = state.pair.target_pose
             numbers["target"] = state.pose.clone() if wanted is None else state.pose - wanted
             numbers["q_star"] = self.task.expert(self.task.transform, self.measure(state.pair), state.pose,
                                                  self.deltas)
         return numbers
+
+    def action_mask(self, state: EpisodeState) -> Tensor | None:
+        """Which discrete actions will have their effect in the next step, (B, A) bool; None where nothing is guarded."""
+        if self.task.guard is None:
+            return None
+        return self._accepted(state, state.pose, self.deltas.expand(state.lanes, -1, -1)).all(-1)
 
     def frame(self, state: EpisodeState, lane: int, style: str = "overlay") -> np.ndarray:
         """A lane as a (H, W, 3) uint8 picture of fixed and warped, with the step and the error written in.

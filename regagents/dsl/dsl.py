@@ -6,6 +6,7 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any, ClassVar
 
+import numpy as np
 import torch
 import torch.nn.functional as F
 from stable_baselines3 import DQN
@@ -61,6 +62,18 @@ class DSL(FreshPoses, DQN):
         super().learn(*args, **kwargs)
         self.q_net_target.load_state_dict(self.q_net.state_dict())
         return self
+
+    def predict(self, observation: Any, state: Any = None, episode_start: Any = None, deterministic: bool = False,
+                action_masks: np.ndarray | None = None) -> tuple[np.ndarray, Any]:
+        """SB3's ``predict`` with sb3-contrib's ``action_masks`` (A,) or (B, A): such actions are not taken."""
+        if action_masks is None:
+            return super().predict(observation, state, episode_start, deterministic)
+        self.policy.set_training_mode(False)
+        tensor, vectorized = self.policy.obs_to_tensor(observation)
+        allowed = torch.as_tensor(action_masks, device=self.device).bool().reshape(len(tensor), -1)  # type: ignore[arg-type]
+        with torch.inference_mode():
+            actions = self.policy._predict(tensor, deterministic, allowed).cpu().numpy()  # type: ignore[call-arg]
+        return (actions if vectorized else actions[0]), state
 
     def finetune(self, total_timesteps: int, **kwargs: Any) -> DSL:
         """DQN on the learned Q, with exploration and replay (the paper's outlook). Takes SB3's ``learn`` arguments."""

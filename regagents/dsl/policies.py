@@ -10,6 +10,8 @@ from torch import Tensor
 
 from regagents.common.extractors import CompactCNN, DualStreamCNN, PaperCNN
 
+REJECTED = -1e9  # in place of the value of an action that fuzzy control rejects (Krebs et al. 2017, section 2.2)
+
 
 class DSLPolicy(DQNPolicy):
     """SB3's DQN policy over an image extractor: features, one linear layer, one output per action.
@@ -33,8 +35,12 @@ class DSLPolicy(DQNPolicy):
                          features_extractor_class=features_extractor_class, **kwargs)
         self.register_buffer("action_weights", torch.ones(int(action_space.n)), persistent=False)
 
-    def _predict(self, obs: Any, deterministic: bool = True) -> Tensor:
+    def _predict(self, obs: Any, deterministic: bool = True, allowed: Tensor | None = None) -> Tensor:
+        """Actions (B,). Args: allowed (B, A) bool: actions that will have an effect; where there is none, any is taken.
+        """
         values = self.q_net(obs) * self.action_weights
+        if allowed is not None:
+            values = values.masked_fill(~allowed & allowed.any(1, keepdim=True), REJECTED)
         if len(self.best_odds) == 1:
             return values.argmax(dim=1)
         odds = torch.tensor(self.best_odds, device=values.device).expand(values.shape[0], -1)

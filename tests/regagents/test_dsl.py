@@ -11,7 +11,7 @@ from stable_baselines3.common.evaluation import evaluate_policy
 
 import regenv  # noqa: F401
 from regagents.common.curriculum import Curriculum
-from regagents.common.extractors import CompactCNN, PaperCNN
+from regagents.common.extractors import CompactCNN, DualStreamCNN, PaperCNN
 from regagents.dsl import DSL
 
 TINY = {"features_extractor_kwargs": {"widths": (8, 16), "strides": (2, 2), "features_dim": 32}}
@@ -105,6 +105,25 @@ def test_extractors_scale_bytes_themselves(shape, extractor):
     assert one(image).shape == (3, one.features_dim)
 
 
+def test_dual_stream_network_is_the_papers():
+    """Krebs et al. 2017, section 3: two streams of 32, 64, 64 filters of 3 x 3 and two poolings; 128, 128, 64."""
+    space = gym.spaces.Box(0, 255, (2, 100, 100), np.uint8)
+    network = DualStreamCNN(space)
+    convolutions = [(m.in_channels, m.out_channels, m.kernel_size) for m in network.modules()
+                    if isinstance(m, torch.nn.Conv2d)]
+    assert convolutions == [(1, 32, (3, 3)), (32, 64, (3, 3)), (64, 64, (3, 3))] * 2
+    assert [m.out_features for m in network.modules() if isinstance(m, torch.nn.Linear)] == [128, 128, 64]
+    assert network.head[0].in_features == 2 * 64 * 25 * 25
+    image = torch.randint(0, 256, (3, 2, 100, 100), dtype=torch.uint8)
+    network.eval()
+    swapped = network(image.flip(1))
+    assert network(image).shape == (3, 64) and not torch.allclose(network(image), swapped)
+    volume = DualStreamCNN(gym.spaces.Box(0, 1, (2, 20, 75, 75), np.float32), shrink=(2, 3, 3))
+    assert volume(torch.rand(2, 2, 20, 75, 75)).shape == (2, 64)
+    with pytest.raises(ValueError, match="1 channels; it needs 2"):
+        DualStreamCNN(gym.spaces.Box(0, 255, (1, 36, 36), np.uint8))
+
+
 def test_best_actions_are_taken_with_the_given_odds():
     model = agent(policy_kwargs={**TINY, "best_odds": (0.6, 0.3, 0.1)})
     observation = np.stack([make().reset(seed=1)[0]] * 4000)
@@ -126,3 +145,16 @@ def test_bad_arguments_are_named(wrong):
     name = next(iter(wrong))
     with pytest.raises(ValueError, match="best_odds" if name == "policy_kwargs" else name):
         agent(**wrong)
+
+
+def test_masked_actions_are_not_taken():
+    """As sb3-contrib's MaskablePPO: the best of those allowed; any where none is."""
+    model = agent()
+    observation = np.stack([make().reset(seed=i)[0] for i in range(8)])
+    with torch.no_grad():
+        rank = model.q_net(torch.as_tensor(observation)).argsort(1, descending=True).numpy()
+    masks = np.ones((8, 6), dtype=bool)
+    masks[np.arange(8), rank[:, 0]] = False
+    assert model.predict(observation, deterministic=True, action_masks=masks)[0].tolist() == rank[:, 1].tolist()
+    assert model.predict(observation[0], deterministic=True, action_masks=masks[0])[0] == rank[0, 1]
+    assert model.predict(observation[:1], action_masks=np.zeros((1, 6), dtype=bool))[0][0] in range(6)

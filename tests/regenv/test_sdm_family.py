@@ -13,14 +13,14 @@ from sb3_contrib import MaskablePPO
 from sb3_contrib.common.maskable.utils import get_action_masks, is_masking_supported
 from torch import Tensor
 
-import regenv  # noqa: F401
+import regenv
 from regenv.core import RegistrationCore
 from regenv.data import ground_truth
 from regenv.data.ground_truth import CONTROL_VOXELS, MODELS, GroundTruth, pairs_of, register
 from regenv.data.organ_pairs import OrganPairs, composition_error
 from regenv.data.organs import ORGAN, population
 from regenv.ops import bspline, overlap
-from regenv.ops.warp import compose, warp_dense, warp_through
+from regenv.ops.warp import warp_dense, warp_through
 from regenv.registry import build
 from regenv.transforms.sdm import ModelError
 

@@ -1,0 +1,72 @@
+"""Deformable registration of an environment's pairs, by agents and classical methods, and how it is measured."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Any, Protocol
+
+import numpy as np
+import SimpleITK as sitk
+import torch
+from torch import Tensor
+
+from regagents.classical.common import to_sitk
+from regagents.common.threads import one_thread
+from regagents.dsl import DSL
+from regenv.core import RegistrationCore
+from regenv.grid import Grid
+from regenv.ops import overlap, regularity
+from regenv.ops.warp import warp_through
+from regenv.state import EpisodeState
+
+
+class Search(Protocol):
+    """A classical method, such as FreeForm or Demons."""
+
+    def register(self, fixed: sitk.Image, moving: sitk.Image) -> np.ndarray: ...
+
+
+@one_thread()
+@torch.inference_mode()
+def deform(agent: DSL, core: RegistrationCore, state: EpisodeState, steps: int | None = None) -> EpisodeState:
+    """The episodes after an agent's ``steps`` (default the task's limit) on every lane; rejected actions are not taken.
+
+    Policies with ``best_odds`` choose among their best actions by chance.
+    """
+    for _ in range(steps or core.task.max_episode_steps):
+        action = agent.policy._predict(  # type: ignore[call-arg, operator]
+            core.observe(state), False, core.action_mask(state))
+        state = core.step(state, action)[0]
+    return state
+
+
+def searched(search: Search, state: EpisodeState, grid: Grid) -> Tensor:
+    """Displacements (B, D, *shape), voxels, that a classical method finds for the episodes' images."""
+    fields = [search.register(to_sitk(fixed[0], grid), to_sitk(moving[0], grid))
+              for fixed, moving in zip(state.pair.fixed, state.pair.moving, strict=True)]
+    return torch.from_numpy(np.stack(fields))
+
+
+@dataclass(frozen=True)
+class Measures:
+    """Of each pair: mean Dice and Hausdorff distance (mm) over the labels, share of folded voxels, and the standard
+    deviation of log det J; each (B,) float64."""
+
+    dice: np.ndarray
+    hausdorff: np.ndarray
+    folding: np.ndarray
+    sd_log_jacobian: np.ndarray
+
+    @classmethod
+    def of(cls, state: EpisodeState, displacement: Tensor | None, grid: Grid) -> Measures:
+        """Of fields (B, D, *shape) on the episodes' pairs, the same grid for fixed and moving; None: no deformation."""
+        pair: Any = state.pair
+        n = grid.ndim
+        field = torch.zeros(pair.lanes, n, *grid.shape) if displacement is None else displacement
+        matrix = torch.eye(n + 1, dtype=torch.float64).expand(pair.lanes, -1, -1)
+        warped = warp_through(pair.moving_labels, matrix, field, grid.shape, mode="nearest")
+        classes = [c for c in torch.unique(pair.fixed_labels).tolist() if c != 0]
+        apart = overlap.hausdorff(pair.fixed_labels, warped, classes, grid.spacing)
+        return cls(*(each.double().numpy() for each in (
+            overlap.mean_dice(pair.fixed_labels, warped), apart.nanmean(-1), regularity.folding(field),
+            regularity.sd_log_jacobian(field))))
