@@ -40,7 +40,7 @@ RESULTS = Path(__file__).parent / "results"
 SETTINGS = {"2D": (2, "translation"), "3D": (3, "translation"), "3D*": (3, "labels")}
 FREE_FORM = {2: {"FFD-16": FreeForm(16.0, iterations=20), "FFD-8": FreeForm(8.0)},
              3: {"FFD-16": FreeForm((8.0, 16.0, 16.0), iterations=20), "FFD-8": FreeForm((4.0, 8.0, 8.0))}}
-DEMONS = {2: Demons(), 3: Demons()}
+DEMONS = {2: Demons(smoothing=1.0), 3: Demons(smoothing=1.0)}
 ROWS = ("initial", "FFD-16", "FFD-8", "demons", "nfc", "ours")
 PAPER = {"2D": {"initial": (.76, .78, .10, 11.6, 11.7, 4.3), "FFD-16": (.74, .79, .15, 15.2, 13.2, 6.8),
                 "FFD-8": (.77, .81, .13, 14.5, 13.0, 6.7), "ours": (.87, .88, .05, 7.7, 7.2, 2.5)},
