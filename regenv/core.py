@@ -17,7 +17,7 @@ from regenv.data.perturb import about
 from regenv.grid import Grid
 from regenv.ops import overlap
 from regenv.ops.random import counter_uniform
-from regenv.ops.warp import matmul, transform_points, warp_points, warp_through
+from regenv.ops.warp import matmul, transform_points, warp_points
 from regenv.state import EpisodeState
 from regenv.tasks.distance import Measure
 from regenv.tasks.guard import FuzzyControl
@@ -35,8 +35,8 @@ class Task:
         source: where pairs come from.
         grid: the fixed image's grid, on which the agent sees both images.
         transform: what a pose means. actions: how an action changes it. start: where episodes begin.
-        distance: the D of a pose. observation: what the agent sees. reward, termination: as named.
-        expert: targets for ``privileged=True``.
+        distance: the D of a pose, if there is one. observation: what the agent sees. reward, termination: as named.
+        expert: targets for ``privileged=True``, where there are any.
         max_episode_steps: time limit.
         success_mm: landmark error at which a registration counts as a success.
         guard: which actions are let through; None lets all.
@@ -116,20 +116,21 @@ class RegistrationCore:
         after = self._look(moved)
         return after, self.task.reward(state, after), after.arrived, after.steps >= self.task.max_episode_steps
 
-    def observe(self, state: EpisodeState) -> Tensor:
-        """Observations (B, *observation shape), fresh memory."""
+    def observe(self, state: EpisodeState) -> Any:
+        """Observations (B, *observation shape), or a dict of them, fresh memory."""
         return self.task.observation(state)
 
     def info(self, state: EpisodeState) -> dict[str, Tensor]:
         """Numbers about the state, each (B, ...), fresh memory; the same keys at reset and at step."""
-        numbers = {"distance": state.distance.clone(), "tre": state.tre.clone(),
-                   "is_success": state.tre <= self.task.success_mm}
+        numbers = {"tre": state.tre.clone(), "is_success": state.tre <= self.task.success_mm}
+        if self.task.distance is not None:
+            numbers["distance"] = state.distance.clone()
         if state.labels is not None and state.pair.fixed_labels is not None:
             numbers["dice"] = overlap.mean_dice(state.pair.fixed_labels, state.labels)
         mask = self.action_mask(state)
         if mask is not None:
             numbers["action_mask"] = mask
-        if self.privileged:
+        if self.privileged and self.task.expert is not None:
             wanted = state.pair.target_pose
             numbers["target"] = state.pose.clone() if wanted is None else state.pose - wanted
             numbers["q_star"] = self.task.expert(self.task.transform, self.measure(state.pair), state.pose,
@@ -137,7 +138,7 @@ class RegistrationCore:
         return numbers
 
     def action_mask(self, state: EpisodeState) -> Tensor | None:
-        """Which discrete actions will have their effect in the next step, (B, A) bool; None where nothing is guarded."""
+        """Which discrete actions will have an effect in the next step, (B, A) bool; None where nothing is guarded."""
         if self.task.guard is None:
             return None
         return self._accepted(state, state.pose, self.deltas.expand(state.lanes, -1, -1)).all(-1)
@@ -160,13 +161,16 @@ class RegistrationCore:
 
     def measure(self, pair: PairBatch) -> Measure:
         """D of poses (B, ..., P) of these pairs, as a function."""
+        if self.task.distance is None:
+            return lambda pose: torch.full(pose.shape[:1], torch.nan, dtype=torch.float64, device=pose.device)
         return partial(self.task.distance, self.task.transform, pair)
 
     def _rebased(self, state: EpisodeState) -> tuple[Tensor, Tensor]:
         residual = about(state.pair.center, self.task.transform.matrix(state.pose))
         anchor, pose = self.task.transform.rebase(state.anchor, residual, state.pose)
         known = state.pair.known
-        return (torch.where(known[:, None, None], state.anchor, anchor), torch.where(known[:, None], state.pose, pose))
+        kept = known.view(-1, *(1,) * (pose.ndim - 1))
+        return torch.where(known[:, None, None], state.anchor, anchor), torch.where(kept, state.pose, pose)
 
     def _look(self, state: EpisodeState) -> EpisodeState:
         """Warp once, measure once."""
@@ -180,20 +184,13 @@ class RegistrationCore:
         else:
             targets, unmeasured = pair.targets, torch.zeros_like(unknown)
         offsets = transform_points(pull_back, _displaced(pair, displacement)) - targets
-        seen = replace(state, pull_back=pull_back, displacement=displacement,
-                       warped=self._warped(pair.moving, pair, pull_back, displacement),
-                       labels=None if pair.moving_labels is None else self._warped(
-                           pair.moving_labels, pair, pull_back, displacement, mode="nearest"),
+        placed = replace(state, pull_back=pull_back, displacement=displacement)
+        seen = replace(placed, warped=placed.see(pair.moving),
+                       labels=None if pair.moving_labels is None else placed.see(pair.moving_labels, "nearest"),
                        distance=measure(state.pose) + unknown,
-                       tre=torch.linalg.vector_norm(offsets, dim=-1).mean(-1) + unmeasured,
-                       arrived=self.task.termination(transform, measure, state.pose, pair.known, self.deltas))
-        return replace(seen, score=self.task.reward.score(seen))
-
-    def _warped(self, image: Tensor, pair: PairBatch, pull_back: Tensor, displacement: Tensor | None,
-                mode: str = "bilinear") -> Tensor:
-        """A moving image on the fixed grid: at ``pull_back(x + displacement(x))``."""
-        voxels = matmul(matmul(pair.world_to_moving, pull_back), pair.fixed_to_world)
-        return warp_through(image, voxels, displacement, tuple(pair.fixed.shape[2:]), mode)
+                       tre=torch.linalg.vector_norm(offsets, dim=-1).mean(-1) + unmeasured)
+        seen = replace(seen, score=self.task.reward.score(seen))
+        return replace(seen, arrived=self.task.termination(transform, measure, seen, self.deltas))
 
 
 def _displaced(pair: PairBatch, displacement: Tensor | None) -> Tensor:

@@ -80,8 +80,11 @@ class RegistrationEnv(gym.Env):
         """A (H, W, 3) uint8 frame: fixed and warped in ``render_style``, with the step and the error written in."""
         return None if self.render_mode is None else self.core.frame(self.state, 0, self.render_style)
 
-    def _observation(self) -> np.ndarray:
-        return self.core.observe(self.state)[0].cpu().numpy()
+    def _observation(self) -> Any:
+        seen = self.core.observe(self.state)
+        if isinstance(seen, dict):
+            return {key: value[0].cpu().numpy() for key, value in seen.items()}
+        return seen[0].cpu().numpy()
 
     def _info(self) -> dict[str, Any]:
         values = {key: value[0].cpu().numpy() for key, value in self.core.info(self.state).items()}

@@ -9,6 +9,7 @@ from typing import Any
 import gymnasium as gym
 
 from regenv.core import Task
+from regenv.tasks.dense import dense
 from regenv.tasks.rigid import rigid
 from regenv.tasks.sdm import sdm
 from regenv.tasks.similarity import similarity
@@ -34,6 +35,8 @@ CATALOGUE: dict[str, Row] = {
     "RegSimilarity2DContinuous-v0": Row(similarity, {"ndim": 2, "continuous": True}, steps=500),
     "RegSimilarity2DNormalized-v0": Row(similarity, {"ndim": 2, "reward": "gain"}, steps=500),
     "RegSimilarity3D-v0": Row(similarity, {"ndim": 3}, steps=500),
+    "RegDense2D-v0": Row(dense, {"ndim": 2}, steps=20),
+    "RegDense3D-v0": Row(dense, {"ndim": 3}, steps=20),
     "RegSDM2D-v0": Row(sdm, {"ndim": 2}),
     "RegSDM2DContinuous-v0": Row(sdm, {"ndim": 2, "continuous": True}),
     "RegSDM3D-v0": Row(sdm, {"ndim": 3}),

@@ -9,6 +9,7 @@ import torch
 from torch import Tensor
 
 from regenv.data.pairs import PairBatch
+from regenv.ops.warp import matmul, warp_through
 
 
 @dataclass(frozen=True)
@@ -45,6 +46,12 @@ class EpisodeState:
     arrived: Tensor
     steps: Tensor
     luck: Tensor | None = None
+
+    def see(self, image: Tensor, mode: str = "bilinear") -> Tensor:
+        """An image of the moving grid on the fixed grid, at ``pull_back(x + displacement(x))``; nearest for labels."""
+        pair = self.pair
+        voxels = matmul(matmul(pair.world_to_moving, self.pull_back), pair.fixed_to_world)
+        return warp_through(image, voxels, self.displacement, tuple(pair.fixed.shape[2:]), mode)
 
     @property
     def lanes(self) -> int:

@@ -168,12 +168,14 @@ class RegistrationVectorEnv(gym.vector.VectorEnv):
             raise ValueError("reset: reset_mask has no True lane; leave the call out instead.")
         return mask
 
-    def _observation(self) -> Tensor:
+    def _observation(self) -> Any:
         return self.core.observe(self.state)
 
-    def _give(self, tensor: Tensor) -> Any:
+    def _give(self, value: Any) -> Any:
         """A result as the caller asked for it; numpy arrays own their memory because the tensor was made for them."""
-        return tensor if self.output == "torch" else tensor.cpu().numpy()
+        if isinstance(value, dict):
+            return {key: self._give(part) for key, part in value.items()}
+        return value if self.output == "torch" else value.cpu().numpy()
 
     def _masked(self, numbers: dict[str, Tensor], where: np.ndarray) -> dict[str, Any]:
         """Infos with Gymnasium's ``_key`` masks of the lanes they hold for."""

@@ -61,7 +61,8 @@ class GroundTruth:
         pairs = np.array(list(itertools.permutations(population.train, 2)))
         control = bspline.control_shape(population.grid.shape, CONTROL_VOXELS[ndim])
         found = register(population, pairs, control, iterations, seed, progress)
-        model = DeformationModel.fit(torch.cat([found, -found]), MODES[ndim], population.grid.shape, population.grid.spacing)
+        model = DeformationModel.fit(torch.cat([found, -found]), MODES[ndim], population.grid.shape,
+                                     population.grid.spacing)
         fields = (bspline.displacement(part, population.grid.shape) for part in found.split(BATCH))
         return cls(model, torch.from_numpy(pairs), torch.cat([model.project(field) for field in fields]))
 

@@ -30,6 +30,7 @@ class PairBatch:
         targets: (B, N, D) float64 or None, where they belong in the moving world, mm. None: where the truth sends them.
         fixed_labels: (B, 1, *shape) int16 or None.
         moving_labels: (B, 1, *moving_shape) int16 or None.
+        fixed_clusters, moving_clusters: as the labels, of the intensities' clusters: pseudo-labels.
         target_pose: (B, P) float64 or None, the pose at alignment where it is not zero: amplitudes of a deformation
             model.
     """
@@ -45,6 +46,8 @@ class PairBatch:
     targets: Tensor | None = None
     fixed_labels: Tensor | None = None
     moving_labels: Tensor | None = None
+    fixed_clusters: Tensor | None = None
+    moving_clusters: Tensor | None = None
     target_pose: Tensor | None = None
 
     @classmethod

@@ -80,6 +80,18 @@ class OnTheWay:
                          for (on, way, spread, off), target in zip(draws, targets, strict=True)])
 
 
+@dataclass(frozen=True)
+class Still:
+    """Dense episodes begin with no displacement. Args: shape: of the fields."""
+
+    shape: tuple[int, ...]
+
+    def draw(self, rngs: Sequence[np.random.Generator], scale: float = 1.0,
+             pair: PairBatch | None = None) -> np.ndarray:
+        """Fields (B, D, *shape) float32, zero."""
+        return np.zeros((len(rngs), len(self.shape), *self.shape), dtype=np.float32)
+
+
 def random_rigid(rngs: Sequence[np.random.Generator], ndim: int, mm: float, degrees: float) -> Tensor:
     """Rigid maps (B, D+1, D+1) float64, each translation uniform in +-mm and each angle uniform in +-degrees."""
     turns = 1 if ndim == 2 else 3

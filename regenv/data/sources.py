@@ -6,6 +6,7 @@ from collections.abc import Callable, Mapping
 from typing import Any
 
 from regenv.data.appearance import Appearance
+from regenv.data.deformed import Deformed
 from regenv.data.files import Files
 from regenv.data.heads import Heads
 from regenv.data.organ_pairs import OrganPairs
@@ -41,12 +42,17 @@ def _codeformed(ndim: int, source: str | Mapping[str, Any], **arguments: Any) ->
     return CoDeformed(source_named(source, ndim), **arguments)
 
 
+def _deformed(ndim: int, source: str | Mapping[str, Any] = "phantoms", **arguments: Any) -> PairSource:
+    return Deformed(source_named(source, ndim), **arguments)
+
+
 SOURCES: dict[str, Callable[..., PairSource]] = {
     "phantoms": BrainPhantom,
     "spine": SpinePhantom,
     "heads": _heads,
     "slices": lambda ndim, **arguments: Slices(**arguments),
     "codeformed": _codeformed,
+    "deformed": _deformed,
     "files": Files,
     "organs": OrganPairs,
 }

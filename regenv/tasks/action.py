@@ -9,6 +9,8 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from regenv.ops import bspline
+
 
 @dataclass(frozen=True)
 class DiscreteSteps:
@@ -60,3 +62,52 @@ class ContinuousSteps:
     def delta(self, action: Tensor, table: Tensor) -> Tensor:
         """Change of the parameters (B, P) float64 by actions (B, P), clipped to [-1, 1]; ``table`` is ``deltas``."""
         return action.to(torch.float64).clamp(-1, 1) * table.amax(0)
+
+
+@dataclass(frozen=True)
+class Field:
+    """A displacement of every voxel, each component within +-bound: Box of (D, *shape), voxels, array-axis order."""
+
+    shape: tuple[int, ...]
+    bound: float
+
+    @property
+    def deltas(self) -> np.ndarray:
+        """No discrete actions: (0, D)."""
+        return np.zeros((0, len(self.shape)))
+
+    def space(self) -> gym.Space:
+        return gym.spaces.Box(-self.bound, self.bound, (len(self.shape), *self.shape), np.float32)
+
+    def delta(self, action: Tensor, table: Tensor) -> Tensor:
+        """Displacements (B, D, *shape) float32 by actions of that shape, clipped."""
+        return action.to(torch.float32).clamp(-self.bound, self.bound)
+
+
+@dataclass(frozen=True)
+class ControlGrid:
+    """Coefficients of a cubic B-spline over the image in units of the bound: Box [-1, 1] of (D, *control).
+
+    Args: shape: of the image; control: control points along each axis, at least 4; bound: voxels.
+    """
+
+    shape: tuple[int, ...]
+    control: tuple[int, ...]
+    bound: float
+
+    def __post_init__(self) -> None:
+        if min(self.control) <= bspline.ORDER:
+            raise ValueError(f"control_grid is {self.control}; a cubic B-spline needs at least {bspline.ORDER + 1} "
+                             "control points an axis.")
+
+    @property
+    def deltas(self) -> np.ndarray:
+        """No discrete actions: (0, D)."""
+        return np.zeros((0, len(self.shape)))
+
+    def space(self) -> gym.Space:
+        return gym.spaces.Box(-1.0, 1.0, (len(self.shape), *self.control), np.float32)
+
+    def delta(self, action: Tensor, table: Tensor) -> Tensor:
+        """Displacements (B, D, *shape) float32 by actions (B, D, *control), clipped."""
+        return bspline.displacement(action.to(torch.float32).clamp(-1, 1) * self.bound, self.shape)

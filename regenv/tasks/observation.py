@@ -50,6 +50,27 @@ class Pair:
         return _quantized(both) if self.dtype == "uint8" else both
 
 
+@dataclass(frozen=True)
+class Everything:
+    """A dict: fixed, moving and warped image (1, *shape), and the displacement (D, *shape), voxels; float32 or uint8
+    images. For pairs on one grid and dense poses."""
+
+    dtype: str = "float32"
+
+    def space(self, shape: tuple[int, ...]) -> gym.spaces.Dict:
+        images = {name: _box(self.dtype, 0.0, (1, *shape)) for name in ("fixed", "moving", "warped")}
+        field = gym.spaces.Box(-np.inf, np.inf, (len(shape), *shape), np.float32)
+        return gym.spaces.Dict({**images, "displacement": field})
+
+    def __call__(self, state: EpisodeState) -> dict[str, Tensor]:
+        """Each (B, ...)."""
+        assert state.displacement is not None
+        images = {"fixed": state.pair.fixed, "moving": state.pair.moving, "warped": state.warped}
+        seen = {name: _quantized(image.clone()) if self.dtype == "uint8" else image.clone()
+                for name, image in images.items()}
+        return {**seen, "displacement": state.displacement.clone()}
+
+
 def _box(dtype: str, low: float, shape: tuple[int, ...]) -> gym.spaces.Box:
     if dtype == "uint8":
         return gym.spaces.Box(0, 255, shape, np.uint8)

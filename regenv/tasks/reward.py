@@ -36,22 +36,30 @@ class NegativeDistance(DistanceDecrease):
 
 @dataclass(frozen=True)
 class DiceGain:
-    """Gain of the mean Dice of the labels, which needs no deformation to be known.
+    """Gain of the mean Dice of labels, which needs no deformation to be known (Luo et al. 2022, eq. 5).
 
-    Args: scale: reward per unit of Dice.
+    Args: scale: reward per unit of Dice; bonus: on arrival; of: "labels", or "clusters" of the intensities.
     """
 
     scale: float = 1.0
+    bonus: float = 0.0
+    of: str = "labels"
 
     def score(self, state: EpisodeState) -> Tensor:
         """(B,) float64. Raises ValueError where the pairs have no labels."""
-        if state.labels is None or state.pair.fixed_labels is None:
+        pair = state.pair
+        if self.of == "clusters" and pair.moving_clusters is not None:
+            pseudo = state.see(pair.moving_clusters, "nearest")
+        else:
+            pseudo = None
+        fixed, warped = (pair.fixed_labels, state.labels) if pseudo is None else (pair.fixed_clusters, pseudo)
+        if fixed is None or warped is None:
             raise ValueError("reward is 'dice'; it needs labels of both images. Use another source or reward.")
-        return self.scale * overlap.mean_dice(state.pair.fixed_labels, state.labels).nan_to_num().to(torch.float64)
+        return self.scale * overlap.mean_dice(fixed, warped).nan_to_num().to(torch.float64)
 
     def __call__(self, before: EpisodeState, after: EpisodeState) -> Tensor:
         """Rewards (B,) float64."""
-        return after.score - before.score
+        return after.score - before.score + self.bonus * after.arrived
 
 
 @dataclass(frozen=True)

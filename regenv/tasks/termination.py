@@ -7,6 +7,7 @@ from typing import Any
 
 from torch import Tensor
 
+from regenv.state import EpisodeState
 from regenv.tasks.distance import Measure
 
 
@@ -21,16 +22,27 @@ class Arrived:
 
     tolerance: float = 0.5
 
-    def __call__(self, transform: Any, measure: Measure, pose: Tensor, known: Tensor, deltas: Tensor) -> Tensor:
-        """(B,) bool. Args: measure: D of poses; pose (B, P); known (B,) bool; deltas (A, P), the discrete actions."""
-        distance = measure(pose)
-        reachable = measure(transform.apply(pose[:, None], deltas))
-        return known & ((distance <= self.tolerance) | (reachable.amin(1) >= distance))
+    def __call__(self, transform: Any, measure: Measure, state: EpisodeState, deltas: Tensor) -> Tensor:
+        """(B,) bool. Args: measure: D of poses; deltas (A, P), the discrete actions."""
+        distance = measure(state.pose)
+        reachable = measure(transform.apply(state.pose[:, None], deltas))
+        return state.pair.known & ((distance <= self.tolerance) | (reachable.amin(1) >= distance))
+
+
+@dataclass(frozen=True)
+class ScoreReached:
+    """The reward's score reaches a level: ``reward_scale`` times a Dice of 0.98 (Luo et al. 2022, released code)."""
+
+    level: float
+
+    def __call__(self, transform: Any, measure: Measure, state: EpisodeState, deltas: Tensor) -> Tensor:
+        """(B,) bool."""
+        return state.score >= self.level
 
 
 @dataclass(frozen=True)
 class Never:
     """Episodes run to their time limit: for evaluation, where no agent may be told that it has arrived."""
 
-    def __call__(self, transform: Any, measure: Measure, pose: Tensor, known: Tensor, deltas: Tensor) -> Tensor:
-        return known & False
+    def __call__(self, transform: Any, measure: Measure, state: EpisodeState, deltas: Tensor) -> Tensor:
+        return state.pair.known & False

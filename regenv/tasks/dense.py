@@ -1,0 +1,98 @@
+"""The dense family: RegDense2D-v0 and RegDense3D-v0."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+from regenv.core import SUCCESS_MM, Task
+from regenv.data.clustered import Clustered
+from regenv.data.pairs import PairSource
+from regenv.data.perturb import Still
+from regenv.grid import Grid
+from regenv.tasks.action import ControlGrid, Field
+from regenv.tasks.observation import OBSERVATIONS, Everything
+from regenv.tasks.parts import OBS_DTYPES, named, pairs_of, shape_of
+from regenv.tasks.reward import SIMILARITIES, DiceGain, SimilarityGain
+from regenv.tasks.termination import Never, ScoreReached
+from regenv.transforms.dense import Dense
+
+SIZE = {2: 128, 3: 128}
+FIELD_MM = {2: 192.0, 3: 192.0}
+REACHED = 0.98
+
+
+def dense(ndim: int, size: int | Sequence[int] | None = None, spacing: float | None = None,
+          source: str | Mapping[str, Any] | PairSource | None = None, observation: str = "pair",
+          obs_dtype: str | None = None, reward: str = "clusters", reward_scale: float = 1.0,
+          terminal_bonus: float = 0.0, clusters: int = 3, max_displacement: float = 3.0,
+          control_grid: Sequence[int] | None = None, stop: str = "never", success_mm: float = SUCCESS_MM,
+          max_episode_steps: int = 20) -> Task:
+    """Step-wise dense deformable registration as a Markov decision process (Luo et al. 2022).
+
+    ## Description
+    Every step the agent gives a displacement for every voxel. It is composed with what has accumulated, and the
+    original moving image is warped once by the whole: no warp of a warp.
+
+    ## Action Space
+    `Box(-max_displacement, max_displacement, (D, *shape), float32)`: voxels of the fixed grid, array-axis order; larger
+    values are clipped. With `control_grid=(8, 8)`: `Box(-1, 1, (D, 8, 8), float32)`, coefficients of a cubic B-spline
+    in units of `max_displacement`, few enough for off-the-shelf agents.
+
+    ## Observation Space
+    `observation="pair"`: (fixed, warped), channel first; uint8 [0, 255] in 2D, float32 [0, 1] in 3D (`obs_dtype=`
+    chooses). `"difference"`: fixed - warped. `"dict"`: fixed, moving, warped (1, *shape) and displacement (D, *shape).
+
+    ## Rewards
+    `reward_scale` times the gain of a score. `reward="clusters"`: the mean Dice of K-means clusters of the intensities
+    (eq. 5; 3 of them, found once per pair, sorted by their centroids). `"dice"`: of true labels, where the source has
+    some. A similarity's name ("ssim", "lncc", "ncc", "mi", "mse"). `terminal_bonus` is added on arrival.
+
+    ## Starting State
+    No displacement.
+
+    ## Episode End
+    ### Termination
+    Never; with `stop="score"`, or a terminal bonus, once the score reaches 0.98 (of 1).
+    ### Truncation
+    After 20 steps; `max_episode_steps=` of `gym.make` and `gym.make_vec` sets another.
+
+    ## Arguments
+    `size` voxels per axis (128), `spacing` mm; `source` "deformed" (phantoms with a known smooth deformation), "files",
+    or a PairSource. `info["dice"]` is of the true labels, where the source has some;
+    `info["tre"]` of its landmarks.
+
+    ```python
+    gym.make("RegDense2D-v0", control_grid=(8, 8), reward="lncc")
+    ```
+
+    ## Version History
+    * v0: first release.
+    """
+    shape = shape_of(SIZE[ndim] if size is None else size, ndim)
+    if not max_displacement > 0:
+        raise ValueError(f"max_displacement is {max_displacement}; it must be positive, in voxels.")
+    grid = Grid.centered(shape, FIELD_MM[ndim] / max(shape) if spacing is None else float(spacing))
+    pairs = pairs_of("deformed" if source is None else source, ndim)
+    rewards = {"clusters": DiceGain(reward_scale, terminal_bonus, of="clusters"),
+               "dice": DiceGain(reward_scale, terminal_bonus),
+               **{name: SimilarityGain(name, reward_scale, terminal_bonus) for name in SIMILARITIES}}
+    dtype = named("obs_dtype", obs_dtype or ("uint8" if ndim == 2 else "float32"), OBS_DTYPES)
+    seen = named("observation", observation, {**OBSERVATIONS, "dict": Everything})
+    reached = ScoreReached(REACHED * reward_scale)
+    stops = {"never": reached if terminal_bonus else Never(), "score": reached}
+    return Task(
+        source=Clustered(pairs, clusters) if reward == "clusters" else pairs,
+        grid=grid,
+        transform=Dense(ndim),
+        actions=(Field(shape, max_displacement) if control_grid is None
+                 else ControlGrid(shape, shape_of(tuple(control_grid), ndim), max_displacement)),
+        start=Still(shape),
+        distance=None,
+        observation=seen(dtype),
+        reward=named("reward", reward, rewards),
+        termination=named("stop", stop, stops),
+        expert=None,
+        max_episode_steps=max_episode_steps,
+        success_mm=success_mm,
+    )

@@ -1,0 +1,46 @@
+"""Dense poses: a displacement of every voxel."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+
+from regenv.ops.warp import compose
+
+
+@dataclass(frozen=True)
+class Dense:
+    """Poses are accumulated displacement fields Omega (B, D, *shape), voxels of the fixed grid, array-axis order.
+
+    An action a is what the image seen now shall be displaced by: ``Omega_t(x) = a(x) + Omega_{t-1}(x + a(x))``, so that
+    the original moving image, warped once by Omega_t, is the image seen before, warped by a. (Luo et al. 2022, eq. 2;
+    their eq. 3 composes in the other order, which does not do that.)
+    """
+
+    ndim: int
+
+    @property
+    def names(self) -> tuple[str, ...]:
+        return ("displacement",)
+
+    def matrix(self, pose: Tensor) -> Tensor:
+        """No linear part: identities (B, D+1, D+1) float64."""
+        return torch.eye(self.ndim + 1, dtype=torch.float64, device=pose.device).expand(len(pose), -1, -1)
+
+    def displacement(self, pose: Tensor) -> Tensor:
+        """The pose itself."""
+        return pose
+
+    def apply(self, pose: Tensor, delta: Tensor) -> Tensor:
+        """Poses after displacements ``delta`` (B, D, *shape) of what is seen."""
+        return compose(pose, delta)
+
+    def from_draws(self, draws: Tensor) -> Tensor:
+        """Poses of drawn fields: themselves."""
+        return draws
+
+    def rebase(self, anchor: Tensor, residual: Tensor, pose: Tensor) -> tuple[Tensor, Tensor]:
+        """Nothing to do: an action means the same whatever the truth is."""
+        return anchor, pose
