@@ -38,6 +38,7 @@ RESULTS = Path(__file__).parent / "results"
 CURVES = RESULTS / "similarity-curves"
 ENV = "RegSimilarity2D-v0"
 PIXEL_MM = 224 / 168
+STEPS = 150  # that agents may take; the best path from E2 takes 120 at most
 HELD_OUT = {"name": "slices", "subjects": ["mni2009c", "colin27", "csi3"], "split": "test"}
 ROWS = {"initial": "initial", "sift": "SIFT", "elastix": "elastix", "mi": "tuned MI",
         "similarity-oneshot": "pure SL",
@@ -149,7 +150,7 @@ def main(argv: Sequence[str] | None = None) -> int:
             name for name in ROWS if name in plain or resolve(name.removesuffix("+mc")).is_file()]
         reports = {}
         for name in ("E1", "E2"):
-            kwargs = {"source": HELD_OUT, "perturbation": name}
+            kwargs = {"source": HELD_OUT, "perturbation": name, "max_episode_steps": STEPS}
             with tqdm(total=1.0, desc=name, disable=None) as bar:
                 reports[name] = evaluate(ENV, methods, arguments.pairs, arguments.seed, kwargs,
                                          progress=lambda _, share, bar=bar: bar.update(share - bar.n))

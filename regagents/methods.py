@@ -175,7 +175,7 @@ def method_named(name: str | Pipeline, task: Task) -> tuple[Method, bool]:
     if name == "initial":
         return initial, False
     if name == "mi":
-        return Classical(tuned_mi(motion)), False
+        return Classical(tuned_mi(motion, ndim)), False
     if name == "sift":
         if ndim != 2:
             raise ValueError("evaluate: baseline is 'sift'; SIFT needs 2D images.")
@@ -196,8 +196,14 @@ def method_named(name: str | Pipeline, task: Task) -> tuple[Method, bool]:
     return _chain(pipeline(name), task), True
 
 
-def tuned_mi(motion: str) -> MattesMI:
-    """Mutual information as it does best on the held-out pairs' kin, by transform."""
+def tuned_mi(motion: str, ndim: int) -> MattesMI:
+    """Mutual information as it does best on training pairs, by transform and dimension.
+
+    On the 60 slices it was tuned on (E2), smoothing without shrinking brought the 90th percentile from 33 to 1.5 pixels:
+    a shrunken slice has too few samples for a histogram.
+    """
+    if motion == "similarity" and ndim == 2:
+        return MattesMI(motion=motion, levels=(1, 1, 1), smoothing=(8.0, 4.0, 1.0), step=2.0, sampling=0.3)
     return MattesMI(motion=motion)
 
 

@@ -9,10 +9,12 @@ HEAD_GRID: dict[str, Any] = {"size": 32, "spacing": 6.5, "observation": "pair"}
 RISE: dict[str, Any] = {"start": 0.1, "end": 0.5, "difficulty": [0.0, 1.0], "reach": [0.35, 1.0]}
 SLICES: dict[str, Any] = {"name": "slices", "subjects": ["mni2009c", "csi1", "csi2"]}
 
-def similarity(init: str, steps: int, reward: str = "landmarks", **algorithm: Any) -> dict[str, Any]:
+
+def similarity(init: str, steps: int, env_kwargs: dict[str, Any] | None = None, **algorithm: Any) -> dict[str, Any]:
     """An A3C agent of Sun et al. 2018, table 2. Rewards are hundredths of the paper's, and so is its entropy's 0.1."""
     return {"agent": "A3C", "env": "RegSimilarity2D-v0",
-            "env_kwargs": {"source": SLICES, "reward": reward, "near": 0.4, "near_scale": 0.2},
+            "env_kwargs": {"source": SLICES, "reward": "landmarks", "near": 0.4, "near_scale": 0.2,
+                           **(env_kwargs or {})},
             "algorithm": {"n_workers": 8, "lanes": 4, "episodes_per_pair": 8, "reward_scale": 0.01, "ent_coef": 0.001,
                           **algorithm},
             "init": init, "steps": steps}
@@ -68,7 +70,8 @@ PRESETS: dict[str, dict[str, Any]] = {
         "steps": 1_500_000,
     },
     "similarity-sl": similarity("similarity-oneshot", 1_500_000, supervised=True, learning_rate=5e-4),
-    "similarity-rl": similarity("similarity-sl", 600_000, learning_rate=1e-4),
+    "similarity-rl": similarity("similarity-sl", 600_000, {"max_episode_steps": 150}, learning_rate=1e-4,
+                                value_first=0.1, vf_coef=0.1),
     "organ2d": {
         "env": "RegSDM2D-v0",
         "env_kwargs": {"source": {"name": "organs", "composition": "dense"}, "targets": "unit"},

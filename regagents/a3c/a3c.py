@@ -61,6 +61,7 @@ class Recipe:
     reward_scale: float
     learning_rate: float
     decay: bool
+    value_first: float
     curriculum: Curriculum | None
     seed: int
 
@@ -84,6 +85,8 @@ class A3C(BaseAlgorithm):
         supervised: the paper's SL twin: workers take the optimal action (largest decrease of D), the policy learns it
             by cross entropy, the value still by its squared error.
         reward_scale: factor of the rewards in training.
+        value_first: share of training in which only the value's last layer learns: a policy that comes from elsewhere
+            is not pushed about by a value that does not know it yet.
         stop_values: values at which a registration has arrived, without and with look-ahead; default the paper's 10
             and 9, which training replaces by :meth:`calibrate`.
         curriculum: see Curriculum; None plays at full difficulty from the start.
@@ -97,7 +100,7 @@ class A3C(BaseAlgorithm):
                  decay: bool = True, n_steps: int = 30, gamma: float = 0.99, ent_coef: float = 0.1,
                  vf_coef: float = 0.5, max_grad_norm: float = 40.0, n_workers: int = 8, lanes: int = 1,
                  episodes_per_pair: int = 2,
-                 supervised: bool = False, reward_scale: float = 1.0,
+                 supervised: bool = False, reward_scale: float = 1.0, value_first: float = 0.0,
                  stop_values: tuple[float, float] = (10.0, 9.0), curriculum: Curriculum | None = None,
                  policy_kwargs: dict[str, Any] | None = None, stats_window_size: int = 100,
                  tensorboard_log: str | None = None, verbose: int = 0, seed: int | None = None, device: str = "cpu",
@@ -114,6 +117,7 @@ class A3C(BaseAlgorithm):
         self.n_steps, self.gamma, self.ent_coef, self.vf_coef = n_steps, gamma, ent_coef, vf_coef
         self.max_grad_norm, self.n_workers, self.lanes = max_grad_norm, n_workers, lanes
         self.episodes_per_pair, self.supervised, self.reward_scale = episodes_per_pair, supervised, reward_scale
+        self.value_first = value_first
         self.stop_values, self.curriculum = stop_values, curriculum
         super().__init__(policy, env, learning_rate, policy_kwargs=policy_kwargs, stats_window_size=stats_window_size,
                          tensorboard_log=tensorboard_log, verbose=verbose, device=device, seed=seed,
@@ -199,7 +203,7 @@ class A3C(BaseAlgorithm):
             arguments["max_episode_steps"] = spec.max_episode_steps
         return Recipe(spec.id, arguments, self.n_steps, self.gamma, self.ent_coef, self.vf_coef, self.max_grad_norm,
                       self.lanes, self.episodes_per_pair, self.supervised, self.reward_scale,
-                      float(self.learning_rate), self.decay, self.curriculum, self.seed or 0)  # type: ignore[arg-type]
+                      float(self.learning_rate), self.decay, self.value_first, self.curriculum, self.seed or 0)  # type: ignore[arg-type]
 
     def task(self) -> Task:
         """The task of the environment's id and arguments."""
@@ -377,8 +381,9 @@ class Player:
         for group in optimizer.param_groups:
             group["lr"] = self.recipe.learning_rate * (max(0.0, 1 - progress) if self.recipe.decay else 1.0)
         with lock:
-            for mine, theirs in zip(self.policy.parameters(), shared.parameters(), strict=True):
-                theirs.grad = mine.grad
+            waiting = progress < self.recipe.value_first
+            for (name, mine), theirs in zip(self.policy.named_parameters(), shared.parameters(), strict=True):
+                theirs.grad = None if waiting and not name.startswith("value_head.") else mine.grad
             optimizer.step()
         return report
 

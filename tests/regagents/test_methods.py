@@ -90,7 +90,7 @@ def test_agents_of_other_grids_and_transforms_are_refused() -> None:
 @pytest.mark.parametrize(("env", "motion"), [(ID, "similarity"), ("RegRigid2D-v0", "rigid")])
 def test_mutual_information_moves_what_the_environment_moves(env: str, motion: str) -> None:
     method, learned = method_named("mi", build(env))
-    assert method.search == tuned_mi(motion) and method.search.motion == motion and not learned  # type: ignore[attr-defined]
+    assert method.search == tuned_mi(motion, 2) and method.search.motion == motion and not learned  # type: ignore[attr-defined]
 
 
 def test_baselines_that_do_not_fit_are_named(monkeypatch: pytest.MonkeyPatch) -> None:
