@@ -199,8 +199,8 @@ def method_named(name: str | Pipeline, task: Task) -> tuple[Method, bool]:
 def tuned_mi(motion: str, ndim: int) -> MattesMI:
     """Mutual information as it does best on training pairs, by transform and dimension.
 
-    On the 60 slices it was tuned on (E2), smoothing without shrinking brought the 90th percentile from 33 to 1.5 pixels:
-    a shrunken slice has too few samples for a histogram.
+    On the 60 slices it was tuned on (E2), smoothing without shrinking brought the 90th percentile from 33 to 1.5
+    pixels: a shrunken slice has too few samples for a histogram.
     """
     if motion == "similarity" and ndim == 2:
         return MattesMI(motion=motion, levels=(1, 1, 1), smoothing=(8.0, 4.0, 1.0), step=2.0, sampling=0.3)

@@ -10,13 +10,12 @@ RISE: dict[str, Any] = {"start": 0.1, "end": 0.5, "difficulty": [0.0, 1.0], "rea
 SLICES: dict[str, Any] = {"name": "slices", "subjects": ["mni2009c", "csi1", "csi2"]}
 
 
-def similarity(init: str, steps: int, env_kwargs: dict[str, Any] | None = None, **algorithm: Any) -> dict[str, Any]:
-    """An A3C agent of Sun et al. 2018, table 2. Rewards are hundredths of the paper's, and so is its entropy's 0.1."""
-    return {"agent": "A3C", "env": "RegSimilarity2D-v0",
-            "env_kwargs": {"source": SLICES, "reward": "landmarks", "near": 0.4, "near_scale": 0.2,
-                           **(env_kwargs or {})},
-            "algorithm": {"n_workers": 8, "lanes": 4, "episodes_per_pair": 8, "reward_scale": 0.01, "ent_coef": 0.001,
-                          **algorithm},
+def similarity(init: str, steps: int, env: str = "RegSimilarity2D-v0", env_kwargs: dict[str, Any] | None = None,
+               **algorithm: Any) -> dict[str, Any]:
+    """An A3C agent of Sun et al. 2018, table 2."""
+    return {"agent": "A3C", "env": env,
+            "env_kwargs": {"source": SLICES, "near": 0.4, "near_scale": 0.2, **(env_kwargs or {})},
+            "algorithm": {"n_workers": 8, "lanes": 4, "episodes_per_pair": 8, **algorithm},
             "init": init, "steps": steps}
 
 
@@ -69,9 +68,10 @@ PRESETS: dict[str, dict[str, Any]] = {
         "curriculum": {"start": 0.0, "end": 0.3, "difficulty": [0.3, 1.0], "reach": [0.5, 1.0]},
         "steps": 1_500_000,
     },
-    "similarity-sl": similarity("similarity-oneshot", 1_500_000, supervised=True, learning_rate=5e-4),
-    "similarity-rl": similarity("similarity-sl", 600_000, {"max_episode_steps": 150}, learning_rate=1e-4,
-                                value_first=0.1, vf_coef=0.1),
+    "similarity-sl": similarity("similarity-oneshot", 1_500_000, env_kwargs={"reward": "landmarks"}, supervised=True,
+                                learning_rate=5e-4, reward_scale=0.01, ent_coef=0.001),
+    "similarity-rl": similarity("similarity-sl", 500_000, "RegSimilarity2DNormalized-v0", {"max_episode_steps": 150},
+                                learning_rate=5e-5, reward_scale=0.1, ent_coef=0.0, vf_coef=0.25, value_first=0.1),
     "organ2d": {
         "env": "RegSDM2D-v0",
         "env_kwargs": {"source": {"name": "organs", "composition": "dense"}, "targets": "unit"},

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import importlib.util
 import math
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from functools import lru_cache
 from pathlib import Path
@@ -44,8 +44,8 @@ class Bank:
 @lru_cache(maxsize=4)
 def bank(people: tuple[str, ...], grid: Grid, levels: tuple[int, ...] = (), labels: str = "tissue",
          device: str = "cpu") -> Bank:
-    """The brains of ``people``, the middle of the brain in the middle of ``grid``. Do not write to the tensors: they are
-    shared.
+    """The brains of ``people``, the middle of the brain in the middle of ``grid``. Do not write to the tensors: they
+    are shared.
 
     Args:
         people: of PEOPLE. levels: heights of slices in MNI space, whole mm, for a 2D grid.
@@ -98,7 +98,8 @@ def aal_path() -> Path:
     return path
 
 
-def _kept(name: str, make) -> dict[str, Tensor]:
+def _kept(name: str, make: Callable[[], dict[str, Tensor]]) -> dict[str, Tensor]:
+    """What the cache folder holds under a name, made where it holds nothing."""
     path = datasets.cache_dir() / "brains" / f"{name}.safetensors"
     if not path.is_file():
         made = make()

@@ -33,30 +33,27 @@ def prepared(name: str) -> dict[str, Tensor]:
 
     Raises DatasetError: the data cannot be had.
     """
+    still = sitk.AffineTransform(3)
     if name == "mni152":
         files = datasets.mni152()
-        scan, pull_back = _read(files["t1"]), sitk.AffineTransform(3)
-        mask, maps = scan > 0, [_read(files[key]) / 255.0 for key in ("gm", "wm")]
-        maps.insert(0, sitk.Cast(mask, sitk.sitkFloat32) - maps[0] - maps[1])
+        scan, pull_back, maps = _read(files["t1"]), still, [_read(files[key]) for key in ("gm", "wm")]
+        mask = scan > 0
     else:
         template = datasets.get("mni2009c")
+        scan, pull_back, maps = _read(template["t1"]), still, [_read(template[key]) for key in ("csf", "gm", "wm")]
         mask = _read(template["brain_mask"]) > 0.5
-        scan, pull_back, maps = _read(template["t1"]), sitk.AffineTransform(3), []
-        if name == "mni2009c":
-            maps = [_read(template[key]) for key in ("csf", "gm", "wm")]
-        else:
-            head = _read(datasets.get("colin27" if name == "colin27" else "bold5000")[name])
-            pull_back = _aligned(scan, sitk.Cast(mask, sitk.sitkUInt8), head)
-            scan = head
-    still = sitk.AffineTransform(3)
+    if name not in ("mni152", "mni2009c"):
+        head = _read(datasets.get("colin27" if name == "colin27" else "bold5000")[name])
+        scan, pull_back, maps = head, _aligned(scan, sitk.Cast(mask, sitk.sitkUInt8), head), []
     brain = sitk.GetArrayFromImage(on_frame(sitk.Cast(mask, sitk.sitkFloat32), still)) > 0.5
     image = on_frame(scan, pull_back)
     if not maps:
-        image = _unbiased(image, sitk.GetImageFromArray(brain.astype(np.uint8)))
+        image = _unbiased(image, brain)
     values = _white(sitk.GetArrayFromImage(image), brain)
     tissues = np.zeros(FRAME.shape, np.uint8)
     if maps:
-        tissues[brain] = np.argmax([sitk.GetArrayFromImage(on_frame(each, still))[brain] for each in maps], axis=0) + 1
+        shares = [sitk.GetArrayFromImage(on_frame(each, still))[brain] for each in maps]
+        tissues[brain] = np.argmax(_with_fluid(shares), axis=0) + 1
     else:
         tissues[brain] = kmeans(torch.from_numpy(values[brain])[None, None], 3)[0][0, 0].numpy()
     return {"image": torch.from_numpy(np.round(values * 255).astype(np.uint8)), "labels": torch.from_numpy(tissues),
@@ -136,8 +133,16 @@ def _register(fixed: sitk.Image, moving: sitk.Image, transform: sitk.Transform, 
     return method.GetMetricValue()
 
 
-def _unbiased(image: sitk.Image, mask: sitk.Image) -> sitk.Image:
-    mask.CopyInformation(image)
+def _with_fluid(shares: list[np.ndarray]) -> list[np.ndarray]:
+    """Shares of cerebrospinal fluid, grey and white matter; MNI152 has bytes, and lacks the first."""
+    if len(shares) == 3:
+        return shares
+    grey, white = (share / 255 for share in shares)
+    return [1 - grey - white, grey, white]
+
+
+def _unbiased(image: sitk.Image, brain: np.ndarray) -> sitk.Image:
+    mask = framed(brain.astype(np.uint8), FRAME)
     filter_ = sitk.N4BiasFieldCorrectionImageFilter()
     filter_.SetMaximumNumberOfIterations([50] * 4)
     filter_.SetConvergenceThreshold(1e-4)

@@ -17,7 +17,7 @@ from regenv.grid import Grid
 SPLIT = {"train": ("mni152", "mni2009c", "csi1", "csi2"), "test": ("colin27", "csi3")}
 LOWEST_MM, SLABS, SLAB_MM, GAP_MM = -30, 9, 10, 2      # of slices, in MNI space
 HELD_OUT_EVERY = 4
-BENDING_MM = {"train": 6.0, "test": 0.0}
+BENDING_MM = {2: 6.0, 3: 9.0}       # about 1.7 mm root mean square along each axis
 
 
 @dataclass(frozen=True)
@@ -35,13 +35,13 @@ class Brains:
     Args:
         ndim: 2 or 3.
         split: "train" or "test": people and heights of slices are held out, every fourth slab of 10 mm with gaps of
-            2 mm between (9 to 1 and 49 to 41 mm above MNI's origin are for test).
+            2 mm between (1 to 9 and 41 to 49 mm above MNI's origin are for test).
         subjects: of the split; by default all of them. Training: "mni152" (extra ``data``), which needs no download,
             "mni2009c" (``regenv data get mni2009c``), "csi1" and "csi2" (also ``bold5000``). Test: "colin27" (also
             ``colin27``) and "csi3". Of one person alone, both images show that person.
         atlas: the person of all fixed images, as SPAC has it; of either split.
-        bending: largest coefficient of the deformations' cubic B-splines, mm, times the difficulty; by default 6 for
-            training, 0 for test.
+        bending: largest coefficient of the deformations' cubic B-splines, mm, times the difficulty; by default 6 in
+            2D and 9 in 3D for training, 0 for test.
         knots: about the distance of their control points, mm.
         labels: "tissue" or "aal".
 
@@ -75,7 +75,9 @@ class Brains:
     @property
     def amplitude(self) -> float:
         """Of the deformations at difficulty 1, mm."""
-        return BENDING_MM[self.split] if self.bending is None else self.bending
+        if self.bending is not None:
+            return self.bending
+        return BENDING_MM[self.ndim] if self.split == "train" else 0.0
 
     @property
     def people(self) -> tuple[str, ...]:
@@ -101,7 +103,7 @@ class Brains:
     def draw(self, rngs: Sequence[np.random.Generator], grid: Grid, device: torch.device,
              difficulty: float = 1.0) -> PairBatch:
         """See PairSource."""
-        check_grid("brains", (self.ndim,), grid)
+        check_grid("brains", self.ndim, grid)
         brains, pairs = bank(self.people, grid, self.levels, self.labels, str(device)), np.array(self.pairs())
         drawn = torch.from_numpy(pairs[[rng.integers(len(pairs)) for rng in rngs]]).to(device)
         layers = torch.tensor([rng.integers(brains.images.shape[1]) for rng in rngs]).to(device)

@@ -70,7 +70,7 @@ class Digits:
     def draw(self, rngs: Sequence[np.random.Generator], grid: Grid, device: torch.device,
              difficulty: float = 1.0) -> PairBatch:
         """See PairSource."""
-        check_grid("digits", (2,), grid)
+        check_grid("digits", 2, grid)
         digits, lanes = digit_set(self.files, self.test_files), len(rngs)
         pool = digits.train if self.split == "train" else digits.test
         classes = np.array([rng.integers(len(pool)) for rng in rngs])

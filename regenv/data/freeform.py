@@ -1,4 +1,4 @@
-"""What sources for dense registration share: pairs whose true deformation is unknown, and random smooth deformations."""
+"""What sources for dense registration share: pairs whose true deformation is unknown, random smooth deformations."""
 
 from __future__ import annotations
 
@@ -76,8 +76,8 @@ def check_bending(name: str, knots_mm: float, amplitude_mm: float) -> None:
                          f"{STEEPEST:g} times the {knots_mm:g} mm between control points, or images may fold.")
 
 
-def check_grid(name: str, ndims: Sequence[int], grid: Grid) -> None:
+def check_grid(name: str, ndim: int, grid: Grid) -> None:
     """Raise ValueError unless the source makes images of the grid's dimension."""
-    if grid.ndim not in ndims:
-        raise ValueError(f"{name}: it makes {' and '.join(f'{n}D' for n in ndims)} images, but the grid is {grid.ndim}D "
-                         f"{grid.shape}; use another source or a {ndims[0]}D id.")
+    if grid.ndim != ndim:
+        raise ValueError(f"{name}: it makes {ndim}D images, but the grid is {grid.ndim}D {grid.shape}; use a {ndim}D "
+                         "id, or another source.")

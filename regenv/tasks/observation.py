@@ -47,7 +47,7 @@ class Pair:
     def __call__(self, state: EpisodeState) -> Tensor:
         """(B, 2, *shape)."""
         both = torch.cat([state.pair.fixed, state.warped], dim=1)
-        return _quantized(both) if self.dtype == "uint8" else both
+        return _quantized(both) if self.dtype == "uint8" else both.clamp_(0, 1)
 
 
 @dataclass(frozen=True)
@@ -66,7 +66,7 @@ class Everything:
         """Each (B, ...)."""
         assert state.displacement is not None
         images = {"fixed": state.pair.fixed, "moving": state.pair.moving, "warped": state.warped}
-        seen = {name: _quantized(image.clone()) if self.dtype == "uint8" else image.clone()
+        seen = {name: _quantized(image) if self.dtype == "uint8" else image.clamp(0, 1)
                 for name, image in images.items()}
         return {**seen, "displacement": state.displacement.clone()}
 

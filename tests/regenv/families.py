@@ -2,11 +2,12 @@
 
 from __future__ import annotations
 
+import re
 from typing import Any
 
 from regenv.registry import CATALOGUE
 
-LINEAR = [name for name in CATALOGUE if "SDM" not in name]  # whose poses are matrices
+LINEAR = [name for name in CATALOGUE if not re.search("SDM|Dense", name)]  # whose poses are matrices
 
 
 def ndim(name: str) -> int:
@@ -19,8 +20,13 @@ def small(name: str) -> dict[str, Any]:
     return {} if "SDM" in name else {"size": 36 if ndim(name) == 2 else 12}
 
 
+def usual(name: str) -> dict[str, Any]:
+    """Nothing, or what an id of huge images needs to be tried in seconds."""
+    return {"size": 24} if name.startswith("RegDense3D") else {}
+
+
 def near(name: str) -> dict[str, Any]:
     """Arguments by which episodes start so close that random actions often arrive, where they can."""
-    if "SDM" in name:
+    if name not in LINEAR:
         return {}
     return {"ranges": [1.5] * (3 if ndim(name) == 2 else 6) + ([0.05] if "Similarity" in name else [])}

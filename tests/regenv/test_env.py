@@ -21,7 +21,7 @@ from stable_baselines3.common.env_checker import check_env as check_env_of_sb3
 import regenv
 from regenv.env import RegistrationEnv
 from regenv.registry import CATALOGUE
-from tests.regenv.families import small
+from tests.regenv.families import small, usual
 
 SEED = 11
 
@@ -32,7 +32,7 @@ every_id = pytest.mark.parametrize("name", CATALOGUE)
 @every_id
 @pytest.mark.filterwarnings("error")
 def test_gymnasium_check_env_has_no_complaint(name: str) -> None:
-    check_env(gym.make(name).unwrapped)
+    check_env(gym.make(name, **usual(name)).unwrapped)
 
 
 @every_id
@@ -47,7 +47,7 @@ def test_gymnasium_check_env_passes_with_other_arguments(name: str, arguments: d
 def test_sb3_check_env_passes_and_is_silent_in_2d(name: str) -> None:
     with warnings.catch_warnings(record=True) as caught:
         warnings.simplefilter("always")
-        check_env_of_sb3(gym.make(name), warn=True)
+        check_env_of_sb3(gym.make(name, **usual(name)), warn=True)
     unconventional = [str(w.message) for w in caught]
     if "2D" in name:
         assert not unconventional

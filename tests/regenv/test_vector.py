@@ -16,7 +16,7 @@ from torch import Tensor
 from regenv.registry import CATALOGUE
 from regenv.testing import check_vector_env
 from regenv.vector import RegistrationVectorEnv
-from tests.regenv.families import near, small
+from tests.regenv.families import near, small, usual
 
 MODES = list(AutoresetMode)
 CONTINUOUS = "RegRigid2DContinuous-v0"
@@ -36,7 +36,7 @@ def test_every_id_keeps_the_contract_in_all_modes(name: str, output: str) -> Non
 
 @pytest.mark.parametrize("name", CATALOGUE)
 def test_every_id_keeps_the_contract_at_its_default_size(name: str) -> None:
-    check_vector_env(name, num_envs=2, steps=6, modes=[AutoresetMode.NEXT_STEP])
+    check_vector_env(name, num_envs=2, steps=6, modes=[AutoresetMode.NEXT_STEP], **usual(name))
 
 
 @pytest.mark.parametrize("source", ["phantoms", "spine", "heads", {"name": "codeformed", "source": "spine", "mm": 5.0,
