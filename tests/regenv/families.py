@@ -25,6 +25,14 @@ def usual(name: str) -> dict[str, Any]:
     return {"size": 24} if name.startswith("RegDense3D") else {}
 
 
+def info_keys(name: str, privileged: bool) -> set[str]:
+    """What an id tells: D where it is defined, Dice where the source has labels, the mask of fuzzy control."""
+    keys = {"tre", "is_success"}
+    if not name.startswith("RegDense"):
+        keys |= {"distance"} | ({"target", "q_star"} if privileged else set())
+    return keys | ({"dice", "action_mask"} if "SDM" in name else set())
+
+
 def near(name: str) -> dict[str, Any]:
     """Arguments by which episodes start so close that random actions often arrive, where they can."""
     if name not in LINEAR:

@@ -21,7 +21,7 @@ from stable_baselines3.common.env_checker import check_env as check_env_of_sb3
 import regenv
 from regenv.env import RegistrationEnv
 from regenv.registry import CATALOGUE
-from tests.regenv.families import small, usual
+from tests.regenv.families import info_keys, small, usual
 
 SEED = 11
 
@@ -48,7 +48,8 @@ def test_sb3_check_env_passes_and_is_silent_in_2d(name: str) -> None:
     with warnings.catch_warnings(record=True) as caught:
         warnings.simplefilter("always")
         check_env_of_sb3(gym.make(name, **usual(name)), warn=True)
-    unconventional = [str(w.message) for w in caught]
+    voxels = "symmetric and normalized" if name.startswith("RegDense") else "never"  # displacements have a unit
+    unconventional = [str(w.message) for w in caught if voxels not in str(w.message)]
     if "2D" in name:
         assert not unconventional
     else:  # SB3 knows no volumes; that must be its only complaint
@@ -86,7 +87,7 @@ def test_info_has_the_same_numeric_keys_at_reset_and_at_step(name: str, privileg
     _, at_reset = env.reset(seed=SEED)
     *_, at_step = env.step(env.action_space.sample())
     assert at_reset.keys() == at_step.keys()
-    assert set(at_step) == {"distance", "tre", "is_success"} | ({"target", "q_star"} if privileged else set())
+    assert set(at_step) == info_keys(name, privileged)
     assert type(at_step["tre"]) is float
     assert type(at_step["is_success"]) is bool
 
@@ -103,7 +104,8 @@ def test_a_pickled_env_goes_on_as_its_original(name: str, moment: str) -> None:
         action = env.action_space.sample()
         a, b = env.step(action), twin.step(action)
         assert np.array_equal(a[0], b[0])
-        assert a[1:] == b[1:]
+        assert a[1:4] == b[1:4]
+        assert all(np.array_equal(value, b[4][key], equal_nan=True) for key, value in a[4].items())
     else:
         twin = pickle.loads(pickle.dumps(env))
         assert np.array_equal(env.reset(seed=SEED)[0], twin.reset(seed=SEED)[0])
