@@ -19,8 +19,8 @@ _SCALE, _OFFSET_FIELD, _ORIENTATION, _MAGIC = slice(112, 120), 108, slice(252, 3
 
 def two_files(read: Callable[[Path], Image], path: str | Path) -> Image:
     """An image of two files, read by ``read`` (:func:`~regenv.data.io.read_image` or ``read_labels``) with all its
-    checks: both are joined to the one file of NIfTI that they almost are. Analyze 7.5 says nothing reliable about origin
-    and direction: they become 0 and the identity.
+    checks: both are joined to the one file of NIfTI that they almost are. Analyze 7.5 says nothing reliable about
+    origin and direction: they become 0 and the identity.
 
     Args: read; path: either of the two, plain or .gz.
     Raises ImageError: one of the two is missing or damaged; or as ``read``.

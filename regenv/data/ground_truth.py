@@ -1,7 +1,11 @@
 """Known deformations between the organs of different subjects (Krebs et al. 2017, section 2.3).
 
-Registrations that know the organ: intensities, bending energy and corresponding points of the organ's surface. From
+Registrations that know the organ: intensities, bending energy and corresponding points of its surface. From
 them the statistical deformation model is made, and the amplitudes by which every pair of subjects is related.
+
+The paper's weights (1, 3, 0.2) are of elastix's metrics. Our bending energy is a mean over voxels and components: with a
+weight of 3 the deformations folded (4 % of the voxels in 3D) and 25 modes lost 12 % of the organ's Dice; with 1000 they
+lose 2 % and hardly fold, for 2 % less Dice of the registrations themselves.
 """
 
 from __future__ import annotations
@@ -28,7 +32,7 @@ from regenv.transforms.sdm import DeformationModel, ModelError
 MODELS = Path(__file__).parents[1] / "models"
 MODES = {2: 15, 3: 25}
 CONTROL_VOXELS = {2: (16.0, 16.0), 3: (8.0, 16.0, 16.0)}
-WEIGHTS = (1.0, 3.0, 0.2)   # of mutual information, bending energy (mm^-2), point distance (mm); section 3
+WEIGHTS = (1.0, 1000.0, 0.2)  # of mutual information, bending energy (mm^-2), point distance (mm)
 SURFACE_POINTS = {2: 64, 3: 256}
 SAMPLES = 4096              # voxels of each iteration, for the mutual information
 BENDING_VOXELS = 4          # between the points on which the bending energy is summed

@@ -13,7 +13,7 @@ import torch
 from torch import Tensor
 
 from regenv.data import brainbank, brainprep, datasets
-from regenv.data.brainbank import CSF, GREY, WHITE, VERSION, bank, person
+from regenv.data.brainbank import CSF, GREY, VERSION, WHITE, bank, person
 from regenv.data.brainprep import FRAME, PEOPLE
 from regenv.data.brains import SPLIT, Brains
 from regenv.data.datasets import DatasetError
@@ -27,7 +27,6 @@ CPU = torch.device("cpu")
 GRIDS = {2: Grid.centered((128, 128), 1.5), 3: Grid.centered((32, 36, 32), 5.5)}
 DIMENSIONS = pytest.mark.parametrize("ndim", [2, 3])
 ONE = ("mni152",)
-BITE = 1 / 255          # of the bytes in which brains are kept
 BRAIN_ML = (1500, 2100)
 SHARES = {CSF: (0.04, 0.20), GREY: (0.38, 0.60), WHITE: (0.30, 0.50)}      # of the brain
 ALIGNED = {"mni2009c": 0.8, "csi1": 0.62, "csi2": 0.62, "colin27": 0.62, "csi3": 0.62}     # Dice of white matter
@@ -120,6 +119,23 @@ def test_the_kept_pull_back_leads_from_mni_space_to_the_scan(name: str) -> None:
     seen = sitk.GetArrayFromImage(brainprep.on_frame(head, brainprep.affine(kept["pull_back"].numpy())))
     inside = kept["labels"].numpy() > 0
     assert np.corrcoef(seen[inside], kept["image"].numpy()[inside])[0, 1] > 0.95     # up to the bias field
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("name", ["mni152", "mni2009c", "csi1"])
+def test_what_is_kept_is_what_the_code_makes(name: str) -> None:
+    """Fails where the preparation changed and brainbank.VERSION did not. csi1 nods: a start from one pitch goes astray."""
+    prepared(name)
+    made, kept = brainprep.prepared(name), person(name)
+    assert all(float((made[key].double() - kept[key].double()).abs().mean()) < 1e-3 for key in kept)
+
+
+def test_what_lies_outside_the_brain_is_black(rng) -> None:
+    values, brain = rng.uniform(50, 400, (9, 9, 9)), np.zeros((9, 9, 9), bool)
+    brain[2:7, 3:8, 2:6] = True
+    shown = brainprep._white(values, brain)
+    assert not shown[~brain].any() and shown[brain].min() > 0 and shown.max() == 1
+    assert np.corrcoef(shown[brain], values[brain])[0, 1] > 0.999
 
 
 # ------------------------------------------------------------------------------------------------------------ on grids

@@ -184,7 +184,7 @@ def test_subjects_are_found_in_order_each_with_its_labels(layout: str, tmp_path:
     assert tuple(each.name for each in found.scans) == names and found.pairs is None
     for each in found.scans:
         assert each.image.is_file() and (each.labels is None) == (layout == "adni")
-        assert each.labels is None or each.labels.is_file() and each.labels != each.image
+        assert each.labels is None or (each.labels.is_file() and each.labels != each.image)
 
 
 @pytest.mark.parametrize("layout", list(LAYOUTS))
@@ -218,7 +218,7 @@ def test_a_coarser_finer_or_2d_grid_sees_the_same_scans(tmp_path: Path) -> None:
     plane = Grid.centered((16, 14), 2.0)
     flat = FolderPairs(2, "subjects", str(tmp_path), options={"labels": "seg"}, level=1.5)
     level = flat.draw(generators(4), plane, CPU)
-    whole = source.draw(generators(4), Grid.centered(SHAPE, SPACING[:2] + (3.0,)), CPU)
+    whole = source.draw(generators(4), Grid.centered(SHAPE, SPACING), CPU)
     assert torch.equal(level.fixed_labels[:, 0], whole.fixed_labels[:, 0, 6])     # 1.5 mm over the middle is slice 6
     torch.testing.assert_close(level.moving[:, 0], whole.moving[:, 0, 6], rtol=0, atol=SUBVOXEL)
 
@@ -331,7 +331,7 @@ BAD: dict[str, tuple[str, Callable[[Path], Any], str]] = {
                              r"S02.delineation.skullstripped.hdr: its labels are missing; subject S02"),
     "lits label missing": ("lits", lambda p: one_of(p, "segmentation-10.nii").unlink(),
                            r"volume-10.nii: its labels are missing; subject 10"),
-    "sliver label missing": ("sliver", lambda p: one_of(p, "liver-seg020.mhd").unlink(), r"liver-orig020.mhd: its labels"),
+    "sliver label missing": ("sliver", lambda p: one_of(p, "liver-seg020.mhd").unlink(), r"orig020.mhd: its labels"),
     "subject label missing": ("bids", lambda p: one_of(p, "sub-0002_dseg*").unlink(), r"sub-0002_T1w.*: its labels"),
     "learn2reg label missing": ("oasis", lambda p: one_of(p / "labelsTr", "*1_0000*").unlink(),
                                 r"OASIS_0001_0000.nii.gz: its labels are missing, but other images"),
@@ -343,11 +343,11 @@ BAD: dict[str, tuple[str, Callable[[Path], Any], str]] = {
               r"volume-2.nii: subject 2 has also .*one file is needed"),
     "img missing": ("lpba40", lambda p: one_of(p, "S02*stripped.img").unlink(),
                     r"S02.delineation.skullstripped.hdr: its S02.delineation.skullstripped.img is missing"),
-    "img truncated": ("lpba40", lambda p: cut(one_of(p, "S01*stripped.img")), r"S01.*stripped.hdr: file size .*truncated"),
+    "img truncated": ("lpba40", lambda p: cut(one_of(p, "S01*stripped.img")), r"S01.*d.hdr: file size .*truncated"),
     "hdr truncated": ("lpba40", lambda p: cut(one_of(p, "S01*label.hdr")), r"S01.*label.hdr: header is 249 bytes"),
     "nifti truncated": ("lits", lambda p: cut(one_of(p, "volume-0.nii")), r"volume-0.nii: .*truncated"),
-    "no image at all": ("lits", lambda p: one_of(p, "volume-0.nii").write_text("x"), r"volume-0.nii: header is 1 bytes"),
-    "raw missing": ("sliver", lambda p: one_of(p, "liver-orig001.raw").unlink(), r"liver-orig001.mhd: .*does not exist"),
+    "no image at all": ("lits", lambda p: one_of(p, "volume-0.nii").write_text("x"), r"volume-0.nii: header is 1 b"),
+    "raw missing": ("sliver", lambda p: one_of(p, "liver-orig001.raw").unlink(), r"orig001.mhd: .*does not exist"),
     "labels elsewhere": ("lits", lambda p: shifted(one_of(p, "segmentation-0.nii")),
                          r"segmentation-0.nii: origin is .*, but .* in its image .*volume-0.nii; .* one grid"),
     "labels of another shape": ("flat", lambda p: cropped(one_of(p, "b_seg*")),
@@ -362,7 +362,7 @@ BAD: dict[str, tuple[str, Callable[[Path], Any], str]] = {
     "bad list": ("oasis", lambda p: edit(one_of(p, "*.json"), training=[3]), r"training is \[3\]; it must be a list"),
     "half a pair": ("oasis", lambda p: edit(one_of(p, "*.json"), training_paired_images=[{"fixed": "imagesTr/a.nii"}]),
                     r"entry .* has no 'moving'|file 'imagesTr/a.nii' is missing"),
-    "image missing": ("oasis", lambda p: one_of(p, "OASIS_0001*").unlink(), r"file '.*OASIS_0001_0000.nii.gz' is missing"),
+    "image missing": ("oasis", lambda p: one_of(p, "OASIS_0001*").unlink(), r"file '.*OASIS_0001_0000.* is missing"),
     "outside": ("oasis", lambda p: edit(one_of(p, "*.json"), training=[{"image": "../x.nii"}] * 2),
                 r"file '../x.nii' lies outside"),
 }
@@ -409,7 +409,7 @@ def test_bad_arguments_are_named(arguments: dict, told: str) -> None:
         FolderPairs(**{"ndim": 3, "layout": "lits", "folder": "x", **arguments})
 
 
-# ------------------------------------------------------------------------------------------------------- two-file images
+# ------------------------------------------------------------------------------------------------------ two-file images
 
 @pytest.mark.parametrize("order", ["<", ">"])
 def test_analyze_comes_back_as_written_whichever_file_is_named(order: str, tmp_path: Path) -> None:

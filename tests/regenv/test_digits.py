@@ -45,7 +45,7 @@ def gyration(images: Tensor) -> Tensor:
     return ((mass * square).sum((1, 2)) / mass.sum((1, 2))).sqrt()
 
 
-# ------------------------------------------------------------------------------------------------------------ the source
+# ----------------------------------------------------------------------------------------------------------- the source
 
 @real
 def test_split_by_class_without_overlap() -> None:
@@ -237,13 +237,13 @@ def test_bad_idx_files_are_named(spoil: str, files) -> None:
 
 def test_sets_that_do_not_fit_are_named(files, tmp_path: Path) -> None:
     (tmp_path / "few").write_bytes(idx(LABELS[:-1]))
-    with pytest.raises(ImageError, match="few: number of labels is 59, but .*images has 60 images"):
+    with pytest.raises(ImageError, match=r"few: number of labels is 59, but .*images has 60 images"):
         digit_set((files[0], str(tmp_path / "few")))
-    with pytest.raises(ImageError, match="labels.gz: magic number is 2049"):
+    with pytest.raises(ImageError, match=r"labels\.gz: magic number is 2049"):
         digit_set((files[1], files[0]))
     (tmp_path / "rare").write_bytes(idx(np.append(LABELS[:-1], np.uint8(9))))
-    with pytest.raises(ImageError, match="rare: class 9 has 1 digits for training and 0 for test"):
+    with pytest.raises(ImageError, match=r"rare: class 9 has 1 digits for training and 0 for test"):
         digit_set((files[0], str(tmp_path / "rare")))
     (tmp_path / "wide").write_bytes(idx(np.zeros((60, 8, 8), np.uint8)))
-    with pytest.raises(ImageError, match="wide: images are 8 x 8, but 8 x 6 in .*images; they must agree"):
+    with pytest.raises(ImageError, match=r"wide: images are 8 x 8, but 8 x 6 in .*images; they must agree"):
         digit_set(files, (str(tmp_path / "wide"), files[1]))

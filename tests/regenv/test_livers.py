@@ -1,4 +1,4 @@
-"""What is true of the liver phantoms: abdomens with a liver where it belongs, other patients for test, hard to align."""
+"""What is true of liver phantoms: abdomens with a liver where it belongs, other patients for test, hard to align."""
 
 from __future__ import annotations
 
@@ -111,6 +111,19 @@ def test_the_deformation_is_unknown_and_all_lies_on_one_grid() -> None:
     eye = torch.eye(4, dtype=torch.float64).expand(3, -1, -1)
     torch.testing.assert_close(pair.truth, eye)
     torch.testing.assert_close(pair.world_to_moving @ pair.fixed_to_world, eye)
+
+
+@pytest.mark.parametrize("part", [{"mm": 20.0}, {"degrees": 15.0}, {"stretch": 0.15}, {"bending": 20.0}])
+def test_every_part_of_a_pose_moves_the_liver(part: dict[str, float]) -> None:
+    still = {"mm": 0.0, "degrees": 0.0, "stretch": 0.0, "bending": 0.0}
+    lanes, shown = generators(8), []
+    for arguments in (still, {**still, **part}):
+        source = Livers(patients=PATIENTS, bank_spacing=BANK_MM, **arguments)
+        shown.append(source.draw(generators(len(lanes)), GRID, CPU))
+    assert torch.equal(shown[0].fixed_labels, LIVERS.draw(lanes, GRID, CPU, 0.0).fixed_labels)
+    for side in ("fixed_labels", "moving_labels"):
+        kept = dice(getattr(shown[0], side), getattr(shown[1], side), (LIVER,))
+        assert 0.5 < float(kept.mean()) < 0.95
 
 
 def test_labels_belong_to_their_images() -> None:

@@ -82,9 +82,9 @@ class _Painter:
                  0.67 * (rng.uniform(52, 68) - y - 1.1 * (x - 5))]
         self.kidney = self.ball((-22 + rng.normal(0, 5), 58, -62 * size + rng.normal(0, 8)), (29, 27, 54), 0.12)
         stomach = (_MIDLINE + rng.uniform(44, 60), -4 + rng.normal(0, 8), -4 + rng.normal(0, 8))
-        self.stomach = self.ball(stomach, size * rng.uniform((34, 32, 38), (48, 46, 56)), -0.3)
+        self.stomach = self.ball(stomach, (size * rng.uniform((34, 32, 38), (48, 46, 56))).tolist(), -0.3)
         self.gall = self.ball((-2 + rng.normal(0, 10), -44 + rng.normal(0, 8), _slope_at(slope, self.canvas, -2, -44)),
-                              rng.uniform((11, 15, 14), (19, 28, 24)))
+                              rng.uniform((11, 15, 14), (19, 28, 24)).tolist())
         faces += [-self.kidney - 3, -self.stomach - 2]
         depth = -_SOFTNESS_MM * np.logaddexp.reduce([-face / _SOFTNESS_MM for face in np.broadcast_arrays(*faces)])
         self.fissure = rng.uniform(8, 26)
