@@ -36,6 +36,8 @@ CATALOGUE: dict[str, Row] = {
     "RegSimilarity2DNormalized-v0": Row(similarity, {"ndim": 2, "reward": "gain"}, steps=500),
     "RegSimilarity3D-v0": Row(similarity, {"ndim": 3}, steps=500),
     "RegDense2D-v0": Row(dense, {"ndim": 2}, steps=20),
+    "RegDenseDigits-v0": Row(dense, {"ndim": 2, "size": 28, "spacing": 1.0, "source": "digits", "reward": "dice"},
+                             steps=20),
     "RegDense3D-v0": Row(dense, {"ndim": 3}, steps=20),
     "RegSDM2D-v0": Row(sdm, {"ndim": 2}),
     "RegSDM2DContinuous-v0": Row(sdm, {"ndim": 2, "continuous": True}),

@@ -1,11 +1,11 @@
 """Known deformations between the organs of different subjects (Krebs et al. 2017, section 2.3).
 
-Registrations that know the organ: intensities, bending energy and corresponding points of its surface. From
-them the statistical deformation model is made, and the amplitudes by which every pair of subjects is related.
+Registrations that know the organ: intensities, bending energy and corresponding points of its surface. From them the
+statistical deformation model is made, and the amplitudes by which every pair of subjects is related.
 
-The paper's weights (1, 3, 0.2) are of elastix's metrics. Our bending energy is a mean over voxels and components: with a
-weight of 3 the deformations folded (4 % of the voxels in 3D) and 25 modes lost 12 % of the organ's Dice; with 1000 they
-lose 2 % and hardly fold, for 2 % less Dice of the registrations themselves.
+The paper's weights (1, 3, 0.2) are of elastix's metrics. Our bending energy is a mean over voxels and components:
+with a weight of 3 the deformations folded (4 % of the voxels in 3D) and 25 modes lost 12 % of the organ's Dice; with
+1000 they lose 2 % and hardly fold, for 2 % less Dice of the registrations themselves.
 """
 
 from __future__ import annotations

@@ -6,9 +6,13 @@ from collections.abc import Callable, Mapping
 from typing import Any
 
 from regenv.data.appearance import Appearance
+from regenv.data.brains import Brains
 from regenv.data.deformed import Deformed
+from regenv.data.digits import Digits
 from regenv.data.files import Files
+from regenv.data.folder_pairs import FolderPairs
 from regenv.data.heads import Heads
+from regenv.data.livers import Livers
 from regenv.data.organ_pairs import OrganPairs
 from regenv.data.pairs import PairSource
 from regenv.data.perturb import CoDeformed
@@ -18,7 +22,9 @@ from regenv.data.slices import Slices
 
 def source_named(source: str | Mapping[str, Any] | PairSource, ndim: int) -> PairSource:
     """A PairSource: "phantoms" (brain-like, no files needed), "spine", "heads" and "slices" (real),
-    "organs" (made, with known deformations), "files" (the user's own), or itself.
+    "organs" (made, with known deformations), "digits"
+    (real), "brains" (real people, unknown deformation), "livers" (made), "deformed" (any, bent), "folder" (public data
+    sets as they are laid out), "files" (the user's own), or itself.
 
     A mapping names one with arguments, so that it can stand in JSON: ``{"name": "heads", "subjects": ["mni152"]}``,
     ``{"name": "codeformed", "source": {"name": "spine"}, "affine": 0.25}``.
@@ -55,4 +61,8 @@ SOURCES: dict[str, Callable[..., PairSource]] = {
     "deformed": _deformed,
     "files": Files,
     "organs": OrganPairs,
+    "digits": lambda ndim, **arguments: Digits(**arguments),
+    "brains": Brains,
+    "livers": lambda ndim, **arguments: Livers(**arguments),
+    "folder": FolderPairs,
 }

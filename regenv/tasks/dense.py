@@ -1,4 +1,4 @@
-"""The dense family: RegDense2D-v0 and RegDense3D-v0."""
+"""The dense family: RegDense2D-v0, RegDense3D-v0 and RegDenseDigits-v0."""
 
 from __future__ import annotations
 
@@ -59,6 +59,7 @@ def dense(ndim: int, size: int | Sequence[int] | None = None, spacing: float | N
 
     ## Arguments
     `size` voxels per axis (128), `spacing` mm; `source` "deformed" (phantoms with a known smooth deformation), "files",
+    "brains", "livers", "digits" (28 x 28, what `RegDenseDigits-v0` shows; its reward is "dice" of the digit), "folder",
     or a PairSource. `info["dice"]` is of the true labels, where the source has some;
     `info["tre"]` of its landmarks.
 

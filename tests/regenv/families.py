@@ -12,12 +12,12 @@ LINEAR = [name for name in CATALOGUE if not re.search("SDM|Dense", name)]  # who
 
 def ndim(name: str) -> int:
     """Dimension of an id."""
-    return 2 if "2D" in name else 3
+    return 3 if "3D" in name else 2
 
 
 def small(name: str) -> dict[str, Any]:
     """Arguments that make an id's images small; a deformation model has its own grid."""
-    return {} if "SDM" in name else {"size": 36 if ndim(name) == 2 else 12}
+    return {} if "SDM" in name or "Digits" in name else {"size": 36 if ndim(name) == 2 else 12}
 
 
 def usual(name: str) -> dict[str, Any]:

@@ -124,7 +124,7 @@ def test_the_kept_pull_back_leads_from_mni_space_to_the_scan(name: str) -> None:
 @pytest.mark.slow
 @pytest.mark.parametrize("name", ["mni152", "mni2009c", "csi1"])
 def test_what_is_kept_is_what_the_code_makes(name: str) -> None:
-    """Fails where the preparation changed and brainbank.VERSION did not. csi1 nods: a start from one pitch goes astray."""
+    """Fails where the preparation changed and brainbank.VERSION did not. csi1 nods: one start goes astray."""
     prepared(name)
     made, kept = brainprep.prepared(name), person(name)
     assert all(float((made[key].double() - kept[key].double()).abs().mean()) < 1e-3 for key in kept)
