@@ -208,6 +208,7 @@ def chunks(env_id: str, pairs: int, seed: int, env_kwargs: Mapping[str, Any]) ->
 def _case(state: EpisodeState, lane: int, name: str, seed: int) -> Case:
     one = state.pair.select(slice(lane, lane + 1))
     to_moving_world = np.linalg.inv(one.world_to_moving[0].cpu().numpy())
+    assert one.landmarks is not None  # as in every pair whose error is known
     targets = transform_points(one.truth, one.landmarks) if one.targets is None else one.targets
     return Case(fixed=_image(one.fixed, one.fixed_to_world[0].cpu().numpy(), f"{name} (fixed)"),
                 moving=_image(one.moving, to_moving_world, f"{name} (moving)"),

@@ -122,7 +122,9 @@ class RegistrationCore:
 
     def info(self, state: EpisodeState) -> dict[str, Tensor]:
         """Numbers about the state, each (B, ...), fresh memory; the same keys at reset and at step."""
-        numbers = {"tre": state.tre.clone(), "is_success": state.tre <= self.task.success_mm}
+        numbers = {}
+        if state.pair.landmarks is not None:
+            numbers = {"tre": state.tre.clone(), "is_success": state.tre <= self.task.success_mm}
         if self.task.distance is not None:
             numbers["distance"] = state.distance.clone()
         if state.labels is not None and state.pair.fixed_labels is not None:
@@ -179,26 +181,29 @@ class RegistrationCore:
         pull_back = matmul(state.anchor, about(pair.center, transform.matrix(state.pose)))
         displacement = transform.displacement(state.pose)
         unknown = torch.where(pair.known, 0.0, torch.nan)
-        if pair.targets is None:
-            targets, unmeasured = transform_points(pair.truth, pair.landmarks), unknown
-        else:
-            targets, unmeasured = pair.targets, torch.zeros_like(unknown)
-        offsets = transform_points(pull_back, _displaced(pair, displacement)) - targets
         placed = replace(state, pull_back=pull_back, displacement=displacement)
         seen = replace(placed, warped=placed.see(pair.moving),
                        labels=None if pair.moving_labels is None else placed.see(pair.moving_labels, "nearest"),
                        distance=measure(state.pose) + unknown,
-                       tre=torch.linalg.vector_norm(offsets, dim=-1).mean(-1) + unmeasured)
+                       tre=_landmark_error(placed))
         seen = replace(seen, score=self.task.reward.score(seen))
         return replace(seen, arrived=self.task.termination(transform, measure, seen, self.deltas))
 
 
-def _displaced(pair: PairBatch, displacement: Tensor | None) -> Tensor:
-    """Landmarks (B, N, D) in the fixed world, mm, moved by the displacement."""
-    if displacement is None:
-        return pair.landmarks
-    points_vox = transform_points(invert_affine(pair.fixed_to_world), pair.landmarks)
-    return transform_points(pair.fixed_to_world, warp_points(points_vox, displacement).to(torch.float64))
+def _landmark_error(state: EpisodeState) -> Tensor:
+    """Mean distance (B,) of the landmarks from where they belong, mm; NaN where that is unknown."""
+    pair, points = state.pair, state.pair.landmarks
+    nowhere = torch.full((pair.lanes,), torch.nan, dtype=torch.float64, device=pair.fixed.device)
+    if points is None:
+        return nowhere
+    if state.displacement is not None:
+        points_vox = transform_points(invert_affine(pair.fixed_to_world), points)
+        points = transform_points(pair.fixed_to_world, warp_points(points_vox, state.displacement).to(torch.float64))
+    moved = transform_points(state.pull_back, points)
+    if pair.targets is not None:
+        return torch.linalg.vector_norm(moved - pair.targets, dim=-1).mean(-1)
+    wanted = transform_points(pair.truth, pair.landmarks)  # type: ignore[arg-type]
+    return torch.where(pair.known, torch.linalg.vector_norm(moved - wanted, dim=-1).mean(-1), nowhere)
 
 
 def checked_options(options: dict[str, Any] | None, known: Sequence[str] = RESET_OPTIONS) -> dict[str, Any]:

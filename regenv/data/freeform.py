@@ -27,19 +27,17 @@ def unknown_pair(grid: Grid, fixed: Tensor, moving: Tensor, fixed_labels: Tensor
         grid: of all images.
         fixed, moving: (B, C, *shape) float32 in [0, 1].
         fixed_labels, moving_labels: (B, 1, *shape) int16, or None.
-        landmarks, targets: (B, N, D) corresponding points of the fixed and the moving world, mm, or None: the voxel in
-            the middle of the image.
+        landmarks, targets: (B, N, D) corresponding points of the fixed and the moving world, mm, or None.
     """
     lanes, device = fixed.shape[0], fixed.device
 
     def repeat(array: np.ndarray) -> Tensor:
         return torch.from_numpy(np.asarray(array, dtype=np.float64)).to(device).expand(lanes, *array.shape).clone()
 
-    middle = grid.to_world(np.array([[n // 2 for n in grid.shape]]))
     return PairBatch(fixed=fixed, moving=moving, fixed_to_world=repeat(grid.voxel_to_world),
                      world_to_moving=repeat(grid.world_to_voxel), truth=repeat(np.eye(grid.ndim + 1)),
                      known=torch.zeros(lanes, dtype=torch.bool, device=device), center=repeat(grid.center),
-                     landmarks=repeat(middle) if landmarks is None else landmarks, targets=targets,
+                     landmarks=landmarks, targets=targets,
                      fixed_labels=fixed_labels, moving_labels=moving_labels)
 
 

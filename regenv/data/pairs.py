@@ -26,7 +26,8 @@ class PairBatch:
             world point. Identity where unknown.
         known: (B,) bool, whether ``truth`` is known.
         center: (B, D) float64, centre of rotation in the fixed world, mm.
-        landmarks: (B, N, D) float64, points of the fixed world, mm, on which target registration error is measured.
+        landmarks: (B, N, D) float64, points of the fixed world, mm, on which target registration error is measured;
+            None where there is nothing to measure it by.
         targets: (B, N, D) float64 or None, where they belong in the moving world, mm. None: where the truth sends them.
         fixed_labels: (B, 1, *shape) int16 or None.
         moving_labels: (B, 1, *moving_shape) int16 or None.
@@ -42,7 +43,7 @@ class PairBatch:
     truth: Tensor
     known: Tensor
     center: Tensor
-    landmarks: Tensor
+    landmarks: Tensor | None
     targets: Tensor | None = None
     fixed_labels: Tensor | None = None
     moving_labels: Tensor | None = None

@@ -146,7 +146,7 @@ class CoDeformed:
             fixed_to_world=to_world.expand(len(rngs), -1, -1).clone(),
             world_to_moving=matmul(pair.world_to_moving, through),
             truth=matmul(matmul(back, pair.truth), through),
-            landmarks=transform_points(back, pair.landmarks),
+            landmarks=None if pair.landmarks is None else transform_points(back, pair.landmarks),
             targets=None if pair.targets is None else transform_points(back, pair.targets),
             fixed_labels=None if labels is None else warp_affine(labels, voxels, grid.shape, mode="nearest"),
         )

@@ -40,6 +40,7 @@ class LandmarkError:
 
     def __call__(self, transform: Any, pair: PairBatch, pose: Tensor) -> Tensor:
         """(B, ...) of poses (B, ..., P)."""
+        assert pair.landmarks is not None
         n = pair.ndim
         lanes = (-1, *(1,) * (pose.ndim - 2), n)
         residual = invert_affine(transform.matrix(pose))

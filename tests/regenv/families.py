@@ -27,7 +27,7 @@ def usual(name: str) -> dict[str, Any]:
 
 def info_keys(name: str, privileged: bool) -> set[str]:
     """What an id tells: D where it is defined, Dice where the source has labels, the mask of fuzzy control."""
-    keys = {"tre", "is_success"}
+    keys = {"dice"} if "Digits" in name else {"tre", "is_success"}
     if not name.startswith("RegDense"):
         keys |= {"distance"} | ({"target", "q_star"} if privileged else set())
     return keys | ({"dice", "action_mask"} if "SDM" in name else set())
