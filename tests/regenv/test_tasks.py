@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 from dataclasses import replace
+from types import SimpleNamespace
 from typing import Any
 
 import numpy as np
@@ -20,13 +21,19 @@ from regenv.tasks.observation import OBSERVATIONS
 from regenv.tasks.reward import SIMILARITIES, DistanceDecrease
 from regenv.tasks.termination import Arrived, Never
 from regenv.transforms.rigid import Rigid, RigidMotion
+from tests.regenv import families
+from tests.regenv.families import ndim
 
 UNITS = torch.from_numpy(DiscreteSteps((1.0,) * 6).deltas)
-SMALL = {2: {"size": 36}, 3: {"size": 12}}
 
 
 def small(name: str, **arguments: Any) -> RegistrationCore:
-    return RegistrationCore(build(name, **{**SMALL[2 if "2D" in name else 3], **arguments}))
+    return RegistrationCore(build(name, **{**families.small(name), **arguments}))
+
+
+def at(pose: torch.Tensor, known: torch.Tensor) -> Any:
+    """What a stopping rule looks at."""
+    return SimpleNamespace(pose=pose, pair=SimpleNamespace(known=known))
 
 
 def begun(core: RegistrationCore, pose: list[list[float]]) -> EpisodeState:
@@ -113,9 +120,12 @@ def test_agreeing_images_have_a_grey_difference() -> None:
 @pytest.mark.parametrize("name", CATALOGUE)
 def test_2d_is_shown_as_uint8_images_and_3d_as_floats(name: str) -> None:
     space = build(name).observation.space(build(name).grid.shape)
-    assert space.dtype == (np.uint8 if "2D" in name else np.float32)
-    flat = (168,) * 2 if "Similarity" in name else (128,) * 2
-    assert space.shape[1:] == (flat if "2D" in name else (64,) * 3)
+    shapes = {"Rigid2D": (128, 128), "Rigid3D": (64,) * 3, "Similarity2D": (168, 168), "Similarity3D": (64,) * 3,
+              "SDM2D": (100, 100), "SDM3D": (20, 75, 75), "Dense2D": (128, 128), "Dense3D": (128,) * 3,
+              "DenseDigits": (28, 28)}
+    family = next(key for key in shapes if name.startswith("Reg" + key))
+    assert space.dtype == (np.uint8 if ndim(name) == 2 else np.float32)
+    assert space.shape[1:] == shapes[family]
 
 
 # --- rewards --------------------------------------------------------------------------------------------------------
@@ -169,7 +179,7 @@ def test_similarity_is_best_at_the_truth() -> None:
 
 def arrived(pose: Tensor, transform: Rigid | None = None) -> Tensor:
     transform = transform or Rigid(3)
-    return Arrived()(transform, transform.distance, pose, torch.ones(len(pose), dtype=torch.bool), UNITS)
+    return Arrived()(transform, transform.distance, at(pose, torch.ones(len(pose), dtype=torch.bool)), UNITS)
 
 
 def test_the_papers_rule_alone_stops_8_percent_of_the_episodes(rng: np.random.Generator) -> None:
@@ -194,8 +204,8 @@ def test_arrival_is_within_half_a_unit_for_any_transform() -> None:
 def test_unknown_truth_never_arrives_and_never_stops_never() -> None:
     pose = torch.zeros(2, 6, dtype=torch.float64)
     known = torch.tensor([True, False])
-    assert Arrived()(Rigid(3), Rigid(3).distance, pose, known, UNITS).tolist() == [True, False]
-    assert Never()(Rigid(3), Rigid(3).distance, pose, known, UNITS).tolist() == [False, False]
+    assert Arrived()(Rigid(3), Rigid(3).distance, at(pose, known), UNITS).tolist() == [True, False]
+    assert Never()(Rigid(3), Rigid(3).distance, at(pose, known), UNITS).tolist() == [False, False]
 
 
 # --- rows -----------------------------------------------------------------------------------------------------------
