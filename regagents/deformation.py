@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from dataclasses import dataclass
 from typing import Any, Protocol
 
@@ -50,7 +51,8 @@ def searched(search: Search, state: EpisodeState, grid: Grid) -> Tensor:
 @dataclass(frozen=True)
 class Measures:
     """Of each pair: mean Dice and Hausdorff distance (mm) over the labels, share of folded voxels, and the standard
-    deviation of log det J; each (B,) float64."""
+    deviation of log det J; each (B,) float64. Where a label was lost, its pair has a Dice of 0 and the field's diagonal
+    as its Hausdorff distance."""
 
     dice: np.ndarray
     hausdorff: np.ndarray
@@ -67,6 +69,7 @@ class Measures:
         warped = warp_through(pair.moving_labels, matrix, field, grid.shape, mode="nearest")
         classes = [c for c in torch.unique(pair.fixed_labels).tolist() if c != 0]
         apart = overlap.hausdorff(pair.fixed_labels, warped, classes, grid.spacing)
+        lost = math.hypot(*grid.extent)
         return cls(*(each.double().numpy() for each in (
-            overlap.mean_dice(pair.fixed_labels, warped), apart.nanmean(-1), regularity.folding(field),
-            regularity.sd_log_jacobian(field))))
+            overlap.mean_dice(pair.fixed_labels, warped).nan_to_num(), apart.nan_to_num(lost).mean(-1),
+            regularity.folding(field), regularity.sd_log_jacobian(field))))

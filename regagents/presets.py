@@ -8,6 +8,9 @@ REAL_HEADS: dict[str, Any] = {"name": "heads", "subjects": ["mni152", "mni2009c"
 HEAD_GRID: dict[str, Any] = {"size": 32, "spacing": 6.5, "observation": "pair"}
 RISE: dict[str, Any] = {"start": 0.1, "end": 0.5, "difficulty": [0.0, 1.0], "reach": [0.35, 1.0]}
 SLICES: dict[str, Any] = {"name": "slices", "subjects": ["mni2009c", "csi1", "csi2"]}
+SHORT: dict[str, Any] = {"max_episode_steps": 150}
+REFINED: dict[str, Any] = {"learning_rate": 5e-5, "reward_scale": 0.1, "ent_coef": 0.0, "vf_coef": 0.25,
+                           "value_first": 0.1}
 
 
 def similarity(init: str, steps: int, env: str = "RegSimilarity2D-v0", env_kwargs: dict[str, Any] | None = None,
@@ -70,8 +73,16 @@ PRESETS: dict[str, dict[str, Any]] = {
     },
     "similarity-sl": similarity("similarity-oneshot", 1_500_000, env_kwargs={"reward": "landmarks"}, supervised=True,
                                 learning_rate=5e-4, reward_scale=0.01, ent_coef=0.001),
-    "similarity-rl": similarity("similarity-sl", 500_000, "RegSimilarity2DNormalized-v0", {"max_episode_steps": 150},
-                                learning_rate=5e-5, reward_scale=0.1, ent_coef=0.0, vf_coef=0.25, value_first=0.1),
+    "similarity-rl": similarity("similarity-sl", 500_000, "RegSimilarity2DNormalized-v0", SHORT, **REFINED),
+    "similarity-sl-matrix": similarity("similarity-oneshot", 500_000, env_kwargs={"reward": "matrix"}, supervised=True,
+                                       learning_rate=5e-4, reward_scale=0.01, ent_coef=0.001),
+    "similarity-rl-matrix": similarity("similarity-sl-matrix", 200_000, env_kwargs={**SHORT, "reward": "matrix-gain"},
+                                       **REFINED),
+    "similarity-cnn": {**similarity("similarity-sl", 300_000, env_kwargs={**SHORT, "reward": "gain"},
+                                    **{**REFINED, "learning_rate": 3e-4}), "policy": "CnnPolicy"},
+    "similarity-cnn-matrix": {**similarity("similarity-sl-matrix", 300_000,
+                                           env_kwargs={**SHORT, "reward": "matrix-gain"},
+                                           **{**REFINED, "learning_rate": 3e-4}), "policy": "CnnPolicy"},
     "organ2d": {
         "env": "RegSDM2D-v0",
         "env_kwargs": {"source": {"name": "organs", "composition": "dense"}, "targets": "unit"},
