@@ -19,7 +19,7 @@ from regenv.transforms.rigid import homogeneous, invert_affine
 
 Memory = tuple[Tensor, Tensor]
 THRESHOLDS = 41  # looked at
-MISSED = (0.02, 0.05, 0.1, 0.2, 0.4)  # shares of registrations that never reach the thresholds tried with look-ahead
+LEFT = (0, 2, 4, 7, 10)  # steps to the nearest pose, at which look-ahead is tried
 FEEDFORWARD = 128  # width of the dense layer that stands in for the LSTM ("CNN-LME")
 
 
@@ -177,8 +177,8 @@ def best_threshold(policy: A3CPolicy, core: RegistrationCore, state: EpisodeStat
                    lookahead: Lookahead | None = None) -> float:
     """The value threshold for :func:`play` whose ends have the smallest mean D, on pairs of known truth.
 
-    Without look-ahead every threshold is read off one walk that no threshold ends. With it a few are played, all of
-    them reached by most registrations.
+    Without look-ahead every threshold is read off one walk that no threshold ends. With it a few are played: the
+    usual values some steps before a walk is nearest.
     """
     memory, running = policy.begin(state.lanes), state
     values, errors = [], []
@@ -195,10 +195,11 @@ def best_threshold(policy: A3CPolicy, core: RegistrationCore, state: EpisodeStat
         first = torch.where(there.any(0), there.int().argmax(0), steps)
         return float(error.gather(0, first[None]).mean())
 
-    highest = value.amax(0)
     if lookahead is None:
         shares = torch.linspace(0, 1, THRESHOLDS)
-        candidates = torch.cat([torch.quantile(each, shares) for each in (value.flatten(), highest)]).tolist()
+        candidates = torch.cat([torch.quantile(each, shares) for each in (value.flatten(), value.amax(0))]).tolist()
         return min(candidates, key=mean_error)
-    return min(torch.quantile(highest, torch.tensor(MISSED)).tolist(), key=lambda threshold: float(
+    nearest = error.argmin(0)
+    before = [value.gather(0, (nearest - steps_left).clamp(min=0)[None]).median().item() for steps_left in LEFT]
+    return min(before, key=lambda threshold: float(
         play(policy, core, state, threshold, steps, lookahead)[0].distance.mean()))

@@ -25,7 +25,6 @@ SCALE_STEP = 0.05
 LANDMARKS = {"lattice": {2: 900, 3: 1000}, "sift": {2: 100}}
 PERTURBATIONS = {"E1": (25.0, 30.0, 0.25), "E2": (30.0, 45.0, 0.25)}
 REWARDS = {"landmarks": NegativeDistance(), "matrix": NegativeDistance(), "gain": DistanceDecrease(),
-           "matrix-gain": DistanceDecrease(),
            **{name: SimilarityGain(name) for name in SIMILARITIES}}
 
 
@@ -60,8 +59,8 @@ def similarity(ndim: int, continuous: bool = False, size: int | Sequence[int] | 
     ## Rewards
     D is the mean landmark error in pixels. `reward="landmarks"`: -D, and 10 on arrival (eq. 4; unbounded, returns grow
     with the episode). `"gain"` (the Normalized id): the decrease of D, and 10 on arrival. `"matrix"` (the ablation): as
-    "landmarks" with the parameters' norm (pixels, degrees, s - 1) for D, `"matrix-gain"` as "gain" with it. A
-    similarity's name ("mi", "ncc", "lncc", "ssim", "mse"): ten times its gain.
+    "landmarks" with the parameters' norm (pixels, degrees, s - 1) for D. A similarity's name
+    ("mi", "ncc", "lncc", "ssim", "mse"): ten times its gain.
 
     ## Starting State
     `perturbation="E1"`: translations in +-25 pixels, rotations in +-30 degrees, s in 0.75 to 1.25. `"E2"`: +-30
@@ -110,7 +109,7 @@ def similarity(ndim: int, continuous: bool = False, size: int | Sequence[int] | 
         actions=(ContinuousSteps if continuous else DiscreteSteps)(units, checked_steps(step_sizes)),
         start=UniformStart(tuple(width * pixel for width in widths[:ndim]) + widths[ndim:], near, near_scale,
                            not continuous if whole is None else whole, units),
-        distance=ParameterNorm() if reward.startswith("matrix") else LandmarkError(pixel),
+        distance=ParameterNorm() if reward == "matrix" else LandmarkError(pixel),
         observation=named("observation", observation, OBSERVATIONS)(named("obs_dtype", dtype, OBS_DTYPES)),
         reward=earned,
         termination=named("stop", stop, {"arrived": Arrived(1.0), "never": Never()}),

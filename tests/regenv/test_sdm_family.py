@@ -88,7 +88,7 @@ def test_ground_truth_files_come_back_and_damaged_ones_are_named(tmp_path: Path)
 @pytest.mark.parametrize("composition", ["opposite", "dense"])
 def test_the_known_deformation_aligns_a_subject_with_itself(ndim: int, composition: str) -> None:
     """Small deformations of one subject: moving, seen through the target, is the fixed image (no warp is exact)."""
-    source = OrganPairs(ndim, intra=1.0, spread=0.2, composition=composition)
+    source = OrganPairs(ndim, intra=1.0, spread=0.1, composition=composition)
     core = core_of(ndim, source=source, fuzzy=False)
     state = core.reset(generators(4))
     pair = state.pair
