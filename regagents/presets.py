@@ -13,7 +13,7 @@ REFINED: dict[str, Any] = {"learning_rate": 2e-5, "ent_coef": 0.0, "vf_coef": 0.
 
 
 def similarity(init: str, steps: int, reward: str, limit: int = 500, **algorithm: Any) -> dict[str, Any]:
-    """An A3C agent of Sun et al. 2018, table 2. Its rewards are hundredths of the paper's, and so is the entropy's 0.1."""
+    """An A3C agent of Sun et al. 2018, table 2. Rewards are hundredths of the paper's, and so is the entropy's 0.1."""
     limited = {"max_episode_steps": limit} if limit < 500 else {}
     return {"agent": "A3C", "env": "RegSimilarity2D-v0",
             "env_kwargs": {"source": SLICES, "near": 0.4, "near_scale": 0.2, "reward": reward, **limited},
