@@ -81,7 +81,8 @@ def table(reports: dict[str, Report], methods: Sequence[str]) -> str:
             n = numbers(report, method)
             cells += [f"{n['mean']:.2f}±{n['std']:.2f}", f"{n['p50']:.2f}", f"{n['p90']:.2f}"]
             seconds.append(n["seconds"])
-        told = ", ".join(map(str, PAPER.get(ROWS[method], ())))
+        paper = PAPER.get(ROWS[method], ())
+        told = ", ".join(str(v) for name in reports for v in (paper[:3] if name == "E1" else paper[3:]))
         lines.append("| " + " | ".join([ROWS[method], *cells, f"{np.mean(seconds):.2f}", told]) + " |")
     return "\n".join(lines) + "\n"
 
@@ -139,6 +140,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--pairs", type=int, default=1000)
     parser.add_argument("--seed", type=int, default=500_000)
+    parser.add_argument("--sets", nargs="+", choices=("E1", "E2"), default=["E1", "E2"])
     parser.add_argument("--methods", help="comma-separated, default every row whose weights are there")
     parser.add_argument("--out", type=Path, default=RESULTS / "similarity")
     parser.add_argument("--curves-only", action="store_true")
@@ -149,13 +151,13 @@ def main(argv: Sequence[str] | None = None) -> int:
         methods = arguments.methods.split(",") if arguments.methods else [
             name for name in ROWS if name in plain or resolve(name.removesuffix("+mc")).is_file()]
         reports = {}
-        for name in ("E1", "E2"):
+        ROWS.update({name: name for name in methods if name not in ROWS})
+        for name in arguments.sets:
             kwargs = {"source": HELD_OUT, "perturbation": name, "max_episode_steps": STEPS}
             with tqdm(total=1.0, desc=name, disable=None) as bar:
                 reports[name] = evaluate(ENV, methods, arguments.pairs, arguments.seed, kwargs,
                                          progress=lambda _, share, bar=bar: bar.update(share - bar.n))
-        ROWS.update({name: name for name in methods if name not in ROWS})
-        save(reports, methods, arguments.out, " ".join(["python benchmarks/similarity.py", *typed]))
+            save(reports, methods, arguments.out, " ".join(["python benchmarks/similarity.py", *typed]))
         print(table(reports, methods))
     draw(arguments.out.with_suffix(".png"))
     return 0

@@ -22,6 +22,13 @@ def similarity(init: str, steps: int, reward: str, limit: int = 500, **algorithm
             "init": init, "steps": steps}
 
 
+def organs(env: str, shrink: int | list[int], steps: int, **algorithm: Any) -> dict[str, Any]:
+    """A DSL agent of Krebs et al. 2017."""
+    return {"env": env, "env_kwargs": {"source": {"name": "organs", "composition": "dense"}, "targets": "unit"},
+            "policy": "DualStreamPolicy", "policy_kwargs": {"features_extractor_kwargs": {"shrink": shrink}},
+            "algorithm": {"sampler_kwargs": {"wander": 0.8}, "batch_size": 65, **algorithm}, "steps": steps}
+
+
 PRESETS: dict[str, dict[str, Any]] = {
     "head-geometric": {
         "env": "RegRigid3DGeometric-v0",
@@ -79,12 +86,6 @@ PRESETS: dict[str, dict[str, Any]] = {
                                     **{**REFINED, "learning_rate": 3e-4}), "policy": "CnnPolicy"},
     "similarity-cnn-matrix": {**similarity("similarity-sl-matrix", 300_000, "matrix", limit=150,
                                            **{**REFINED, "learning_rate": 3e-4}), "policy": "CnnPolicy"},
-    "organ2d": {
-        "env": "RegSDM2D-v0",
-        "env_kwargs": {"source": {"name": "organs", "composition": "dense"}, "targets": "unit"},
-        "policy": "DualStreamPolicy",
-        "policy_kwargs": {"features_extractor_kwargs": {"shrink": 2}},
-        "algorithm": {"sampler_kwargs": {"wander": 0.8}, "batch_size": 65},
-        "steps": 600_000,
-    },
+    "organ2d": organs("RegSDM2D-v0", 2, 600_000),
+    "organ3d": organs("RegSDM3D-v0", [2, 3, 3], 150_000, repose=8),
 }

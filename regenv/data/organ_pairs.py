@@ -20,6 +20,7 @@ from regenv.ops.warp import compose, invert, warp_dense, warp_through
 SPLITS = ("train", "test")
 KINDS = ("synthetic", "real")
 COMPOSITIONS = ("opposite", "dense")
+INVERSIONS = 10  # iterations: 0.01 voxel
 
 
 @dataclass(frozen=True)
@@ -110,7 +111,7 @@ class OrganPairs:
         else:
             between = torch.where(torch.from_numpy(own).view(-1, *(1,) * (self.ndim + 1)), 0.0,
                                   model.displacement(theta_mn))
-            target = model.project(compose(invert(u_b), compose(between, u_c)))
+            target = model.project(compose(invert(u_b, INVERSIONS), compose(between, u_c)))
         organs = (people.labels == ORGAN).to(torch.int16)
         matrix = torch.eye(self.ndim + 1, dtype=torch.float64).expand(len(rngs), -1, -1)
         fixed_labels, moving_labels = (warp_through(organs[which], matrix, field, people.grid.shape, "nearest")

@@ -94,12 +94,10 @@ def _check(labels_a: Tensor, labels_b: Tensor, classes: Sequence[int]) -> None:
 
 def _class_index(labels: Tensor, classes: Sequence[int]) -> Tensor:
     """Each voxel's position in ``classes``, or ``len(classes)`` if its label is not among them; int64."""
-    order = sorted(range(len(classes)), key=lambda i: classes[i])
-    ascending = torch.tensor([classes[i] for i in order], device=labels.device)
-    column = torch.tensor(order, device=labels.device)
-    labels = labels.to(torch.int64).contiguous()
-    place = torch.searchsorted(ascending, labels).clamp_max(len(classes) - 1)
-    return torch.where(ascending[place] == labels, column[place], len(classes))
+    low, high = min(classes) - 1, max(classes) + 1
+    column = torch.full((high - low + 1,), len(classes), device=labels.device)
+    column[torch.tensor(classes, device=labels.device) - low] = torch.arange(len(classes), device=labels.device)
+    return column[labels.to(torch.int64).clamp(low, high) - low]
 
 
 def _bounding_box(mask: np.ndarray) -> tuple[slice, ...]:

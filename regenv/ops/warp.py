@@ -14,6 +14,7 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from regenv.ops.kernels.affine_cpu import warp_affine_cpu
+from regenv.ops.kernels.dense_cpu import warp_through_cpu
 
 
 def affine_coordinates(matrix: Tensor, shape: tuple[int, ...]) -> Tensor:
@@ -75,15 +76,16 @@ def warp_affine(image: Tensor, matrix: Tensor, shape: tuple[int, ...], mode: str
         shape: output grid.
     Returns: (B, C, *shape), dtype of ``image``.
     """
-    if mode == "bilinear" and _plain(image) and not matrix.requires_grad:
+    if mode == "bilinear" and _plain(image, matrix):
         return warp_affine_cpu(image, matrix, shape)
     points = affine_coordinates(matrix, shape)
     return warp_labels(image, points) if mode == "nearest" else sample(image, points)
 
 
-def _plain(image: Tensor) -> bool:
-    """Whether the CPU kernel applies: float32 in main memory, no gradient asked for."""
-    return image.device.type == "cpu" and image.dtype == torch.float32 and not image.requires_grad
+def _plain(image: Tensor, *others: Tensor) -> bool:
+    """Whether the CPU kernels apply: float32 in main memory, no gradient asked for."""
+    return image.device.type == "cpu" and image.dtype == torch.float32 and not any(
+        torch.is_grad_enabled() and each.requires_grad for each in (image, *others))
 
 
 def warp_labels(labels: Tensor, points_vox: Tensor) -> Tensor:
@@ -112,6 +114,9 @@ def warp_dense(image: Tensor, displacement: Tensor, padding: str = "zeros") -> T
         padding: "zeros" or "border".
     Returns: (B, C, *shape).
     """
+    if _plain(image, displacement) and displacement.dtype == torch.float32 and len(image) == len(displacement):
+        unmoved = torch.eye(displacement.shape[1] + 1)[None]
+        return warp_through_cpu(image, unmoved, displacement, padding)
     points = identity(tuple(displacement.shape[2:]), displacement.device) + displacement
     return sample(image, points.movedim(1, -1), padding=padding)
 
@@ -125,6 +130,8 @@ def warp_through(image: Tensor, matrix: Tensor, displacement: Tensor | None, sha
     """
     if displacement is None:
         return warp_affine(image, matrix, shape, mode)
+    if _plain(displacement, matrix) and (mode == "nearest" or _plain(image)):
+        return warp_through_cpu(image, matrix, displacement, mode=mode)
     points = (identity(shape, displacement.device) + displacement).flatten(2).transpose(1, 2)
     moved = transform_points(matrix.to(displacement.dtype), points).unflatten(1, shape)
     return warp_labels(image, moved) if mode == "nearest" else sample(image, moved)

@@ -243,6 +243,22 @@ def test_warps_pass_gradients_to_image_and_map():
     assert torch.autograd.gradcheck(lambda i, u: warp.warp_dense(i, u, padding="border"), (image, field))
 
 
+@FIELDS
+@pytest.mark.parametrize("padding", ["zeros", "border"])
+def test_the_dense_kernel_is_the_differentiable_path(shape, padding):
+    image, field = torch.rand(2, 3, *shape), smooth_field(shape, 6.0)
+    slow = warp.warp_dense(image, field.clone().requires_grad_(), padding).detach()
+    torch.testing.assert_close(warp.warp_dense(image, field, padding), slow, rtol=0, atol=1e-4)
+    matrix = torch.eye(len(shape) + 1)[None] + 0.05 * torch.randn(2, len(shape) + 1, len(shape) + 1)
+    matrix[:, -1] = torch.eye(len(shape) + 1)[-1]
+    moved = field.clone().requires_grad_()
+    torch.testing.assert_close(warp.warp_through(image, matrix, field, shape),
+                               warp.warp_through(image, matrix, moved, shape).detach(), rtol=0, atol=1e-4)
+    labels = torch.randint(1, 5, (2, 1, *shape), dtype=torch.int16)
+    fast, slow = (warp.warp_through(labels, matrix, each, shape, "nearest") for each in (field, moved))
+    assert fast.dtype == torch.int16 and (fast == 0).any() and (fast != slow).float().mean() < 1e-3
+
+
 def test_gradients_pass_after_use_in_inference_mode():
     image, field = torch.rand(1, 1, 4, 11), torch.zeros(1, 2, 4, 11)
     with torch.inference_mode():
