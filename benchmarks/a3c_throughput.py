@@ -70,7 +70,7 @@ def a2c(arguments: dict[str, Any]) -> A2C:
 def main(argv: Sequence[str] | None = None) -> int:
     typed = list(sys.argv[1:] if argv is None else argv)
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--steps", type=int, default=6_000, help="of each turn, after a warm-up of 2,000")
+    parser.add_argument("--steps", type=int, default=12_000, help="of each turn, after a warm-up of 4,000")
     parser.add_argument("--turns", type=int, default=3)
     parser.add_argument("--source", default='"phantoms"', help="JSON; the id's argument")
     parser.add_argument("--out", type=Path, default=RESULTS / "a3c_throughput.json")
@@ -79,12 +79,13 @@ def main(argv: Sequence[str] | None = None) -> int:
     entrants: dict[str, Callable[[], Any]] = {
         f"A2C, DummyVecEnv({WORKERS})": lambda: a2c(kwargs),
         f"A3C, {WORKERS} workers of 1 lane": lambda: a3c(1, kwargs),
-        f"A3C, {WORKERS} workers of 4 lanes": lambda: a3c(4, kwargs)}
+        f"A3C, {WORKERS} workers of 4 lanes": lambda: a3c(4, kwargs),
+        f"A3C, {WORKERS} workers of 8 lanes": lambda: a3c(8, kwargs)}
     rates: dict[str, list[float]] = {name: [] for name in entrants}
     for _ in range(arguments.turns):
         for name, make in entrants.items():
-            watch = Stopwatch(warm_up=2_000)
-            make().learn(2_000 + arguments.steps, callback=watch)
+            watch = Stopwatch(warm_up=4_000)
+            make().learn(4_000 + arguments.steps, callback=watch)
             rates[name].append(watch.rate)
     base = np.median(rates[next(iter(entrants))])
     lines = [f"{name:28} {np.median(each):7.0f} steps/s  {np.median(each) / base:5.2f}x"
