@@ -86,6 +86,7 @@ PRESETS: dict[str, dict[str, Any]] = {
                                     **{**REFINED, "learning_rate": 3e-4}), "policy": "CnnPolicy"},
     "similarity-cnn-matrix": {**similarity("similarity-sl-matrix", 300_000, "matrix", limit=150,
                                            **{**REFINED, "learning_rate": 3e-4}), "policy": "CnnPolicy"},
+    "digits-spac": {"agent": "SPAC", "env": "RegDenseDigits-v0", "env_kwargs": {"source": "digits"}, "steps": 200_000},
     "organ2d": organs("RegSDM2D-v0", 2, 600_000),
-    "organ3d": organs("RegSDM3D-v0", [2, 3, 3], 150_000, repose=8),
+    "organ3d": organs("RegSDM3D-v0", [2, 3, 3], 60_000, repose=8),
 }

@@ -20,12 +20,13 @@ from regagents.common.fresh import FreshPoses
 from regagents.dsl import DSL
 from regagents.oneshot import OneShot
 from regagents.presets import PRESETS
+from regagents.spac import SPAC
 
 WEIGHTS = Path(__file__).parent / "weights"
 
 
 ALGORITHMS: dict[str, tuple[type[Any], str]] = {"DSL": (DSL, "CompactPolicy"), "OneShot": (OneShot, "CnnPolicy"),
-                                                "A3C": (A3C, "CnnLstmPolicy")}
+                                                "A3C": (A3C, "CnnLstmPolicy"), "SPAC": (SPAC, "CnnPolicy")}
 
 
 def create(config: dict[str, Any], seed: int = 0, device: str = "cpu", **algorithm: Any) -> Any:
@@ -117,8 +118,8 @@ def train(preset: str, out: str | Path, steps: int | None = None, seed: int = 0,
     config = PRESETS[preset]
     total, init = steps or config["steps"], init or config.get("init")
     kind = config.get("agent", "DSL")
-    fresh = issubclass(ALGORITHMS[kind][0], FreshPoses)
-    agent = create(config, seed=seed, device=device, **({"amp": amp} if fresh else {}))
+    mixed = issubclass(ALGORITHMS[kind][0], (FreshPoses, SPAC))
+    agent = create(config, seed=seed, device=device, **({"amp": amp} if mixed else {}))
     card: dict[str, Any] = {
         "name": preset, "algorithm": kind, "env": config["env"], "config": config, "command": command, "seed": seed,
         "init": init, "steps": total, "samples": 0, "seconds": 0,

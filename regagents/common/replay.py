@@ -1,0 +1,82 @@
+"""Replay of dense registration episodes: a pair once, then per step a field, a plan and a reward."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+
+
+@dataclass(frozen=True)
+class Batch:
+    """Transitions from the replay, each (B, ...).
+
+    Attributes: fixed, moving (B, 1, *shape); before, after (B, D, *shape), the accumulated fields; plan; reward and
+    ended (B,) float.
+    """
+
+    fixed: Tensor
+    moving: Tensor
+    before: Tensor
+    after: Tensor
+    plan: Tensor
+    reward: Tensor
+    ended: Tensor
+
+
+class FieldReplay:
+    """A ring of transitions that holds no image of a state: the moving image is warped again by the stored field.
+
+    A transition takes two fields' worth of float16 and its plan: for 128 x 128, 2 x 64 KiB + 256 bytes (four float32
+    volumes of a state would take 256 KiB); the pair of images is kept once per episode and lane.
+
+    Args: capacity: transitions; episodes: pairs kept, the oldest go first; device: where it lies.
+    """
+
+    def __init__(self, capacity: int, episodes: int, device: torch.device | str = "cpu") -> None:
+        if capacity < 1 or episodes < 1:
+            raise ValueError(f"FieldReplay: capacity is {capacity} and episodes {episodes}; both must be at least 1.")
+        self.capacity, self.episodes, self.device = capacity, episodes, torch.device(device)
+        self.size = self.place = self.begun = 0
+        self._pairs: dict[str, Tensor] = {}
+        self._steps: dict[str, Tensor] = {}
+
+    @property
+    def bytes_per_transition(self) -> int:
+        """Of the fields, the plan and the numbers, without the shared pair."""
+        return sum(t.element_size() * t[0].numel() for t in self._steps.values())
+
+    def begin(self, fixed: Tensor, moving: Tensor) -> Tensor:
+        """Keep new pairs (B, 1, *shape); their places (B,) for :meth:`add`."""
+        if not self._pairs:
+            self._pairs = {name: torch.zeros(self.episodes, *image.shape[1:], dtype=torch.float16, device=self.device)
+                           for name, image in (("fixed", fixed), ("moving", moving))}
+        places = (self.begun + torch.arange(len(fixed), device=self.device)) % self.episodes
+        self.begun += len(fixed)
+        for name, image in (("fixed", fixed), ("moving", moving)):
+            self._pairs[name][places] = image.to(self.device, torch.float16)
+        return places
+
+    def add(self, pairs: Tensor, before: Tensor, after: Tensor, plan: Tensor, reward: Tensor, ended: Tensor) -> None:
+        """Transitions (B, ...) of the pairs at ``pairs`` (B,)."""
+        values = {"pair": pairs, "before": before.half(), "after": after.half(), "plan": plan.float(),
+                  "reward": reward.float(), "ended": ended.float()}
+        if not self._steps:
+            self._steps = {name: torch.zeros(self.capacity, *value.shape[1:], dtype=value.dtype, device=self.device)
+                           for name, value in values.items()}
+            self._steps["age"] = torch.zeros(self.capacity, dtype=torch.int64, device=self.device)
+        places = (self.place + torch.arange(len(pairs), device=self.device)) % self.capacity
+        for name, value in values.items():
+            self._steps[name][places] = value.to(self.device)
+        self._steps["age"][places] = self.begun
+        self.place = (self.place + len(pairs)) % self.capacity
+        self.size = min(self.capacity, self.size + len(pairs))
+
+    def sample(self, count: int, generator: torch.Generator | None = None) -> Batch:
+        """Transitions drawn uniformly among those whose pair is still kept."""
+        fresh = torch.nonzero(self._steps["age"][:self.size] > self.begun - self.episodes).flatten()
+        rows = fresh[torch.randint(len(fresh), (count,), generator=generator).to(self.device)]
+        step = {name: value[rows] for name, value in self._steps.items()}
+        return Batch(self._pairs["fixed"][step["pair"]].float(), self._pairs["moving"][step["pair"]].float(),
+                     step["before"].float(), step["after"].float(), step["plan"], step["reward"], step["ended"])

@@ -1,0 +1,6 @@
+"""Stochastic planner-actor-critic for dense deformable registration (Luo et al. 2022)."""
+
+from regagents.spac.policies import SPACPolicy
+from regagents.spac.spac import SPAC
+
+__all__ = ["SPAC", "SPACPolicy"]

