@@ -88,5 +88,5 @@ PRESETS: dict[str, dict[str, Any]] = {
                                            **{**REFINED, "learning_rate": 3e-4}), "policy": "CnnPolicy"},
     "digits-spac": {"agent": "SPAC", "env": "RegDenseDigits-v0", "env_kwargs": {"source": "digits"}, "steps": 200_000},
     "organ2d": organs("RegSDM2D-v0", 2, 600_000),
-    "organ3d": organs("RegSDM3D-v0", [2, 3, 3], 60_000, repose=8),
+    "organ3d": organs("RegSDM3D-v0", [2, 3, 3], 300_000, repose=8),
 }

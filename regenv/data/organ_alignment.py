@@ -4,13 +4,18 @@ from __future__ import annotations
 
 import numpy as np
 import SimpleITK as sitk
+import torch
+from torch import Tensor
 
 from regenv.data.io import Image, ImageError, normalize
+from regenv.data.perturb import about
 from regenv.grid import Grid
+from regenv.ops.warp import matmul, sample, transform_points
+from regenv.transforms.rigid import Rigid, homogeneous
 
 THINNEST = 4                    # voxels along an axis, for ITK's recursive filters
 _WORKING_MM = 3.0               # in which translations are found
-_LEVER_MM = 14.0                # of rotations about an organ's centre: about its radius
+_MOST_DEGREES = 25.0            # a patient lies turned, about each axis
 _NEAR_MM = 8.0                  # from its surface, within which a mask's distance counts
 
 
@@ -47,34 +52,43 @@ def translation(fixed: sitk.Image, image: Image) -> np.ndarray:
 
 def rigid(fixed: np.ndarray, moving: np.ndarray, grid: Grid) -> np.ndarray:
     """Pull-back (D+1, D+1), mm, under which two masks overlap best: from aligned centroids, by the squared difference
-    of their distance maps near the surfaces."""
-    near = [_near_surface(mask, grid) for mask in (fixed, moving)]
-    centers = [grid.to_world(np.argwhere(mask).mean(0)) for mask in (fixed, moving)]
-    transform = sitk.Euler2DTransform() if grid.ndim == 2 else sitk.Euler3DTransform()
-    transform.SetCenter(centers[0].tolist())
-    transform.SetTranslation((centers[1] - centers[0]).tolist())
-    method = sitk.ImageRegistrationMethod()
-    method.SetMetricAsMeanSquares()
-    method.SetMetricSamplingStrategy(method.RANDOM)
-    method.SetMetricSamplingPercentage(0.2, 1)
-    method.SetInterpolator(sitk.sitkLinear)
-    method.SetOptimizerAsRegularStepGradientDescent(2.0, 0.005, 100, 0.7)
-    method.SetOptimizerScales([_LEVER_MM**2] * (grid.ndim * (grid.ndim - 1) // 2) + [1.0] * grid.ndim)
-    method.SetNumberOfThreads(1)
-    method.SetInitialTransform(transform, inPlace=True)
-    method.Execute(*near)
+    of their distance maps near the fixed surface. Rotations stay within 25 degrees an axis: of a round organ the
+    overlap alone would turn the patient over."""
     n = grid.ndim
-    matrix = np.eye(n + 1)
-    matrix[:n, :n] = np.reshape(transform.GetMatrix(), (n, n))
-    matrix[:n, n] = transform.TransformPoint((0.0,) * n)
-    return matrix
+    target, source = (torch.from_numpy(_near_surface(mask, grid)) for mask in (fixed, moving))
+    shown = torch.nonzero(target.abs() < _NEAR_MM)
+    points, values = shown[None].double(), target[tuple(shown.T)]
+    centers = [grid.to_world(np.argwhere(mask).mean(0)) for mask in (fixed, moving)]
+    shift = homogeneous(torch.eye(n, dtype=torch.float64), torch.from_numpy(centers[1] - centers[0]))
+    to_world, to_voxel = torch.from_numpy(grid.voxel_to_world), torch.from_numpy(grid.world_to_voxel)
+    motion = Rigid(n)
+    pose = torch.zeros(len(motion.names), dtype=torch.float64, requires_grad=True)
+
+    def angles() -> Tensor:
+        return _MOST_DEGREES * torch.tanh(pose[n:] / _MOST_DEGREES)
+
+    def pull_back() -> Tensor:
+        return matmul(shift, about(centers[0], motion.matrix(torch.cat([pose[:n], angles()])[None]))[0])
+
+    optimizer = torch.optim.LBFGS([pose], max_iter=60, line_search_fn="strong_wolfe")
+
+    def loss() -> Tensor:
+        optimizer.zero_grad()
+        seen = transform_points(matmul(matmul(to_voxel, pull_back()), to_world)[None], points)
+        found = sample(source[None, None], seen.view(1, -1, *(1,) * (n - 1), n), padding="border").flatten()
+        total = (found - values).square().mean() + (angles() / (4 * _MOST_DEGREES)).square().sum()
+        total.backward()
+        return total
+
+    optimizer.step(loss)
+    return pull_back().detach().numpy()
 
 
-def _near_surface(mask: np.ndarray, grid: Grid) -> sitk.Image:
+def _near_surface(mask: np.ndarray, grid: Grid) -> np.ndarray:
     """Distance to a mask's surface, mm, positive within, cut where it is far."""
     distance = sitk.SignedMaurerDistanceMap(framed(mask.astype(np.uint8), grid), insideIsPositive=True,
                                             squaredDistance=False, useImageSpacing=True)
-    return sitk.Clamp(distance, sitk.sitkFloat32, -_NEAR_MM, _NEAR_MM)
+    return np.clip(sitk.GetArrayFromImage(distance).astype(np.float64), -_NEAR_MM, _NEAR_MM)
 
 
 def framed(array: np.ndarray, grid: Grid) -> sitk.Image:
