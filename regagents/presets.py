@@ -29,6 +29,12 @@ def organs(env: str, shrink: int | list[int], steps: int, **algorithm: Any) -> d
             "algorithm": {"sampler_kwargs": {"wander": 0.8}, "batch_size": 65, **algorithm}, "steps": steps}
 
 
+def digits(steps: int, limit: int = 20, **algorithm: Any) -> dict[str, Any]:
+    """A SPAC agent of Luo et al. 2022 on digits, or one of its comparisons."""
+    return {"agent": "SPAC", "env": "RegDenseDigits-v0", "env_kwargs": {"max_episode_steps": limit},
+            "algorithm": {"learning_rate": 1e-3, **algorithm}, "steps": steps}
+
+
 PRESETS: dict[str, dict[str, Any]] = {
     "head-geometric": {
         "env": "RegRigid3DGeometric-v0",
@@ -81,12 +87,14 @@ PRESETS: dict[str, dict[str, Any]] = {
     "similarity-sl": similarity("similarity-oneshot", 1_500_000, "landmarks", supervised=True, learning_rate=5e-4),
     "similarity-sl-matrix": similarity("similarity-oneshot", 500_000, "matrix", supervised=True, learning_rate=5e-4),
     "similarity-rl": similarity("similarity-sl", 300_000, "landmarks", limit=150, **REFINED),
-    "similarity-rl-matrix": similarity("similarity-sl-matrix", 200_000, "matrix", limit=150, **REFINED),
+    "similarity-rl-matrix": similarity("similarity-sl-matrix", 300_000, "matrix", limit=150,
+                                       **{**REFINED, "learning_rate": 3e-4}),
     "similarity-cnn": {**similarity("similarity-sl", 300_000, "landmarks", limit=150,
                                     **{**REFINED, "learning_rate": 3e-4}), "policy": "CnnPolicy"},
     "similarity-cnn-matrix": {**similarity("similarity-sl-matrix", 300_000, "matrix", limit=150,
                                            **{**REFINED, "learning_rate": 3e-4}), "policy": "CnnPolicy"},
-    "digits-spac": {"agent": "SPAC", "env": "RegDenseDigits-v0", "env_kwargs": {"source": "digits"}, "steps": 200_000},
+    "digits-spac": digits(200_000),
+    "digits-oneshot": digits(100_000, limit=1, rl=False, noise=False),
     "organ2d": organs("RegSDM2D-v0", 2, 600_000),
     "organ3d": organs("RegSDM3D-v0", [2, 3, 3], 300_000, repose=8),
 }
