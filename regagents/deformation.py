@@ -67,9 +67,8 @@ class Measures:
         field = torch.zeros(pair.lanes, n, *grid.shape) if displacement is None else displacement
         matrix = torch.eye(n + 1, dtype=torch.float64).expand(pair.lanes, -1, -1)
         warped = warp_through(pair.moving_labels, matrix, field, grid.shape, mode="nearest")
-        classes = [c for c in torch.unique(pair.fixed_labels).tolist() if c != 0]
-        apart = overlap.hausdorff(pair.fixed_labels, warped, classes, grid.spacing)
+        apart = overlap.hausdorff(pair.fixed_labels, warped, pair.classes, grid.spacing)
         lost = math.hypot(*grid.extent)
         return cls(*(each.double().numpy() for each in (
-            overlap.mean_dice(pair.fixed_labels, warped).nan_to_num(), apart.nan_to_num(lost).mean(-1),
+            overlap.mean_dice(pair.fixed_labels, warped, pair.classes).nan_to_num(), apart.nan_to_num(lost).mean(-1),
             regularity.folding(field), regularity.sd_log_jacobian(field))))

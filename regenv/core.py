@@ -128,7 +128,7 @@ class RegistrationCore:
         if self.task.distance is not None:
             numbers["distance"] = state.distance.clone()
         if state.labels is not None and state.pair.fixed_labels is not None:
-            numbers["dice"] = overlap.mean_dice(state.pair.fixed_labels, state.labels)
+            numbers["dice"] = overlap.mean_dice(state.pair.fixed_labels, state.labels, state.pair.classes)
         mask = self.action_mask(state)
         if mask is not None:
             numbers["action_mask"] = mask

@@ -8,11 +8,10 @@ import os
 import sys
 import time
 from collections import deque
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass, field, replace
 from multiprocessing.connection import Connection, wait
-from pathlib import Path
 from typing import Any, ClassVar
 
 import gymnasium as gym
@@ -26,10 +25,9 @@ from stable_baselines3.common.type_aliases import MaybeCallback
 from torch import Tensor
 
 from regagents.a3c.policies import A3CPolicy, Lookahead, Memory, best_threshold, chosen
-from regagents.common import checkpoints
 from regagents.common.curriculum import Curriculum
-from regagents.common.tasks import task_of
-from regenv.core import RegistrationCore, Task
+from regagents.common.tasks import PolicyTrained, made_with
+from regenv.core import RegistrationCore
 from regenv.tasks.termination import Never
 
 PATIENCE = 60.0   # seconds that workers get to end by themselves
@@ -66,7 +64,7 @@ class Recipe:
     seed: int
 
 
-class A3C(BaseAlgorithm):
+class A3C(PolicyTrained, BaseAlgorithm):
     """Asynchronous advantage actor-critic on SB3's frame.
 
     Worker processes share the network and Adam's moments. Each plays its own pairs with a copy of the network, and
@@ -181,33 +179,10 @@ class A3C(BaseAlgorithm):
         self.logger.record("time/total_timesteps", self.num_timesteps)
         self.logger.dump(self.num_timesteps)
 
-    @property
-    def network(self) -> torch.nn.Module:
-        """What training changes and a checkpoint holds."""
-        return self.policy
-
-    @property
-    def resumable(self) -> bool:
-        """Always: what the workers were playing is begun anew."""
-        return True
-
-    def adopt(self, tensors: Mapping[str, Tensor], path: str | Path) -> None:
-        """Take over a checkpoint's weights. Raises CheckpointError where they do not fit."""
-        checkpoints.fit(self.policy, tensors, path)
-
     def _recipe(self) -> Recipe:
-        spec = self.get_env().get_attr("spec")[0]  # type: ignore[union-attr]
-        ours = ("render_mode", "privileged", "task")
-        arguments = {key: value for key, value in spec.kwargs.items() if key not in ours}
-        if spec.max_episode_steps is not None:
-            arguments["max_episode_steps"] = spec.max_episode_steps
-        return Recipe(spec.id, arguments, self.n_steps, self.gamma, self.ent_coef, self.vf_coef, self.max_grad_norm,
+        return Recipe(*made_with(self), self.n_steps, self.gamma, self.ent_coef, self.vf_coef, self.max_grad_norm,
                       self.lanes, self.episodes_per_pair, self.supervised, self.reward_scale,
                       float(self.learning_rate), self.decay, self.value_first, self.curriculum, self.seed or 0)  # type: ignore[arg-type]
-
-    def task(self) -> Task:
-        """The task of the environment's id and arguments."""
-        return task_of(self)
 
     def calibrate(self, pairs: int = 128, steps: int = 150, seed: int = 9_000_000) -> tuple[float, float]:
         """Set ``stop_values`` to those that end nearest to alignment on training pairs from new random starts.

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from typing import Any
 
 import gymnasium as gym
@@ -18,6 +19,12 @@ LOG_STD = (-5.0, 2.0)
 COARSEST = 7  # voxels along the shortest axis, at which the planner ends
 
 
+def column(ndim: int, channels: int, widths: tuple[int, ...]) -> nn.ModuleList:
+    """Strided convolutions, each half the size of the one before."""
+    return nn.ModuleList(CONV[ndim](before, width, 3, 2, 1)
+                         for before, width in zip((channels, *widths), widths, strict=False))
+
+
 class Planner(nn.Module):
     """State to plan: strided convolutions down to the plan's grid, there mean and log standard deviation.
 
@@ -27,12 +34,8 @@ class Planner(nn.Module):
 
     def __init__(self, ndim: int, channels: int, widths: tuple[int, ...], plan_channels: int) -> None:
         super().__init__()
-        stages, before = [], channels
-        for width in widths:
-            stages.append(CONV[ndim](before, width, 3, 2, 1))
-            before = width
-        self.stages = nn.ModuleList(stages)
-        self.head = CONV[ndim](before, 2 * plan_channels, 3, 1, 1)
+        self.stages = column(ndim, channels, widths)
+        self.head = CONV[ndim](widths[-1], 2 * plan_channels, 3, 1, 1)
 
     def forward(self, image: Tensor) -> tuple[Tensor, Tensor, list[Tensor]]:
         """Mean and log standard deviation of the plan (B, P, *coarse), and the stages' features, finest first."""
@@ -79,13 +82,9 @@ class Critic(nn.Module):
 
     def __init__(self, ndim: int, channels: int, widths: tuple[int, ...], plan_channels: int) -> None:
         super().__init__()
-        stages, before = [], channels
-        for width in widths:
-            stages.append(CONV[ndim](before, width, 3, 2, 1))
-            before = width
-        self.stages = nn.ModuleList(stages)
-        self.join = CONV[ndim](before + plan_channels, before, 3, 1, 1)
-        self.value = nn.Linear(before, 1)
+        self.stages = column(ndim, channels, widths)
+        self.join = CONV[ndim](widths[-1] + plan_channels, widths[-1], 3, 1, 1)
+        self.value = nn.Linear(widths[-1], 1)
 
     def forward(self, image: Tensor, plan: Tensor) -> Tensor:
         """(B,)."""
@@ -102,15 +101,19 @@ class SPACPolicy(BasePolicy):
     Args:
         widths: channels of the planner's stages, as many as halvings; default by the image's size, 16 then 32.
         plan_channels: of the plan's map.
+        ent_coef: the temperature that training starts from; it is kept with the weights.
         critic_on: "plan", or "action": the critics judge the actor's field instead (the paper's SPAC-action).
     """
 
     def __init__(self, observation_space: gym.spaces.Box, action_space: gym.spaces.Box, lr_schedule: Any = None,
-                 widths: tuple[int, ...] | None = None, plan_channels: int = 1, critic_on: str = "plan") -> None:
+                 widths: tuple[int, ...] | None = None, plan_channels: int = 1, critic_on: str = "plan",
+                 ent_coef: float = 1e-3) -> None:
         super().__init__(observation_space, action_space, normalize_images=False, squash_output=False)
         channels, *shape = observation_space.shape
         if critic_on not in ("plan", "action"):
             raise ValueError(f"SPACPolicy: critic_on is {critic_on!r}; it must be 'plan' or 'action'.")
+        if not ent_coef > 0:
+            raise ValueError(f"SPACPolicy: ent_coef is {ent_coef}; it must be positive.")
         if tuple(action_space.shape) != (len(shape), *shape):
             raise ValueError(f"SPACPolicy: actions have shape {action_space.shape}; it needs a displacement of every "
                              f"voxel, {(len(shape), *shape)}. Leave control_grid out.")
@@ -119,6 +122,7 @@ class SPACPolicy(BasePolicy):
         halvings = max(1, int(np.log2(min(shape) / COARSEST)))
         self.widths = (16,) + (32,) * (halvings - 1) if widths is None else tuple(widths)
         self.plan_channels = plan_channels
+        self.log_alpha = nn.Parameter(torch.tensor([math.log(ent_coef)]))
         bound = float(action_space.high.flat[0])
         judged = plan_channels if critic_on == "plan" else self.ndim
         self.planner = Planner(self.ndim, channels, self.widths, plan_channels)

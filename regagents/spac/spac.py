@@ -2,11 +2,8 @@
 
 from __future__ import annotations
 
-import math
 import time
 from collections import deque
-from collections.abc import Mapping
-from pathlib import Path
 from typing import Any, ClassVar
 
 import gymnasium as gym
@@ -18,18 +15,16 @@ from stable_baselines3.common.base_class import BaseAlgorithm
 from stable_baselines3.common.type_aliases import MaybeCallback
 from torch import Tensor
 
-from regagents.common import checkpoints
 from regagents.common.curriculum import Curriculum
 from regagents.common.replay import Batch, FieldReplay
-from regagents.common.tasks import task_of
+from regagents.common.tasks import PolicyTrained, made_with
 from regagents.spac.policies import SPACPolicy
-from regenv.core import Task
 from regenv.ops import regularity
 from regenv.ops.similarity import lncc
 from regenv.ops.warp import compose, warp_dense
 
 
-class SPAC(BaseAlgorithm):
+class SPAC(PolicyTrained, BaseAlgorithm):
     """Planner, actor and critics trained together, on SB3's frame.
 
     The planner draws a plan of few numbers, the actor turns it into a displacement of every voxel, the critics judge
@@ -43,7 +38,6 @@ class SPAC(BaseAlgorithm):
         batch_size: transitions of an update. lanes: episodes played side by side. updates: per step of all lanes.
         buffer_size: transitions kept. learning_starts: transitions before the first update.
         gamma, tau: discount and rate of the target critics.
-        ent_coef: the temperature alpha that training starts from and adapts.
         rl: False trains by the registration loss alone (the paper's "without RL").
         reg_coef: weight of the registration loss; 0 is the paper's "without registration loss".
         smooth: lambda of eq. 4, on the mean squared gradient of the accumulated field, voxels.
@@ -58,7 +52,7 @@ class SPAC(BaseAlgorithm):
     def __init__(self, policy: str | type[SPACPolicy] = "CnnPolicy", env: Any = None, learning_rate: float = 5e-4,
                  critic_rate: float = 3e-4, batch_size: int = 32, lanes: int = 16, updates: int = 1,
                  buffer_size: int = 8_000, learning_starts: int = 640, gamma: float = 0.99, tau: float = 0.005,
-                 rl: bool = True, ent_coef: float = 1e-3, reg_coef: float = 1.0, smooth: float = 0.1,
+                 rl: bool = True, reg_coef: float = 1.0, smooth: float = 0.1,
                  window: int = 9, noise: bool = True,
                  curriculum: Curriculum | None = None, decay: bool = True, amp: bool = False,
                  policy_kwargs: dict[str, Any] | None = None, stats_window_size: int = 100,
@@ -72,8 +66,7 @@ class SPAC(BaseAlgorithm):
             raise ValueError("SPAC: rl is False and reg_coef is 0; nothing would be learnt.")
         self.critic_rate, self.batch_size, self.lanes, self.per_step = critic_rate, batch_size, lanes, updates
         self.buffer_size, self.learning_starts, self.gamma, self.tau = buffer_size, learning_starts, gamma, tau
-        self.rl, self.ent_coef, self.reg_coef, self.smooth = rl, ent_coef, reg_coef, smooth
-        self.window, self.noise = window, noise
+        self.rl, self.reg_coef, self.smooth, self.window, self.noise = rl, reg_coef, smooth, window, noise
         self.curriculum, self.decay, self.amp = curriculum, decay, amp
         super().__init__(policy, env, learning_rate, policy_kwargs=policy_kwargs, stats_window_size=stats_window_size,
                          tensorboard_log=tensorboard_log, verbose=verbose, device=device, seed=seed,
@@ -86,12 +79,11 @@ class SPAC(BaseAlgorithm):
         self.set_random_seed(self.seed)
         self.policy = self.policy_class(self.observation_space, self.action_space, self.lr_schedule,  # type: ignore[assignment]
                                         **self.policy_kwargs).to(self.device)
-        self.log_alpha = torch.full((1,), math.log(self.ent_coef), device=self.device, requires_grad=True)
         self.target_entropy = -float(self.policy.plan_size)
         movers = [*self.policy.planner.parameters(), *self.policy.actor.parameters()]
         groups: list[dict[str, Any]] = [{"params": movers, "lr": self.learning_rate},
                                         {"params": list(self.policy.critics.parameters()), "lr": self.critic_rate},
-                                        {"params": [self.log_alpha], "lr": self.critic_rate}]
+                                        {"params": [self.policy.log_alpha], "lr": self.critic_rate}]
         self.optimizer = torch.optim.Adam(groups)
         self.updates = getattr(self, "updates", 0)
         self._replay: FieldReplay | None = None
@@ -140,7 +132,7 @@ class SPAC(BaseAlgorithm):
     def _update(self, batch: Batch, progress: float) -> dict[str, Tensor]:
         """One step of critics, planner, actor and temperature."""
         self._set_rates(progress)
-        policy, alpha = self.policy, self.log_alpha.exp().detach()
+        policy, alpha = self.policy, self.policy.log_alpha.exp().detach()
         state = torch.cat([batch.fixed, warp_dense(batch.moving, batch.before)], 1)
         told: dict[str, Tensor] = {}
         loss = torch.zeros((), device=self.device)
@@ -161,7 +153,7 @@ class SPAC(BaseAlgorithm):
                 value = torch.stack([critic(state, self._of(plan, field)) for critic in policy.critics]).amin(0)
             policy.critics.requires_grad_(True)
             planner_loss = (alpha * density - value).mean()                                       # eq. 7
-            temperature = -(self.log_alpha * (density.detach() + self.target_entropy)).mean()
+            temperature = -(policy.log_alpha * (density.detach() + self.target_entropy)).mean()
             loss = loss + critic_loss + planner_loss + temperature
             told |= {"critic_loss": critic_loss, "planner_loss": planner_loss, "alpha": alpha}
         if self.reg_coef:
@@ -210,41 +202,20 @@ class SPAC(BaseAlgorithm):
 
     def _batch(self) -> gym.vector.VectorEnv:
         """The native batch of the same id that episodes are played in."""
-        spec = self.get_env().get_attr("spec")[0]  # type: ignore[union-attr]
-        arguments = {key: value for key, value in spec.kwargs.items() if key not in ("render_mode", "task")}
-        if spec.max_episode_steps is not None:
-            arguments["max_episode_steps"] = spec.max_episode_steps
-        return gym.make_vec(spec.id, num_envs=self.lanes, output="torch", device=str(self.device),
+        env_id, arguments = made_with(self)
+        return gym.make_vec(env_id, num_envs=self.lanes, output="torch", device=str(self.device),
                             autoreset_mode=AutoresetMode.DISABLED, **arguments)
 
     def _episode_seed(self) -> int:
         """Every batch of episodes has its own, so that a resumed run draws other pairs than the first did."""
         return ((self.seed or 0) * 1_000_003 + self.num_timesteps) % (1 << 31)
 
-    def task(self) -> Task:
-        """The task of the environment's id and arguments."""
-        return task_of(self)
-
     def predict(self, observation: Any, state: Any = None, episode_start: Any = None,
                 deterministic: bool = False) -> tuple[np.ndarray, Any]:
         return self.policy.predict(observation, state, episode_start, deterministic)
 
-    @property
-    def network(self) -> torch.nn.Module:
-        """What training changes and a checkpoint holds."""
-        return self.policy
-
-    @property
-    def resumable(self) -> bool:
-        """Always: what is in the replay is played anew."""
-        return True
-
-    def adopt(self, tensors: Mapping[str, Tensor], path: str | Path) -> None:
-        """Take over a checkpoint's weights. Raises CheckpointError where they do not fit."""
-        checkpoints.fit(self.policy, tensors, path)
-
     def _excluded_save_params(self) -> list[str]:
-        return [*super()._excluded_save_params(), "optimizer", "_replay", "log_alpha"]
+        return [*super()._excluded_save_params(), "optimizer", "_replay"]
 
     def _get_torch_save_params(self) -> tuple[list[str], list[str]]:
         return ["policy", "optimizer"], []

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass, fields, replace
+from functools import cached_property
 from typing import Protocol, runtime_checkable
 
 import numpy as np
@@ -11,6 +12,7 @@ import torch
 from torch import Tensor
 
 from regenv.grid import Grid
+from regenv.ops import overlap
 
 
 @dataclass(frozen=True)
@@ -50,6 +52,16 @@ class PairBatch:
     fixed_clusters: Tensor | None = None
     moving_clusters: Tensor | None = None
     target_pose: Tensor | None = None
+
+    @cached_property
+    def classes(self) -> tuple[int, ...]:
+        """Of the fixed labels, without the background 0; looked up once."""
+        return overlap.classes(self.fixed_labels)
+
+    @cached_property
+    def clusters(self) -> tuple[int, ...]:
+        """Of the fixed clusters, as ``classes``."""
+        return overlap.classes(self.fixed_clusters)
 
     @classmethod
     def stack(cls, pairs: Sequence[PairBatch]) -> PairBatch:

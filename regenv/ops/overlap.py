@@ -34,9 +34,15 @@ def dice(labels_a: Tensor, labels_b: Tensor, classes: Sequence[int]) -> Tensor:
     return torch.where(present, score, torch.nan).to(torch.float32)
 
 
-def mean_dice(fixed: Tensor, warped: Tensor) -> Tensor:
-    """Mean Dice (B,) over the classes of the fixed labels that a lane has in both images, background 0 left out."""
-    classes = [c for c in torch.unique(fixed).tolist() if c != 0]
+def classes(labels: Tensor | None) -> tuple[int, ...]:
+    """Values of labels, ascending, without the background 0; none where there are no labels."""
+    return () if labels is None else tuple(c for c in torch.unique(labels).tolist() if c != 0)
+
+
+def mean_dice(fixed: Tensor, warped: Tensor, classes: Sequence[int]) -> Tensor:
+    """Mean Dice (B,) over those of ``classes`` that a lane has in both images; NaN where there are none."""
+    if not classes:
+        return torch.full((len(fixed),), torch.nan, device=fixed.device)
     return dice(fixed, warped, classes).nanmean(-1)
 
 

@@ -61,7 +61,18 @@ class ContinuousSteps:
 
     def delta(self, action: Tensor, table: Tensor) -> Tensor:
         """Change of the parameters (B, P) float64 by actions (B, P), clipped to [-1, 1]; ``table`` is ``deltas``."""
-        return action.to(torch.float64).clamp(-1, 1) * table.amax(0)
+        return bounded(action.to(torch.float64), 1.0) * table.amax(0)
+
+
+def bounded(action: Tensor, bound: float) -> Tensor:
+    """Actions (B, ...) clipped to +-bound.
+
+    Raises ValueError for NaN (on a GPU, where looking costs a synchronisation, unchecked).
+    """
+    if action.device.type == "cpu" and action.isnan().any():
+        lanes = action.isnan().flatten(1).any(1).nonzero().flatten().tolist()
+        raise ValueError(f"step: actions of lanes {lanes} are NaN; each number must lie in {-bound} to {bound}.")
+    return action.clamp(-bound, bound)
 
 
 @dataclass(frozen=True)
@@ -81,7 +92,7 @@ class Field:
 
     def delta(self, action: Tensor, table: Tensor) -> Tensor:
         """Displacements (B, D, *shape) float32 by actions of that shape, clipped."""
-        return action.to(torch.float32).clamp(-self.bound, self.bound)
+        return bounded(action.to(torch.float32), self.bound)
 
 
 @dataclass(frozen=True)
@@ -110,4 +121,4 @@ class ControlGrid:
 
     def delta(self, action: Tensor, table: Tensor) -> Tensor:
         """Displacements (B, D, *shape) float32 by actions (B, D, *control), clipped."""
-        return bspline.displacement(action.to(torch.float32).clamp(-1, 1) * self.bound, self.shape)
+        return bspline.displacement(bounded(action.to(torch.float32), 1.0) * self.bound, self.shape)

@@ -48,14 +48,13 @@ class DiceGain:
     def score(self, state: EpisodeState) -> Tensor:
         """(B,) float64. Raises ValueError where the pairs have no labels."""
         pair = state.pair
-        if self.of == "clusters" and pair.moving_clusters is not None:
-            pseudo = state.see(pair.moving_clusters, "nearest")
+        if self.of == "clusters" and pair.fixed_clusters is not None and pair.moving_clusters is not None:
+            dice = overlap.mean_dice(pair.fixed_clusters, state.see(pair.moving_clusters, "nearest"), pair.clusters)
+        elif pair.fixed_labels is not None and state.labels is not None:
+            dice = overlap.mean_dice(pair.fixed_labels, state.labels, pair.classes)
         else:
-            pseudo = None
-        fixed, warped = (pair.fixed_labels, state.labels) if pseudo is None else (pair.fixed_clusters, pseudo)
-        if fixed is None or warped is None:
             raise ValueError("reward is 'dice'; it needs labels of both images. Use another source or reward.")
-        return self.scale * overlap.mean_dice(fixed, warped).nan_to_num().to(torch.float64)
+        return self.scale * dice.nan_to_num().to(torch.float64)
 
     def __call__(self, before: EpisodeState, after: EpisodeState) -> Tensor:
         """Rewards (B,) float64."""

@@ -93,6 +93,8 @@ def test_what_it_cannot_play_is_named() -> None:
         agent(policy_kwargs={"critic_on": "pose"})
     with pytest.raises(ValueError, match="nothing would be learnt"):
         agent(rl=False, reg_coef=0.0)
+    with pytest.raises(ValueError, match="ent_coef is 0"):
+        agent(policy_kwargs={"ent_coef": 0.0})
     with pytest.raises(ValueError, match="lanes is 0"):
         agent(lanes=0)
 
@@ -140,8 +142,9 @@ def test_two_runs_of_a_seed_are_the_same() -> None:
 def test_weights_come_back_and_predict_the_same(tmp_path: Path) -> None:
     learner = agent().learn(40)
     checkpoints.save(tmp_path / "a.safetensors", learner.network.state_dict(), {"algorithm": "SPAC"})
-    other = agent(seed=1)
+    other = agent(seed=1, policy_kwargs={"ent_coef": 0.5})
     other.adopt(checkpoints.load(tmp_path / "a.safetensors")[0], tmp_path / "a.safetensors")
     observation, _ = env().reset(seed=3)
+    assert torch.equal(other.policy.log_alpha, learner.policy.log_alpha)
     field, _ = learner.predict(observation, deterministic=True)
     assert field.shape == (2, 28, 28) and np.array_equal(field, other.predict(observation, deterministic=True)[0])

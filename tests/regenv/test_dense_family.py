@@ -225,3 +225,13 @@ def test_lncc_is_monais_for_images_of_zero_mean(ndim: int) -> None:
 def test_wrong_arguments_are_named(arguments: dict[str, Any], words: str) -> None:
     with pytest.raises(ValueError, match=words):
         build("RegDense2D-v0", **arguments)
+
+
+@pytest.mark.parametrize("arguments", [{}, {"control_grid": (4, 4)}], ids=["field", "control-grid"])
+def test_an_action_that_is_not_a_number_is_named(arguments: dict[str, Any]) -> None:
+    batch = gym.make_vec("RegDense2D-v0", num_envs=3, size=16, spacing=12.0, **arguments)
+    batch.reset(seed=0)
+    actions = np.zeros(batch.action_space.shape, dtype=np.float32)  # type: ignore[arg-type]
+    actions[1, 0, 2, 2] = np.nan
+    with pytest.raises(ValueError, match=r"step: actions of lanes \[1\] are NaN"):
+        batch.step(actions)

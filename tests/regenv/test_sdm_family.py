@@ -105,7 +105,7 @@ def test_synthetic_pairs_of_two_subjects_align_their_organs(ndim: int) -> None:
     source = OrganPairs(ndim, intra=0.0, spread=0.3, composition="dense")
     core = core_of(ndim, source=source)
     state = core.reset(generators(6 if ndim == 2 else 3))
-    start = overlap.mean_dice(state.pair.fixed_labels, state.pair.moving_labels)
+    start = overlap.mean_dice(state.pair.fixed_labels, state.pair.moving_labels, state.pair.classes)
     ended = core.info(core.begin(state.pair, state.pair.target_pose))["dice"]
     assert ended.mean() > start.mean() + 0.05 and ended.mean() > 0.85
 

@@ -259,6 +259,13 @@ def test_the_dense_kernel_is_the_differentiable_path(shape, padding):
     assert fast.dtype == torch.int16 and (fast == 0).any() and (fast != slow).float().mean() < 1e-3
 
 
+def test_points_that_are_not_a_number_read_no_memory():
+    image, field = torch.rand(1, 1, 9, 8, 7), torch.full((1, 3, 9, 8, 7), torch.nan)
+    assert (warp.warp_dense(image, field) == 0).all() and warp.warp_dense(image, field, "border").isnan().all()
+    labels = torch.ones(1, 1, 9, 8, 7, dtype=torch.int16)
+    assert (warp.warp_through(labels, torch.eye(4)[None], field, (9, 8, 7), "nearest") == 0).all()
+
+
 def test_gradients_pass_after_use_in_inference_mode():
     image, field = torch.rand(1, 1, 4, 11), torch.zeros(1, 2, 4, 11)
     with torch.inference_mode():

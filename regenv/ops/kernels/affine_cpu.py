@@ -26,6 +26,28 @@ def warp_affine_cpu(image: Tensor, matrix: Tensor, shape: tuple[int, ...]) -> Te
     return out.squeeze(2) if flat else out
 
 
+@numba.njit(inline="always", error_model="numpy")
+def interpolate(image, b, z, y, x, out, k, j, i):  # type: ignore[no-untyped-def]
+    """Linear values of lane b's channels at a point, the edges repeated, into voxel (k, j, i); NaN at NaN."""
+    d, h, w = image.shape[2:]
+    z = min(max(z, np.float32(0.0)), np.float32(d - 1))
+    y = min(max(y, np.float32(0.0)), np.float32(h - 1))
+    x = min(max(x, np.float32(0.0)), np.float32(w - 1))
+    zi, yi, xi = int(z) if z > 0 else 0, int(y) if y > 0 else 0, int(x) if x > 0 else 0
+    fz, fy, fx = z - np.float32(zi), y - np.float32(yi), x - np.float32(xi)
+    zj, yj, xj = min(zi + 1, d - 1), min(yi + 1, h - 1), min(xi + 1, w - 1)
+    for c in range(image.shape[1]):
+        v = image[b, c]
+        a0 = v[zi, yi, xi] + fx * (v[zi, yi, xj] - v[zi, yi, xi])
+        a1 = v[zi, yj, xi] + fx * (v[zi, yj, xj] - v[zi, yj, xi])
+        value = a0 + fy * (a1 - a0)
+        if d > 1:
+            b0 = v[zj, yi, xi] + fx * (v[zj, yi, xj] - v[zj, yi, xi])
+            b1 = v[zj, yj, xi] + fx * (v[zj, yj, xj] - v[zj, yj, xi])
+            value += fz * (b0 + fy * (b1 - b0) - value)
+        out[b, c, k, j, i] = value
+
+
 @numba.njit(parallel=True, cache=True, nogil=True, error_model="numpy")
 def _warp(image, matrix, out):  # type: ignore[no-untyped-def]
     lanes, channels, depth, height, width = out.shape
@@ -47,18 +69,4 @@ def _warp(image, matrix, out):  # type: ignore[no-untyped-def]
                     for c in range(channels):
                         out[b, c, k, j, i] = 0.0
                     continue
-                z = min(max(z, np.float32(0.0)), np.float32(d - 1))
-                y = min(max(y, np.float32(0.0)), np.float32(h - 1))
-                x = min(max(x, np.float32(0.0)), np.float32(w - 1))
-                zi, yi, xi = int(z), int(y), int(x)
-                fz, fy, fx = z - np.float32(zi), y - np.float32(yi), x - np.float32(xi)
-                zj, yj, xj = min(zi + 1, d - 1), min(yi + 1, h - 1), min(xi + 1, w - 1)
-                for c in range(channels):
-                    v = image[b, c]
-                    a0 = v[zi, yi, xi] + fx * (v[zi, yi, xj] - v[zi, yi, xi])
-                    a1 = v[zi, yj, xi] + fx * (v[zi, yj, xj] - v[zi, yj, xi])
-                    b0 = v[zj, yi, xi] + fx * (v[zj, yi, xj] - v[zj, yi, xi])
-                    b1 = v[zj, yj, xi] + fx * (v[zj, yj, xj] - v[zj, yj, xi])
-                    c0 = a0 + fy * (a1 - a0)
-                    c1 = b0 + fy * (b1 - b0)
-                    out[b, c, k, j, i] = c0 + fz * (c1 - c0)
+                interpolate(image, b, z, y, x, out, k, j, i)

@@ -8,7 +8,7 @@ import torch
 from torch import Tensor
 from torch.nn.functional import pad
 
-from regenv.ops.kernels.affine_cpu import SERIAL_BELOW
+from regenv.ops.kernels.affine_cpu import SERIAL_BELOW, interpolate
 
 
 def warp_through_cpu(image: Tensor, matrix: Tensor, displacement: Tensor, padding: str = "zeros",
@@ -50,6 +50,13 @@ def _inside(z, y, x, d, h, w):  # type: ignore[no-untyped-def]
     return z >= -half and y >= -half and x >= -half and z < d - half and y < h - half and x < w - half
 
 
+@numba.njit(inline="always", error_model="numpy")
+def _voxel(at, size):  # type: ignore[no-untyped-def]
+    """The nearest voxel, halves up as in ITK; 0 at NaN."""
+    at = np.floor(at + np.float32(0.5))
+    return min(int(at), size - 1) if 0 < at < size else (size - 1 if at >= size else 0)
+
+
 @numba.njit(parallel=True, cache=True, nogil=True, error_model="numpy")
 def _linear(image, matrix, field, border, out):  # type: ignore[no-untyped-def]
     lanes, channels, depth, height, width = out.shape
@@ -63,37 +70,18 @@ def _linear(image, matrix, field, border, out):  # type: ignore[no-untyped-def]
                 for c in range(channels):
                     out[b, c, k, j, i] = 0.0
                 continue
-            z = min(max(z, np.float32(0.0)), np.float32(d - 1))
-            y = min(max(y, np.float32(0.0)), np.float32(h - 1))
-            x = min(max(x, np.float32(0.0)), np.float32(w - 1))
-            zi, yi, xi = int(z), int(y), int(x)
-            fz, fy, fx = z - np.float32(zi), y - np.float32(yi), x - np.float32(xi)
-            zj, yj, xj = min(zi + 1, d - 1), min(yi + 1, h - 1), min(xi + 1, w - 1)
-            for c in range(channels):
-                v = image[b, c]
-                a0 = v[zi, yi, xi] + fx * (v[zi, yi, xj] - v[zi, yi, xi])
-                a1 = v[zi, yj, xi] + fx * (v[zi, yj, xj] - v[zi, yj, xi])
-                value = a0 + fy * (a1 - a0)
-                if d > 1:
-                    b0 = v[zj, yi, xi] + fx * (v[zj, yi, xj] - v[zj, yi, xi])
-                    b1 = v[zj, yj, xi] + fx * (v[zj, yj, xj] - v[zj, yj, xi])
-                    value += fz * (b0 + fy * (b1 - b0) - value)
-                out[b, c, k, j, i] = value
+            interpolate(image, b, z, y, x, out, k, j, i)
 
 
 @numba.njit(parallel=True, cache=True, nogil=True, error_model="numpy")
 def _nearest(image, matrix, field, border, out):  # type: ignore[no-untyped-def]
     lanes, channels, depth, height, width = out.shape
     d, h, w = image.shape[2:]
-    half = np.float32(0.5)
     for row in numba.prange(lanes * depth * height):
         b, k, j = row // (depth * height), row // height % depth, row % height
         m = matrix[b]
         for i in range(width):
             z, y, x = _point(m, field, b, k, j, i)
             seen = border or _inside(z, y, x, d, h, w)
-            zi = min(max(int(np.floor(z + half)), 0), d - 1)
-            yi = min(max(int(np.floor(y + half)), 0), h - 1)
-            xi = min(max(int(np.floor(x + half)), 0), w - 1)
             for c in range(channels):
-                out[b, c, k, j, i] = image[b, c, zi, yi, xi] if seen else 0
+                out[b, c, k, j, i] = image[b, c, _voxel(z, d), _voxel(y, h), _voxel(x, w)] if seen else 0
