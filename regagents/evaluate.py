@@ -199,6 +199,9 @@ def chunks(env_id: str, pairs: int, seed: int, env_kwargs: Mapping[str, Any]) ->
         env = _env(env_id, count, env_kwargs)
         env.reset(seed=seed + first)
         core, state = env.unwrapped.core, env.unwrapped.state  # type: ignore[attr-defined]
+        if state.displacement is not None:
+            raise ValueError(f"evaluate: env is {env_id!r}, which deforms; linear maps are measured here. "
+                             "For organs run benchmarks/organs.py.")
         if state.tre.isnan().any():
             raise ValueError(f"evaluate: {env_id} gives pairs of unknown truth; they need a truth or landmarks.")
         yield Chunk(core, state, tuple(_case(state, lane, f"{env_id} seed {seed + first + lane}", seed + first + lane)

@@ -152,3 +152,8 @@ def test_unknown_truth_is_refused(tmp_path: Path) -> None:
     source = {"name": "files", "pairs": [{"fixed": str(fixed), "moving": str(moving)}]}
     with pytest.raises(ValueError, match="unknown truth"):
         evaluate(ENV, ["initial"], 1, env_kwargs={**KWARGS, "source": source})
+
+
+def test_deformable_ids_are_sent_elsewhere() -> None:
+    with pytest.raises(ValueError, match="'RegSDM2D-v0', which deforms"):
+        evaluate("RegSDM2D-v0", ["initial"], 1)
