@@ -140,11 +140,11 @@ def _agents(arguments: argparse.Namespace) -> int:
     for name, chain in AGENTS.items():
         here = all(resolve(stage).is_file() for stage in chain.stages)
         default = ", ".join(f"default in {ndim}D" for ndim, chosen in DEFAULT.items() if chosen == name)
-        print(f"  {name:16}{' + '.join(chain.stages)}, {chain.starts} start(s)"
+        print(f"  {name:24}{' + '.join(chain.stages)}, {chain.starts} start(s)"
               f"{', ' + default if default else ''}{'' if here else '; weights missing'}")
     print("weights")
     for path, card in shipped():
-        print(f"  {path.stem:16}{card.get('env')}, {card.get('samples', 0):,} samples, {card.get('seconds', 0):,} s")
+        print(f"  {path.stem:24}{card.get('env')}, {card.get('samples', 0):,} samples, {card.get('seconds', 0):,} s")
     return 0
 
 
