@@ -13,6 +13,8 @@ import SimpleITK as sitk
 import torch
 from torch import Tensor
 
+from regenv.ops.kernels.overlap_cpu import overlap_counts_cpu
+
 
 def dice(labels_a: Tensor, labels_b: Tensor, classes: Sequence[int]) -> Tensor:
     """Dice coefficients, ``2 |A and B| / (|A| + |B|)``, for all classes in one pass over the voxels.
@@ -23,12 +25,7 @@ def dice(labels_a: Tensor, labels_b: Tensor, classes: Sequence[int]) -> Tensor:
     Returns: (B, classes) float32 in [0, 1], NaN where a class is absent from either image.
     """
     _check(labels_a, labels_b, classes)
-    lanes, count = labels_a.shape[0], len(classes) + 1
-    a, b = (_class_index(labels, classes).flatten(1) for labels in (labels_a, labels_b))
-    joint = torch.zeros(lanes, count * count, dtype=torch.int64, device=a.device)
-    joint = joint.scatter_add_(1, a * count + b, torch.ones_like(a)).view(lanes, count, count)
-    size_a, size_b = joint.sum(2)[:, :-1], joint.sum(1)[:, :-1]
-    both = joint.diagonal(dim1=1, dim2=2)[:, :-1]
+    size_a, size_b, both = (overlap_counts_cpu if labels_a.device.type == "cpu" else _counts)(labels_a, labels_b, classes)
     present = (size_a > 0) & (size_b > 0)
     score = 2 * both / (size_a + size_b).clamp_min(1)
     return torch.where(present, score, torch.nan).to(torch.float32)
@@ -96,6 +93,15 @@ def _check(labels_a: Tensor, labels_b: Tensor, classes: Sequence[int]) -> None:
                          f"(B, 1, *shape) on one grid.")
     if len(set(classes)) != len(classes) or not classes:
         raise ValueError(f"overlap: classes is {tuple(classes)}; name at least one label, each once.")
+
+
+def _counts(labels_a: Tensor, labels_b: Tensor, classes: Sequence[int]) -> tuple[Tensor, Tensor, Tensor]:
+    """Voxels (B, classes) of a, of b and of both."""
+    lanes, count = labels_a.shape[0], len(classes) + 1
+    a, b = (_class_index(labels, classes).flatten(1) for labels in (labels_a, labels_b))
+    joint = torch.zeros(lanes, count * count, dtype=torch.int64, device=a.device)
+    joint = joint.scatter_add_(1, a * count + b, torch.ones_like(a)).view(lanes, count, count)
+    return joint.sum(2)[:, :-1], joint.sum(1)[:, :-1], joint.diagonal(dim1=1, dim2=2)[:, :-1]
 
 
 def _class_index(labels: Tensor, classes: Sequence[int]) -> Tensor:
