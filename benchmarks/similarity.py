@@ -5,6 +5,7 @@ training, E2 wider. Errors are mean landmark distances after registration, in pi
 
     python benchmarks/similarity.py                       # 1,000 pairs of E1 and of E2
     python benchmarks/similarity.py --pairs 100           # a first look
+    python benchmarks/similarity.py --add --methods similarity-rl+mc    # one row again, the others are kept
     python benchmarks/similarity.py --curves-only         # figure 5 from the logs that lie beside the results
 """
 
@@ -70,12 +71,18 @@ def numbers(report: Report, method: str) -> dict[str, float]:
             "p90": float(np.percentile(errors, 90)), "seconds": row.seconds}
 
 
-def table(reports: dict[str, Report], methods: Sequence[str]) -> str:
+def methods_of(reports: dict[str, Report]) -> list[str]:
+    """The methods that every set has, in the table's order."""
+    shared = set.intersection(*({row.method for row in report.rows} for report in reports.values()))
+    return [name for name in ROWS if name in shared]
+
+
+def table(reports: dict[str, Report]) -> str:
     """Markdown, with the paper's own numbers (other images) behind."""
     heads = [f"{name} {column}" for name in reports for column in ("mean±std", "50th", "90th")]
     lines = ["| method | " + " | ".join([*heads, "s/pair", "paper: " + ", ".join(heads)]) + " |",
              "| --- |" + " ---: |" * (len(heads) + 2)]
-    for method in methods:
+    for method in methods_of(reports):
         cells, seconds = [], []
         for report in reports.values():
             n = numbers(report, method)
@@ -87,7 +94,7 @@ def table(reports: dict[str, Report], methods: Sequence[str]) -> str:
     return "\n".join(lines) + "\n"
 
 
-def save(reports: dict[str, Report], methods: Sequence[str], out: Path, command: str) -> None:
+def save(reports: dict[str, Report], out: Path, command: str) -> None:
     """Write OUT.md, OUT.csv and OUT.json (every pair's error)."""
     head = ("# Multimodal similarity registration, table 2 of Sun et al. 2018\n\n"
             f"Made by `{command}` on {date.today()}, "
@@ -95,12 +102,13 @@ def save(reports: dict[str, Report], methods: Sequence[str], out: Path, command:
             f"30 x 30. Held-out slices: {HELD_OUT['subjects']}, slabs never trained on (of these people only mni2009c "
             "was in training). The paper's numbers are on its own CT and MR images.\n\n")
     with atomic(out.with_suffix(".md")) as temporary:
-        temporary.write_text(head + table(reports, methods))
+        temporary.write_text(head + table(reports))
     with atomic(out.with_suffix(".csv")) as temporary, temporary.open("w", newline="") as file:
         writer = csv.writer(file)
         writer.writerow(["set", "method", "mean_px", "std_px", "p50_px", "p90_px", "seconds_per_pair"])
         for name, report in reports.items():
-            writer.writerows([name, ROWS[method], *numbers(report, method).values()] for method in methods)
+            writer.writerows([name, ROWS[method], *numbers(report, method).values()]
+                             for method in methods_of(reports))
     with atomic(out.with_suffix(".json")) as temporary:
         temporary.write_text(json.dumps({name: _rounded(report.to_dict()) for name, report in reports.items()}) + "\n")
 
@@ -142,6 +150,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     parser.add_argument("--seed", type=int, default=500_000)
     parser.add_argument("--sets", nargs="+", choices=("E1", "E2"), default=["E1", "E2"])
     parser.add_argument("--methods", help="comma-separated, default every row whose weights are there")
+    parser.add_argument("--add", action="store_true", help="keep the rows that OUT.json has of other methods")
     parser.add_argument("--out", type=Path, default=RESULTS / "similarity")
     parser.add_argument("--curves-only", action="store_true")
     arguments = parser.parse_args(typed)
@@ -150,15 +159,18 @@ def main(argv: Sequence[str] | None = None) -> int:
         plain = ("initial", "sift", "mi", *(["elastix"] if Elastix.available() else []))
         methods = arguments.methods.split(",") if arguments.methods else [
             name for name in ROWS if name in plain or resolve(name.removesuffix("+mc")).is_file()]
-        reports = {}
+        stored = arguments.out.with_suffix(".json")
+        reports = ({name: Report.from_dict(plain) for name, plain in json.loads(stored.read_text()).items()}
+                   if arguments.add else {})
         ROWS.update({name: name for name in methods if name not in ROWS})
         for name in arguments.sets:
             kwargs = {"source": HELD_OUT, "perturbation": name, "max_episode_steps": STEPS}
             with tqdm(total=1.0, desc=name, disable=None) as bar:
-                reports[name] = evaluate(ENV, methods, arguments.pairs, arguments.seed, kwargs,
-                                         progress=lambda _, share, bar=bar: bar.update(share - bar.n))
-            save(reports, methods, arguments.out, " ".join(["python benchmarks/similarity.py", *typed]))
-        print(table(reports, methods))
+                report = evaluate(ENV, methods, arguments.pairs, arguments.seed, kwargs,
+                                  progress=lambda _, share, bar=bar: bar.update(share - bar.n))
+            reports[name] = reports[name].joined(report) if name in reports else report
+            save(reports, arguments.out, " ".join(["python benchmarks/similarity.py", *typed]))
+        print(table(reports))
     draw(arguments.out.with_suffix(".png"))
     return 0
 

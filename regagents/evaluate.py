@@ -5,7 +5,7 @@ from __future__ import annotations
 import csv
 import json
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, fields, replace
 from pathlib import Path
 from time import perf_counter
 from typing import Any
@@ -91,6 +91,27 @@ class Report:
         plain = {key: value for key, value in asdict(self).items() if key != "rows"}
         return {"schema": SCHEMA, **plain,
                 "methods": [{**row.numbers(), "errors_mm": list(row.errors_mm)} for row in self.rows]}
+
+    @classmethod
+    def from_dict(cls, plain: Mapping[str, Any]) -> Report:
+        """What :meth:`to_dict` gave. Raises ValueError for another schema."""
+        if plain.get("schema") != SCHEMA:
+            raise ValueError(f"Report: schema is {plain.get('schema')!r}; this release reads {SCHEMA}.")
+        rows = tuple(Row(row["method"], tuple(row["errors_mm"]), row["seconds_per_pair"], plain["success_mm"])
+                     for row in plain["methods"])
+        return cls(**{f.name: plain[f.name] for f in fields(cls) if f.name != "rows"}, rows=rows)
+
+    def joined(self, newer: Report) -> Report:
+        """This report with a newer one's rows, which replace those of the same methods.
+
+        Raises ValueError where the two are not of the same pairs.
+        """
+        for name in ("env", "env_kwargs", "pairs", "seed"):
+            mine, theirs = getattr(self, name), getattr(newer, name)
+            if mine != theirs:
+                raise ValueError(f"Report: {name} is {mine!r} in one and {theirs!r} in the other; rows are joined only "
+                                 "where they are of the same pairs.")
+        return replace(self, rows=tuple({row.method: row for row in (*self.rows, *newer.rows)}.values()))
 
     def table(self) -> str:
         """The table as plain text."""

@@ -20,13 +20,15 @@ from regagents.common.fresh import FreshPoses
 from regagents.dsl import DSL
 from regagents.oneshot import OneShot
 from regagents.presets import PRESETS
-from regagents.spac import SPAC
+from regagents.spac import SPAC, DDPGModified, PPOModified
 
 WEIGHTS = Path(__file__).parent / "weights"
 
 
 ALGORITHMS: dict[str, tuple[type[Any], str]] = {"DSL": (DSL, "CompactPolicy"), "OneShot": (OneShot, "CnnPolicy"),
-                                                "A3C": (A3C, "CnnLstmPolicy"), "SPAC": (SPAC, "CnnPolicy")}
+                                                "A3C": (A3C, "CnnLstmPolicy"), "SPAC": (SPAC, "CnnPolicy"),
+                                                "PPOModified": (PPOModified, "CnnPolicy"),
+                                                "DDPGModified": (DDPGModified, "CnnPolicy")}
 
 
 def create(config: dict[str, Any], seed: int = 0, device: str = "cpu", **algorithm: Any) -> Any:

@@ -17,6 +17,7 @@ from regenv.core import RESET_OPTIONS, RegistrationCore, Task, checked_options
 from regenv.registry import build
 from regenv.render import MODES
 from regenv.state import EpisodeState
+from regenv.tasks.termination import Never
 
 RENDER_MODES = ("rgb_array",)
 OUTPUTS = ("torch", "numpy")
@@ -75,7 +76,9 @@ class RegistrationVectorEnv(gym.vector.VectorEnv):
         self.action_space = batch_space(self.single_action_space, num_envs)
         self._rngs: list[np.random.Generator] = [seeding.np_random()[0] for _ in range(num_envs)]
         self._state: EpisodeState | None = None
-        self._done = torch.zeros(num_envs, dtype=torch.bool, device=self.device)
+        self._everyone = torch.ones(num_envs, dtype=torch.bool, device=self.device)
+        self._taken = np.zeros(num_envs, dtype=np.int64)
+        self._done = np.zeros(num_envs, dtype=bool)
 
     @property
     def state(self) -> EpisodeState:
@@ -105,32 +108,33 @@ class RegistrationVectorEnv(gym.vector.VectorEnv):
         if chosen.shape != self.action_space.shape:
             raise ValueError(f"step: actions have shape {tuple(chosen.shape)}; it must be {self.action_space.shape}.")
         after, reward, terminated, truncated = self.core.step(before, chosen)
+        self._taken += 1
         everyone = np.ones(self.num_envs, dtype=bool)
         extra: dict[str, Any] = {}
         if self.autoreset_mode == AutoresetMode.NEXT_STEP:
-            resetting = self._done
             self._state = after
-            if resetting.any():
+            if self._done.any():
+                resetting = torch.from_numpy(self._done).to(self.device)
                 self._state = after.keep(resetting, before)
-                self._restart(resetting.cpu().numpy(), {})
+                self._restart(self._done, {})
                 reward = reward.masked_fill(resetting, 0.0)
                 terminated, truncated = terminated & ~resetting, truncated & ~resetting
-            self._done = terminated | truncated
+            self._done = self._ended(terminated)
         elif self.autoreset_mode == AutoresetMode.SAME_STEP:
             self._state = after
-            done = terminated | truncated
-            if done.any():
-                where = done.cpu().numpy()
+            where = self._ended(terminated)
+            if where.any():
+                done = terminated | truncated
                 extra = {"final_obs": self._give(self._observation()), "_final_obs": self._give(done.clone()),
                          "final_info": self._masked(self.core.info(after), where),
                          "_final_info": self._give(done.clone())}
                 self._restart(where, {})
         else:
             if self._done.any():
-                raise RuntimeError(f"step: lanes {torch.nonzero(self._done).flatten().tolist()} have ended; with "
+                raise RuntimeError(f"step: lanes {np.flatnonzero(self._done).tolist()} have ended; with "
                                    "autoreset disabled call reset(options={'reset_mask': ...}) for them first.")
             self._state = after
-            self._done = terminated | truncated
+            self._done = self._ended(terminated)
         infos = self._masked(self.core.info(self.state), everyone) | extra
         return (self._give(self._observation()), self._give(reward), self._give(terminated.clone()),
                 self._give(truncated.clone()), infos)
@@ -155,7 +159,13 @@ class RegistrationVectorEnv(gym.vector.VectorEnv):
             raise ValueError("reset: the first reset must reset every lane; reset_mask leaves some out.")
         else:
             self._state = self._state.put(mask, fresh)
-        self._done = self._done & ~mask
+        self._done = self._done & ~where
+        self._taken[where] = 0
+
+    def _ended(self, terminated: Tensor) -> np.ndarray:
+        """Lanes (num_envs,) bool whose episode is over; where no episode terminates, the device is not waited for."""
+        late = self._taken >= self.core.task.max_episode_steps
+        return late if isinstance(self.core.task.termination, Never) else late | terminated.cpu().numpy()
 
     def _mask(self, given: Any) -> np.ndarray:
         if given is None:
@@ -182,5 +192,6 @@ class RegistrationVectorEnv(gym.vector.VectorEnv):
         infos: dict[str, Any] = {}
         for key, value in numbers.items():
             infos[key] = self._give(value)
-            infos["_" + key] = self._give(torch.from_numpy(where.copy()).to(self.device))
+            infos["_" + key] = self._give(self._everyone.clone() if where.all()
+                                          else torch.from_numpy(where.copy()).to(self.device))
         return infos

@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, fields, replace
+from typing import Self
 
 import torch
 from torch import Tensor
@@ -23,6 +24,10 @@ class Batch:
     plan: Tensor
     reward: Tensor
     ended: Tensor
+
+    def rows(self, rows: Tensor) -> Self:
+        """Some of the transitions."""
+        return replace(self, **{f.name: getattr(self, f.name)[rows] for f in fields(self)})
 
 
 class FieldReplay:

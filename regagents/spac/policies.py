@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import copy
 import math
+from collections.abc import Iterator
 from typing import Any
 
 import gymnasium as gym
@@ -78,21 +80,31 @@ class Actor(nn.Module):
 
 
 class Critic(nn.Module):
-    """Value of a plan in a state: a second column like the planner's, joined by the plan on the coarsest grid."""
+    """Value of a plan in a state: a second column like the planner's, joined by the plan on the coarsest grid.
 
-    def __init__(self, ndim: int, channels: int, widths: tuple[int, ...], plan_channels: int) -> None:
+    Args: judged: channels of what is judged beside the state; 0 for the value of the state itself.
+    """
+
+    def __init__(self, ndim: int, channels: int, widths: tuple[int, ...], judged: int) -> None:
         super().__init__()
+        self.judged = judged
         self.stages = column(ndim, channels, widths)
-        self.join = CONV[ndim](widths[-1] + plan_channels, widths[-1], 3, 1, 1)
+        self.join = CONV[ndim](widths[-1] + judged, widths[-1], 3, 1, 1)
         self.value = nn.Linear(widths[-1], 1)
 
     def forward(self, image: Tensor, plan: Tensor) -> Tensor:
         """(B,)."""
         for stage in self.stages:
             image = F.leaky_relu(stage(image), SLOPE)
-        plan = F.interpolate(plan, image.shape[2:], mode="area")
-        joined = F.leaky_relu(self.join(torch.cat([image, plan], 1)), SLOPE)
-        return self.value(joined.flatten(2).mean(2)).squeeze(1)
+        if self.judged:
+            image = torch.cat([image, F.interpolate(plan, image.shape[2:], mode="area")], 1)
+        return self.value(F.leaky_relu(self.join(image), SLOPE).flatten(2).mean(2)).squeeze(1)
+
+
+def log_density(plan: Tensor, mean: Tensor, log_std: Tensor) -> Tensor:
+    """Of plans (B, ...) under diagonal Gaussians, (B,)."""
+    away = (plan - mean) * (-log_std).exp()
+    return (-0.5 * away.square() - log_std - 0.5 * math.log(2 * math.pi)).flatten(1).sum(1)
 
 
 class SPACPolicy(BasePolicy):
@@ -102,7 +114,8 @@ class SPACPolicy(BasePolicy):
         widths: channels of the planner's stages, as many as halvings; default by the image's size, 16 then 32.
         plan_channels: of the plan's map.
         ent_coef: the temperature that training starts from; it is kept with the weights.
-        critic_on: "plan", or "action": the critics judge the actor's field instead (the paper's SPAC-action).
+        critic_on: what the critics judge: "plan"; "action", the actor's field (the paper's SPAC-action); or "state",
+            that alone.
     """
 
     def __init__(self, observation_space: gym.spaces.Box, action_space: gym.spaces.Box, lr_schedule: Any = None,
@@ -110,8 +123,8 @@ class SPACPolicy(BasePolicy):
                  ent_coef: float = 1e-3) -> None:
         super().__init__(observation_space, action_space, normalize_images=False, squash_output=False)
         channels, *shape = observation_space.shape
-        if critic_on not in ("plan", "action"):
-            raise ValueError(f"SPACPolicy: critic_on is {critic_on!r}; it must be 'plan' or 'action'.")
+        if critic_on not in ("plan", "action", "state"):
+            raise ValueError(f"SPACPolicy: critic_on is {critic_on!r}; it must be 'plan', 'action' or 'state'.")
         if not ent_coef > 0:
             raise ValueError(f"SPACPolicy: ent_coef is {ent_coef}; it must be positive.")
         if tuple(action_space.shape) != (len(shape), *shape):
@@ -124,13 +137,17 @@ class SPACPolicy(BasePolicy):
         self.plan_channels = plan_channels
         self.log_alpha = nn.Parameter(torch.tensor([math.log(ent_coef)]))
         bound = float(action_space.high.flat[0])
-        judged = plan_channels if critic_on == "plan" else self.ndim
+        judged = {"plan": plan_channels, "action": self.ndim, "state": 0}[critic_on]
         self.planner = Planner(self.ndim, channels, self.widths, plan_channels)
         self.actor = Actor(self.ndim, channels, self.widths, plan_channels, bound)
         self.critics = nn.ModuleList(Critic(self.ndim, channels, self.widths, judged) for _ in range(2))
         self.targets = nn.ModuleList(Critic(self.ndim, channels, self.widths, judged) for _ in range(2))
         self.targets.load_state_dict(self.critics.state_dict())
         self.targets.requires_grad_(False)
+
+    def followed(self) -> Iterator[tuple[nn.Parameter, nn.Parameter]]:
+        """Parameters that learn, each with the target that follows it."""
+        yield from zip(self.critics.parameters(), self.targets.parameters(), strict=True)
 
     @property
     def plan_size(self) -> int:
@@ -146,10 +163,8 @@ class SPACPolicy(BasePolicy):
         Args: image (B, 2, *shape) float in [0, 1]; noise: draw the plan (reparameterised), or take its mean.
         """
         mean, log_std, features = self.planner(image)
-        drawn = torch.randn_like(mean) if noise else torch.zeros_like(mean)
-        plan = mean + drawn * log_std.exp()
-        density = (-0.5 * drawn.square() - log_std - 0.5 * np.log(2 * np.pi)).flatten(1).sum(1)
-        return plan, density, self.actor(plan, image, features)
+        plan = mean + torch.randn_like(mean) * log_std.exp() if noise else mean
+        return plan, log_density(plan, mean, log_std), self.actor(plan, image, features)
 
     def scaled(self, observation: Tensor) -> Tensor:
         """Observations as float images in [0, 1]."""
@@ -166,3 +181,36 @@ class SPACPolicy(BasePolicy):
         return super()._get_constructor_parameters() | {
             "lr_schedule": None, "widths": self.widths, "plan_channels": self.plan_channels,
             "critic_on": self.critic_on}
+
+
+class StateValuePolicy(SPACPolicy):
+    """Critics of the state alone, for PPO on the plan."""
+
+    def __init__(self, *args: Any, **kwargs: Any) -> None:
+        super().__init__(*args, **{**kwargs, "critic_on": "state"})
+
+
+class DeterministicPolicy(SPACPolicy):
+    """The plan is the planner's mean, explored with noise of a fixed deviation; the planner has a target too.
+
+    Args: exploration: that deviation.
+    """
+
+    def __init__(self, *args: Any, exploration: float = 0.3, **kwargs: Any) -> None:
+        super().__init__(*args, **kwargs)
+        self.exploration = exploration
+        self.target_planner = copy.deepcopy(self.planner).requires_grad_(False)
+
+    def act(self, image: Tensor, noise: bool) -> tuple[Tensor, Tensor, Tensor]:
+        """As SPACPolicy; the densities are 0."""
+        mean, _, features = self.planner(image)
+        plan = mean + self.exploration * torch.randn_like(mean) if noise else mean
+        return plan, torch.zeros(len(plan), device=plan.device), self.actor(plan, image, features)
+
+    def followed(self) -> Iterator[tuple[nn.Parameter, nn.Parameter]]:
+        """As SPACPolicy, and the planner."""
+        yield from super().followed()
+        yield from zip(self.planner.parameters(), self.target_planner.parameters(), strict=True)
+
+    def _get_constructor_parameters(self) -> dict[str, Any]:
+        return super()._get_constructor_parameters() | {"exploration": self.exploration}

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import time
 from collections import deque
+from collections.abc import Iterator
 from typing import Any, ClassVar
 
 import gymnasium as gym
@@ -22,6 +23,7 @@ from regagents.spac.policies import SPACPolicy
 from regenv.ops import regularity
 from regenv.ops.similarity import lncc
 from regenv.ops.warp import compose, warp_dense
+from regenv.tasks.termination import Never
 
 
 class SPAC(PolicyTrained, BaseAlgorithm):
@@ -48,6 +50,7 @@ class SPAC(PolicyTrained, BaseAlgorithm):
 
     policy_aliases: ClassVar[dict[str, type]] = {"CnnPolicy": SPACPolicy}  # type: ignore[assignment]
     policy: SPACPolicy
+    draws = True  # whether what is learnt from are drawn plans, or means
 
     def __init__(self, policy: str | type[SPACPolicy] = "CnnPolicy", env: Any = None, learning_rate: float = 5e-4,
                  critic_rate: float = 3e-4, batch_size: int = 32, lanes: int = 16, updates: int = 1,
@@ -93,9 +96,8 @@ class SPAC(PolicyTrained, BaseAlgorithm):
         """Train for ``total_timesteps`` environment steps of all lanes together; log every ``log_interval`` updates."""
         total, callbacks = self._setup_learn(total_timesteps, callback, reset_num_timesteps, tb_log_name, progress_bar)
         callbacks.on_training_start(locals(), globals())
-        env, steps = self._batch(), self.task().max_episode_steps
-        if self._replay is None:
-            self._replay = FieldReplay(self.buffer_size, 2 * self.lanes + self.buffer_size // steps, self.device)
+        task = self.task()
+        env, steps, may_end = self._batch(), task.max_episode_steps, not isinstance(task.termination, Never)
         losses: deque[dict[str, Tensor]] = deque(maxlen=log_interval)
         gains: deque[Tensor] = deque(maxlen=self._stats_window_size)
         begun, at_start, going = time.monotonic(), self.num_timesteps, True
@@ -104,58 +106,53 @@ class SPAC(PolicyTrained, BaseAlgorithm):
             options = {} if self.curriculum is None else self.curriculum.at(progress)
             observation, _ = env.reset(seed=self._episode_seed(), options=options)
             state: Any = env.unwrapped.state  # type: ignore[attr-defined]
-            places = self._replay.begin(state.pair.fixed, state.warped)
+            fixed, moving = state.pair.fixed, state.warped
             returns = torch.zeros((), device=self.device)
-            for _ in range(steps):
+            for step in range(steps):
                 with torch.no_grad(), self._mixed():
                     plan, _, field = self.policy.act(self.policy.scaled(observation), self.noise)
                 before = state.displacement
                 observation, reward, terminated, _, _ = env.step(field.float())
                 state = env.unwrapped.state  # type: ignore[attr-defined]
-                self._replay.add(places, before, state.displacement, plan, reward, terminated)
                 returns = returns + reward.mean()
                 self.num_timesteps += self.lanes
                 self._update_current_progress_remaining(self.num_timesteps, total)
-                if self._replay.size >= self.learning_starts:
-                    for _ in range(self.per_step):
-                        losses.append(self._update(self._replay.sample(self.batch_size), progress))
-                        if self.updates % log_interval == 0:
-                            self._log(losses, gains, begun, at_start)
+                self._set_rates(progress)
+                seen = Batch(fixed, moving, before, state.displacement, plan.float(), reward.float(),
+                             terminated.float())
+                for told in self._learnt_from(seen, step == 0, step == steps - 1):
+                    losses.append(told)
+                    if self.updates % log_interval == 0:
+                        self._log(losses, gains, begun, at_start)
                 callbacks.update_locals(locals())
                 going = callbacks.on_step()
-                if not going or terminated.any():
+                if not going or (may_end and terminated.any()):
                     break
             gains.append(returns)
         callbacks.on_training_end()
         return self
 
-    def _update(self, batch: Batch, progress: float) -> dict[str, Tensor]:
-        """One step of critics, planner, actor and temperature."""
-        self._set_rates(progress)
-        policy, alpha = self.policy, self.policy.log_alpha.exp().detach()
+    def _learnt_from(self, seen: Batch, first: bool, last: bool) -> Iterator[dict[str, Tensor]]:
+        """Updates after a step of all lanes, and what to log of each. Args: first, last: of the episodes."""
+        if self._replay is None:
+            episodes = 2 * self.lanes + self.buffer_size // self.task().max_episode_steps
+            self._replay = FieldReplay(self.buffer_size, episodes, self.device)
+        if first:
+            self._places = self._replay.begin(seen.fixed, seen.moving)
+        self._replay.add(self._places, seen.before, seen.after, seen.plan, seen.reward, seen.ended)
+        if self._replay.size >= self.learning_starts:
+            for _ in range(self.per_step):
+                yield self._update(self._replay.sample(self.batch_size))
+
+    def _update(self, batch: Batch) -> dict[str, Tensor]:
+        """One step of all that learns."""
         state = torch.cat([batch.fixed, warp_dense(batch.moving, batch.before)], 1)
         told: dict[str, Tensor] = {}
         loss = torch.zeros((), device=self.device)
         with self._mixed():
-            plan, density, field = policy.act(state, self.noise)
+            plan, density, field = self.policy.act(state, self.noise and self.draws)
         if self.rl:
-            judged = self._judged(batch.plan, state)
-            with torch.no_grad(), self._mixed():
-                after = torch.cat([batch.fixed, warp_dense(batch.moving, batch.after)], 1)
-                next_plan, next_density, next_field = policy.act(after, noise=True)
-                following = torch.stack([critic(after, self._of(next_plan, next_field)) for critic in policy.targets])
-                target = batch.reward + self.gamma * (1 - batch.ended) * (following.amin(0) - alpha * next_density)
-            with self._mixed():
-                values = [critic(state, judged) for critic in policy.critics]
-            critic_loss = torch.stack([F.mse_loss(value.float(), target.float()) for value in values]).mean()  # eq. 6
-            policy.critics.requires_grad_(False)
-            with self._mixed():
-                value = torch.stack([critic(state, self._of(plan, field)) for critic in policy.critics]).amin(0)
-            policy.critics.requires_grad_(True)
-            planner_loss = (alpha * density - value).mean()                                       # eq. 7
-            temperature = -(policy.log_alpha * (density.detach() + self.target_entropy)).mean()
-            loss = loss + critic_loss + planner_loss + temperature
-            told |= {"critic_loss": critic_loss, "planner_loss": planner_loss, "alpha": alpha}
+            loss, told = self._planning(batch, state, plan, density, field)
         if self.reg_coef:
             total = compose(batch.before, field.float())
             alike = lncc(batch.fixed, warp_dense(batch.moving, total), window=self.window).mean()
@@ -167,10 +164,39 @@ class SPAC(PolicyTrained, BaseAlgorithm):
         torch.nn.utils.clip_grad_norm_(self.policy.parameters(), 10.0)
         self.optimizer.step()
         with torch.no_grad():
-            for mine, theirs in zip(policy.critics.parameters(), policy.targets.parameters(), strict=True):
+            for mine, theirs in self.policy.followed():
                 theirs.lerp_(mine, self.tau)
         self.updates += 1
         return {name: value.detach() for name, value in told.items()}
+
+    def _planning(self, batch: Batch, state: Tensor, plan: Tensor, density: Tensor,
+                  field: Tensor) -> tuple[Tensor, dict[str, Tensor]]:
+        """Loss of critics, planner and temperature, and what to log of it: soft actor-critic on the plan."""
+        policy, alpha = self.policy, self.policy.log_alpha.exp().detach()
+        judged = self._judged(batch.plan, state)
+        with torch.no_grad(), self._mixed():
+            after = torch.cat([batch.fixed, warp_dense(batch.moving, batch.after)], 1)
+            next_plan, next_density, next_field = policy.act(after, noise=True)
+            following = torch.stack([critic(after, self._of(next_plan, next_field)) for critic in policy.targets])
+            target = batch.reward + self.gamma * (1 - batch.ended) * (following.amin(0) - alpha * next_density)
+        critic_loss = self._critic_loss(state, judged, target)                                    # eq. 6
+        planner_loss = (alpha * density - self._value(state, plan, field)).mean()                 # eq. 7
+        temperature = -(policy.log_alpha * (density.detach() + self.target_entropy)).mean()
+        return critic_loss + planner_loss + temperature, {
+            "critic_loss": critic_loss, "planner_loss": planner_loss, "alpha": alpha}
+
+    def _critic_loss(self, state: Tensor, judged: Tensor, target: Tensor) -> Tensor:
+        with self._mixed():
+            values = [critic(state, judged) for critic in self.policy.critics]
+        return torch.stack([F.mse_loss(value.float(), target.float()) for value in values]).mean()
+
+    def _value(self, state: Tensor, plan: Tensor, field: Tensor) -> Tensor:
+        """The lowest of the critics (B,), which learn nothing from it."""
+        self.policy.critics.requires_grad_(False)
+        with self._mixed():
+            value = torch.stack([critic(state, self._of(plan, field)) for critic in self.policy.critics]).amin(0)
+        self.policy.critics.requires_grad_(True)
+        return value
 
     def _judged(self, plan: Tensor, state: Tensor) -> Tensor:
         """What the critics look at, of stored plans."""

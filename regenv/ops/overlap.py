@@ -7,6 +7,7 @@ absent from either image (the rule of the Learn2Reg challenge), so that ``.nanme
 from __future__ import annotations
 
 from collections.abc import Sequence
+from functools import lru_cache
 
 import numpy as np
 import SimpleITK as sitk
@@ -25,7 +26,8 @@ def dice(labels_a: Tensor, labels_b: Tensor, classes: Sequence[int]) -> Tensor:
     Returns: (B, classes) float32 in [0, 1], NaN where a class is absent from either image.
     """
     _check(labels_a, labels_b, classes)
-    size_a, size_b, both = (overlap_counts_cpu if labels_a.device.type == "cpu" else _counts)(labels_a, labels_b, classes)
+    counts = overlap_counts_cpu if labels_a.device.type == "cpu" else _counts
+    size_a, size_b, both = counts(labels_a, labels_b, classes)
     present = (size_a > 0) & (size_b > 0)
     score = 2 * both / (size_a + size_b).clamp_min(1)
     return torch.where(present, score, torch.nan).to(torch.float32)
@@ -107,9 +109,17 @@ def _counts(labels_a: Tensor, labels_b: Tensor, classes: Sequence[int]) -> tuple
 def _class_index(labels: Tensor, classes: Sequence[int]) -> Tensor:
     """Each voxel's position in ``classes``, or ``len(classes)`` if its label is not among them; int64."""
     low, high = min(classes) - 1, max(classes) + 1
-    column = torch.full((high - low + 1,), len(classes), device=labels.device)
-    column[torch.tensor(classes, device=labels.device) - low] = torch.arange(len(classes), device=labels.device)
-    return column[labels.to(torch.int64).clamp(low, high) - low]
+    return _column(tuple(classes), labels.device)[labels.to(torch.int64).clamp(low, high) - low]
+
+
+@lru_cache(maxsize=64)
+@torch.inference_mode(False)
+def _column(classes: tuple[int, ...], device: torch.device) -> Tensor:
+    """Positions of the labels from one below the lowest class to one above the highest; kept on the device."""
+    low, high = min(classes) - 1, max(classes) + 1
+    column = torch.full((high - low + 1,), len(classes))
+    column[torch.tensor(classes) - low] = torch.arange(len(classes))
+    return column.to(device)
 
 
 def _bounding_box(mask: np.ndarray) -> tuple[slice, ...]:

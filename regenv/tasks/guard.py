@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
+from functools import lru_cache
 
 import torch
 from torch import Tensor
@@ -29,8 +30,7 @@ class FuzzyControl:
 
     def odds(self, value: Tensor) -> Tensor:
         """Ratio of the densities (..., P) for parameters that come to ``value`` (..., P); 1 or more: accepted."""
-        deviations = torch.tensor(self.deviations, dtype=value.dtype, device=value.device)
-        return torch.exp(self.k**2 / 2 - (value / deviations) ** 2 / 2)
+        return torch.exp(self.k**2 / 2 - (value / _kept(self.deviations, value.dtype, value.device)) ** 2 / 2)
 
     def accepted(self, pose: Tensor, delta: Tensor, chance: Tensor) -> Tensor:
         """Which parts of actions are let through, (B, A, P) bool; parts that move nothing always are.
@@ -40,3 +40,10 @@ class FuzzyControl:
         """
         up, down = chance[:, None, 0::2], chance[:, None, 1::2]
         return (delta == 0) | (torch.where(delta > 0, up, down) < self.odds(pose[:, None] + delta))
+
+
+@lru_cache(maxsize=16)
+@torch.inference_mode(False)
+def _kept(numbers: tuple[float, ...], dtype: torch.dtype, device: torch.device) -> Tensor:
+    """Numbers as a tensor that stays on the device."""
+    return torch.tensor(numbers, dtype=dtype, device=device)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import csv
 import json
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -112,6 +113,18 @@ def test_json_and_csv_hold_the_table(report: Report, tmp_path: Path) -> None:
         assert method["tre_p50_mm"] == float(line["tre_p50_mm"]) == np.percentile(row.errors_mm, 50)
         assert (method["success_low"], method["success_high"]) == wilson(
             sum(error <= report.success_mm for error in row.errors_mm), PAIRS)
+
+
+def test_reports_of_the_same_pairs_are_joined(report: Report) -> None:
+    newer = replace(report, rows=(replace(by_name(report, "initial"), errors_mm=(1.0,) * PAIRS),
+                                  Row("new", (2.0,) * PAIRS, 0.1)))
+    joined = Report.from_dict(json.loads(json.dumps(report.to_dict()))).joined(newer)
+    assert [row.method for row in joined.rows] == [*(row.method for row in report.rows), "new"]
+    assert joined.rows[0].errors_mm == (1.0,) * PAIRS and joined.rows[1:-1] == report.rows[1:]
+    with pytest.raises(ValueError, match=f"seed is {SEED} in one and 0 in the other"):
+        report.joined(replace(newer, seed=0))
+    with pytest.raises(ValueError, match="schema is 7"):
+        Report.from_dict({**report.to_dict(), "schema": 7})
 
 
 def test_failed_write_keeps_the_old_report(report: Report, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

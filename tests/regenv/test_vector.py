@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import copy
 from collections.abc import Callable
-from typing import Any
+from typing import Any, ClassVar
 
 import gymnasium as gym
 import numpy as np
@@ -12,11 +12,12 @@ import pytest
 import torch
 from gymnasium.vector import AutoresetMode
 from torch import Tensor
+from torch.utils._python_dispatch import TorchDispatchMode
 
 from regenv.registry import CATALOGUE
 from regenv.testing import check_vector_env
 from regenv.vector import RegistrationVectorEnv
-from tests.regenv.families import near, small, usual
+from tests.regenv.families import LINEAR, near, small, usual
 
 MODES = list(AutoresetMode)
 CONTINUOUS = "RegRigid2DContinuous-v0"
@@ -135,7 +136,7 @@ class Changed(RegistrationVectorEnv):
     def spoil(self, result: list[Any]) -> None: ...
 
     def step(self, actions: Any) -> tuple[Any, Any, Any, Any, dict[str, Any]]:
-        self.before = self._done.clone()
+        self.before = torch.from_numpy(self._done.copy())
         result = list(super().step(actions))
         self.spoil(result)
         return tuple(result)  # type: ignore[return-value]
@@ -260,7 +261,7 @@ def test_no_tensor_of_a_step_shares_memory_with_the_state_or_another(mode: Autor
     given = list(result[:4])
     for value in result[4].values():
         given += list(value.values()) if isinstance(value, dict) else [value]
-    held = [getattr(part, name) for part in (env.state, env.state.pair) for name in vars(part)] + [env._done]
+    held = [getattr(part, name) for part in (env.state, env.state.pair) for name in vars(part)] + [env._everyone]
     memory = [t.untyped_storage().data_ptr() for t in given]
     assert len(set(memory)) == len(memory)
     assert not set(memory) & {t.untyped_storage().data_ptr() for t in held if isinstance(t, Tensor)}
@@ -394,3 +395,61 @@ def test_render_is_none_unless_asked_for() -> None:
 @pytest.mark.parametrize("name", CATALOGUE)
 def test_every_id_keeps_the_contract_on_cuda(name: str) -> None:
     check_vector_env(name, device="cuda", tolerance=1.0 if "2D" in name else 1e-3, **small(name), **near(name))
+
+
+# --- the host -------------------------------------------------------------------------------------------------------
+
+class Waits(TorchDispatchMode):
+    """Notes operations that need the device's answer on the host: numbers read, sizes that depend on values."""
+
+    names: ClassVar[set[str]] = {"_local_scalar_dense", "nonzero", "masked_select", "_unique2", "equal", "is_nonzero"}
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.seen: list[str] = []
+
+    def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+        name = func._schema.name.split("::")[1]
+        masks = name == "index" and any(t is not None and t.dtype == torch.bool for t in args[1])
+        if name in self.names or masks:
+            self.seen.append(name)
+        return func(*args, **(kwargs or {}))
+
+
+DEFORMING = [name for name in CATALOGUE if name not in LINEAR]
+
+
+@pytest.mark.parametrize("name", DEFORMING)
+def test_a_step_of_a_deformation_reads_nothing_from_the_device(name: str) -> None:
+    env = make(name, autoreset_mode="Disabled", max_episode_steps=9)
+    env.reset(seed=0)
+    actions = torch.as_tensor(env.action_space.sample())
+    env.step(actions)  # what is looked up once
+    with Waits() as waits:
+        env.step(actions)
+        env.step(actions)
+    assert waits.seen == ["_local_scalar_dense"] * 2  # the check of the actions, which is made on the CPU only
+
+
+def test_the_watch_notices_what_waits() -> None:
+    with Waits() as waits:
+        values = torch.arange(3)
+        float(values[0])
+        values[values > 1]
+        torch.unique(values)
+    assert {"_local_scalar_dense", "index", "_unique2"} <= set(waits.seen)
+
+
+@pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a CUDA device")
+@pytest.mark.parametrize("name", DEFORMING)
+def test_a_step_of_a_deformation_does_not_wait_for_cuda(name: str) -> None:
+    env = make(name, autoreset_mode="Disabled", max_episode_steps=9, device="cuda")
+    env.reset(seed=0)
+    actions = torch.as_tensor(env.action_space.sample(), device="cuda")
+    env.step(actions)
+    torch.cuda.set_sync_debug_mode("error")
+    try:
+        env.step(actions)
+        env.step(actions)
+    finally:
+        torch.cuda.set_sync_debug_mode("default")

@@ -1,0 +1,106 @@
+"""SPAC with other reinforcement learning on the plan: the comparisons of Luo et al. 2022, table 2 and figure 7."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from dataclasses import dataclass, fields
+from typing import Any, ClassVar
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+
+from regagents.common.replay import Batch
+from regagents.spac.policies import DeterministicPolicy, StateValuePolicy, log_density
+from regagents.spac.spac import SPAC
+from regenv.ops.warp import warp_dense
+
+
+class DDPGModified(SPAC):
+    """Deep deterministic policy gradients (Lillicrap et al. 2015) in place of soft actor-critic: the planner's mean is
+    the plan, explored with noise; one critic, and targets of critic and planner. The rest, and the arguments, are
+    SPAC's."""
+
+    policy_aliases: ClassVar[dict[str, type]] = {"CnnPolicy": DeterministicPolicy}  # type: ignore[assignment]
+    policy: DeterministicPolicy
+    draws = False
+
+    def _planning(self, batch: Batch, state: Tensor, plan: Tensor, density: Tensor,
+                  field: Tensor) -> tuple[Tensor, dict[str, Tensor]]:
+        policy = self.policy
+        with torch.no_grad(), self._mixed():
+            after = torch.cat([batch.fixed, warp_dense(batch.moving, batch.after)], 1)
+            following = policy.targets[0](after, policy.target_planner(after)[0])
+            target = batch.reward + self.gamma * (1 - batch.ended) * following
+        critic_loss = self._critic_loss(state, batch.plan, target)
+        planner_loss = -self._value(state, plan, field).mean()
+        return critic_loss + planner_loss, {"critic_loss": critic_loss, "planner_loss": planner_loss}
+
+
+@dataclass(frozen=True)
+class Rated(Batch):
+    """Transitions with what PPO needs: the plan's log density when it was drawn, its advantage, and the return."""
+
+    density: Tensor
+    advantage: Tensor
+    earned: Tensor
+
+
+class PPOModified(SPAC):
+    """Proximal policy optimisation (Schulman et al. 2017) in place of soft actor-critic: every batch of episodes is
+    learnt from for some epochs and then forgotten. The rest, and the other arguments, are SPAC's.
+
+    Args: epochs: of a batch of episodes; clip: of the ratio of densities; gae_lambda: of the advantages.
+    """
+
+    policy_aliases: ClassVar[dict[str, type]] = {"CnnPolicy": StateValuePolicy}  # type: ignore[assignment]
+
+    def __init__(self, *args: Any, epochs: int = 2, clip: float = 0.2, gae_lambda: float = 0.95,
+                 **kwargs: Any) -> None:
+        self.epochs, self.clip, self.gae_lambda = epochs, clip, gae_lambda
+        super().__init__(*args, **kwargs)
+
+    def _learnt_from(self, seen: Batch, first: bool, last: bool) -> Iterator[dict[str, Tensor]]:
+        self._played: list[Batch] = [*([] if first else self._played), seen]
+        if last:
+            rated = self._rated(self._played)
+            for _ in range(self.epochs):
+                for rows in torch.randperm(len(rated.reward)).split(self.batch_size):
+                    yield self._update(rated.rows(rows))
+
+    @torch.no_grad()
+    def _rated(self, played: list[Batch]) -> Rated:
+        """The steps of all lanes as one batch, with generalised advantages (Schulman et al. 2016)."""
+        densities, values, nexts = [], [], []
+        for step in played:
+            with self._mixed():
+                state = torch.cat([step.fixed, warp_dense(step.moving, step.before)], 1)
+                after = torch.cat([step.fixed, warp_dense(step.moving, step.after)], 1)
+                mean, log_std, _ = self.policy.planner(state)
+                values.append(self._worth(state))
+                nexts.append(self._worth(after))
+            densities.append(log_density(step.plan, mean.float(), log_std.float()))
+        ahead, advantages = torch.zeros_like(values[0]), []
+        for step, value, following in zip(reversed(played), reversed(values), reversed(nexts), strict=True):
+            surprise = step.reward + self.gamma * (1 - step.ended) * following - value
+            ahead = surprise + self.gamma * self.gae_lambda * (1 - step.ended) * ahead
+            advantages.append(ahead)
+        advantage, value = torch.cat(advantages[::-1]), torch.cat(values)
+        whole = {f.name: torch.cat([getattr(step, f.name) for step in played]) for f in fields(Batch)}
+        return Rated(**whole, density=torch.cat(densities), earned=advantage + value,
+                     advantage=(advantage - advantage.mean()) / (advantage.std() + 1e-8))
+
+    def _worth(self, state: Tensor) -> Tensor:
+        """The value of states (B,): the mean of both critics."""
+        return torch.stack([critic(state, state) for critic in self.policy.critics]).mean(0).float()
+
+    def _planning(self, batch: Batch, state: Tensor, plan: Tensor, density: Tensor,
+                  field: Tensor) -> tuple[Tensor, dict[str, Tensor]]:
+        assert isinstance(batch, Rated)
+        with self._mixed():
+            mean, log_std, _ = self.policy.planner(state)
+            worth = self._worth(state)
+        ratio = (log_density(batch.plan, mean.float(), log_std.float()) - batch.density).exp()
+        gain = torch.minimum(ratio * batch.advantage, ratio.clamp(1 - self.clip, 1 + self.clip) * batch.advantage)
+        planner_loss, critic_loss = -gain.mean(), F.mse_loss(worth, batch.earned)
+        return planner_loss + critic_loss, {"critic_loss": critic_loss, "planner_loss": planner_loss}
