@@ -19,7 +19,7 @@ from regenv.transforms.rigid import homogeneous, invert_affine
 
 Memory = tuple[Tensor, Tensor]
 THRESHOLDS = 41  # looked at
-LEFT = (0, 2, 4, 7, 10)  # steps to the nearest pose, at which look-ahead is tried
+LEFT = (0, 10)  # steps to the nearest pose, at which look-ahead is tried
 FEEDFORWARD = 128  # width of the dense layer that stands in for the LSTM ("CNN-LME")
 
 
@@ -95,15 +95,20 @@ def chosen(logits: Tensor, deterministic: bool, generator: torch.Generator | Non
 class Lookahead:
     """Monte Carlo roll-outs from where the value says that the images are aligned (Sun et al. 2018, eq. 5).
 
-    Args: rollouts: trajectories, all of them one batch; depth: steps of each; seed: of their actions.
+    The value tells the neighbourhood of alignment, but hardly the last pixels of the way. So the policy goes on for
+    some steps, until it moves to and fro about its optimum, and only then the roll-outs begin.
+
+    Args: rollouts: trajectories, all of them one batch; depth: steps of each; settle: steps of the policy before them;
+    seed: of their actions.
     """
 
     rollouts: int = 20
     depth: int = 10
+    settle: int = 100
     seed: int = 0
 
     def __call__(self, policy: A3CPolicy, core: RegistrationCore, state: EpisodeState, memory: Memory) -> Tensor:
-        """Poses (B, P): the mean of where the trajectories end, weighted by the sum of the values along each.
+        """Poses (B, P): the mean of where the trajectories pass, weighted by the sum of the values along each.
 
         The first action is drawn uniformly, the others by the policy. Poses are averaged relative to the present
         estimate (translation, scale, cos and sin of the angle; in 3D the rotation nearest to the mean matrix), so that
@@ -112,20 +117,20 @@ class Lookahead:
         generator = torch.Generator().manual_seed(self.seed)
         each = torch.arange(state.lanes).repeat_interleave(self.rollouts)
         walk, held = state.select(each), (memory[0][each], memory[1][each])
-        total = torch.zeros(len(each))
+        transform = core.task.transform
+        here = transform.matrix(state.pose)
+        back, total, passed = invert_affine(here)[each], torch.zeros(len(each)), []
         for depth in range(self.depth):
             logits, value, held = policy(core.observe(walk), held)
             action = chosen(torch.zeros_like(logits) if depth == 0 else logits, False, generator)
             walk = core.step(walk, action)[0]
             total = total + value
+            passed.append(matmul(back, transform.matrix(walk.pose)).unflatten(0, (-1, self.rollouts)))
         total = total + policy(core.observe(walk), held)[1]
         weight = total.clamp(min=0).view(-1, self.rollouts).double()
         weight = torch.where(weight.sum(1, keepdim=True) > 0, weight, 1.0)
-        transform = core.task.transform
-        here = transform.matrix(state.pose)
-        relative = matmul(invert_affine(here)[each], transform.matrix(walk.pose)).unflatten(0, (-1, self.rollouts))
-        mean = weighted_mean(relative, weight / weight.sum(1, keepdim=True))
-        return transform.parameters(matmul(here, mean))
+        weight = (weight / (self.depth * weight.sum(1, keepdim=True))).repeat(1, self.depth)
+        return transform.parameters(matmul(here, weighted_mean(torch.cat(passed, 1), weight)))
 
 
 def weighted_mean(maps: Tensor, weight: Tensor) -> Tensor:
@@ -148,28 +153,28 @@ def play(policy: A3CPolicy, core: RegistrationCore, state: EpisodeState, thresho
          lookahead: Lookahead | None = None) -> tuple[EpisodeState, Tensor]:
     """Register every lane: the most probable action until the value reaches ``threshold`` or ``steps`` are taken.
 
-    Args: lookahead: replaces the pose of a lane that reached the threshold.
+    Args: lookahead: a lane that has reached the threshold goes on for its ``settle`` steps; then, as at the last step,
+    its mean replaces the pose.
     Returns: the episodes where each lane ended, and which lanes (B,) reached the threshold.
     """
     memory, reached = policy.begin(state.lanes), torch.zeros(state.lanes, dtype=torch.bool)
-    lanes, final = torch.arange(state.lanes), state.pose.clone()
-    running = state
-    for step in range(steps + 1):
+    lanes, final, settle = torch.arange(state.lanes), state.pose.clone(), lookahead.settle if lookahead else 0
+    due, running = torch.full((state.lanes,), steps), state
+    for step in range(steps + settle + 1):
         logits, value, memory = policy(core.observe(running), memory)
-        there = value >= threshold
-        if there.any():
-            arrived = running.select(there)
-            held = memory[0][there], memory[1][there]
-            final[lanes[there]] = arrived.pose if lookahead is None else lookahead(policy, core, arrived, held)
-            reached[lanes[there]] = True
-            running, lanes, logits = running.select(~there), lanes[~there], logits[~there]
-            memory = memory[0][~there], memory[1][~there]
-        if step == steps or not len(lanes):
+        there = (value >= threshold) & ~reached[lanes]
+        due[lanes[there]], reached[lanes[there]] = step + settle, True
+        over = due[lanes] <= step
+        if over.any():
+            ended = running.select(over)
+            held = memory[0][over], memory[1][over]
+            final[lanes[over]] = ended.pose if lookahead is None else lookahead(policy, core, ended, held)
+            running, lanes, logits = running.select(~over), lanes[~over], logits[~over]
+            memory = memory[0][~over], memory[1][~over]
+        if not len(lanes):
             break
         running = core.step(running, logits.argmax(1))[0]
-    final[lanes] = running.pose
-    ended = core.begin(state.pair, final, state.anchor)
-    return replace(ended, steps=state.steps), reached
+    return replace(core.begin(state.pair, final, state.anchor), steps=state.steps), reached
 
 
 @torch.inference_mode()

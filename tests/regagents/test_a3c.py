@@ -25,7 +25,7 @@ import regenv  # noqa: F401
 from regagents import presets
 from regagents.a3c import A3C, A3CPolicy, Lookahead, play
 from regagents.a3c.a3c import Player, Recipe, WorkerError, a3c_loss, shared_adam
-from regagents.a3c.policies import best_threshold, weighted_mean
+from regagents.a3c.policies import LEFT, best_threshold, weighted_mean
 from regagents.train import load, train
 from regenv.core import RegistrationCore
 from regenv.registry import build
@@ -220,6 +220,21 @@ def test_play_stops_at_the_threshold_or_the_limit() -> None:
     torch.testing.assert_close(ended.pose[:, 0] - state.pose[:, 0], torch.full((3,), 10 * pixel, dtype=torch.float64))
 
 
+@pytest.mark.parametrize(("threshold", "steps", "settled"), [(4.0, 10, 3 + 6), (99.0, 10, 10)])
+def test_lookahead_begins_after_the_policy_has_settled(threshold: float, steps: int, settled: int) -> None:
+    """The puppet's value counts its steps: 3 of them to the threshold, then 6; or all that there are."""
+    core, state = started(3)
+    look = Lookahead(rollouts=4, depth=2, settle=6, seed=1)
+    ended, reached = play(Puppet(0), core, state, threshold, steps, look)  # type: ignore[arg-type]
+    assert reached.tolist() == [threshold == 4.0] * 3
+    memory = Puppet(0).begin(3)
+    for _ in range(settled):
+        memory = Puppet(0)(core.observe(state), memory)[2]
+        state = core.step(state, torch.zeros(3, dtype=torch.int64))[0]
+    expected = look(Puppet(0), core, state, memory)  # type: ignore[arg-type]
+    torch.testing.assert_close(ended.pose, expected)
+
+
 def test_the_best_threshold_ends_where_the_error_is_smallest() -> None:
     """The puppet shifts by a pixel a step and its value counts the steps: brute force over every step to end at."""
     core, state = started(4)
@@ -234,14 +249,14 @@ def test_the_best_threshold_ends_where_the_error_is_smallest() -> None:
 def test_the_threshold_with_lookahead_lies_some_steps_before_the_nearest_pose() -> None:
     """The puppet's value counts its steps: of the thresholds tried none ends nearer, by playing each of them."""
     core, state = started(6)
-    look = Lookahead(rollouts=5, depth=2, seed=1)
+    look = Lookahead(rollouts=5, depth=2, settle=3, seed=1)
     threshold = best_threshold(Puppet(1), core, state, 30, look)  # type: ignore[arg-type]
     walk, errors = state, []
     for _ in range(31):
         errors.append(walk.distance)
         walk = core.step(walk, torch.full((6,), 1))[0]
     nearest = torch.stack(errors).argmin(0)
-    tried = [float((nearest - left).clamp(min=0).median()) + 1 for left in (0, 2, 4, 7, 10)]
+    tried = [float((nearest - left).clamp(min=0).median()) + 1 for left in LEFT]
     assert threshold in tried
     ends = {each: play(Puppet(1), core, state, each, 30, look)[0].distance.mean().item() for each in tried}  # type: ignore[arg-type]
     assert ends[threshold] == min(ends.values())
@@ -269,15 +284,14 @@ def test_lookahead_is_one_uniform_step_and_then_the_policy() -> None:
     deltas = torch.from_numpy(core.task.actions.deltas)
     transform = core.task.transform
     for lane in range(2):
-        ends = []
+        passed = []
         for action in first[20 * lane:20 * lane + 20].tolist():
-            pose = transform.apply(state.pose[lane], deltas[action])
-            for _ in range(9):
-                pose = transform.apply(pose, deltas[0])
-            here = transform.matrix(state.pose[lane]).inverse()
-            ends.append(transform.parameters((transform.matrix(pose).inverse() @ here.inverse()).inverse()))
-        mean = torch.stack(ends).mean(0)
-        angles = torch.deg2rad(torch.stack(ends)[:, 2])
+            pose, here = state.pose[lane], transform.matrix(state.pose[lane]).inverse()
+            for step in range(10):
+                pose = transform.apply(pose, deltas[0 if step else action])
+                passed.append(transform.parameters((transform.matrix(pose).inverse() @ here.inverse()).inverse()))
+        mean = torch.stack(passed).mean(0)
+        angles = torch.deg2rad(torch.stack(passed)[:, 2])
         mean[2] = torch.rad2deg(torch.atan2(angles.sin().mean(), angles.cos().mean()))
         pushed = transform.matrix(mean).inverse() @ transform.matrix(state.pose[lane]).inverse()
         torch.testing.assert_close(ahead[lane], transform.parameters(pushed.inverse()), rtol=0, atol=1e-8)
