@@ -161,7 +161,7 @@ def main(argv: Sequence[str] | None = None) -> int:
             name for name in ROWS if name in plain or resolve(name.removesuffix("+mc")).is_file()]
         stored = arguments.out.with_suffix(".json")
         reports = ({name: Report.from_dict(plain) for name, plain in json.loads(stored.read_text()).items()}
-                   if arguments.add else {})
+                   if arguments.add and stored.is_file() else {})
         ROWS.update({name: name for name in methods if name not in ROWS})
         for name in arguments.sets:
             kwargs = {"source": HELD_OUT, "perturbation": name, "max_episode_steps": STEPS}

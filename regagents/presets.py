@@ -22,9 +22,10 @@ def similarity(init: str, steps: int, reward: str, limit: int = 500, **algorithm
             "init": init, "steps": steps}
 
 
-def organs(env: str, shrink: int | list[int], steps: int, **algorithm: Any) -> dict[str, Any]:
+def organs(env: str, shrink: int | list[int], steps: int, turn: float = 0.0, **algorithm: Any) -> dict[str, Any]:
     """A DSL agent of Krebs et al. 2017."""
-    return {"env": env, "env_kwargs": {"source": {"name": "organs", "composition": "dense"}, "targets": "unit"},
+    source = {"name": "organs", "composition": "dense", **({"turn": turn} if turn else {})}
+    return {"env": env, "env_kwargs": {"source": source, "targets": "unit"},
             "policy": "DualStreamPolicy", "policy_kwargs": {"features_extractor_kwargs": {"shrink": shrink}},
             "algorithm": {"sampler_kwargs": {"wander": 0.8}, "batch_size": 65, **algorithm}, "steps": steps}
 
@@ -96,5 +97,7 @@ PRESETS: dict[str, dict[str, Any]] = {
     "digits-spac": digits(200_000),
     "digits-oneshot": digits(100_000, limit=1, rl=False, noise=False),
     "organ2d": organs("RegSDM2D-v0", 2, 600_000),
-    "organ3d": organs("RegSDM3D-v0", [2, 3, 3], 300_000, repose=8),
+    "organ3d-straight": organs("RegSDM3D-v0", [2, 3, 3], 300_000, repose=8),
+    "organ3d": {**organs("RegSDM3D-v0", [2, 3, 3], 150_000, turn=7.0, repose=8, learning_rate=5e-4),
+                "init": "runs/organ3d-straight/organ3d-straight.safetensors"},
 }

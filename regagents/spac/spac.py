@@ -43,6 +43,8 @@ class SPAC(PolicyTrained, BaseAlgorithm):
         rl: False trains by the registration loss alone (the paper's "without RL").
         reg_coef: weight of the registration loss; 0 is the paper's "without registration loss".
         smooth: lambda of eq. 4, on the mean squared gradient of the accumulated field, voxels.
+        smooth_step: the same on the step's own field, as in the released code. Without it the actor, which does not see
+            the accumulated field, never comes to rest, and the roughness that a step cannot take back adds up.
         window: of the local correlation.
         noise: whether plans are drawn; False takes their means, as a one-shot network does.
         curriculum: see Curriculum. decay: whether the rates fall linearly to zero. amp: bfloat16 networks.
@@ -55,8 +57,8 @@ class SPAC(PolicyTrained, BaseAlgorithm):
     def __init__(self, policy: str | type[SPACPolicy] = "CnnPolicy", env: Any = None, learning_rate: float = 5e-4,
                  critic_rate: float = 3e-4, batch_size: int = 32, lanes: int = 16, updates: int = 1,
                  buffer_size: int = 8_000, learning_starts: int = 640, gamma: float = 0.99, tau: float = 0.005,
-                 rl: bool = True, reg_coef: float = 1.0, smooth: float = 0.1,
-                 window: int = 9, noise: bool = True,
+                 rl: bool = True, reg_coef: float = 1.0, smooth: float = 0.1, smooth_step: float = 0.0, window: int = 9,
+                 noise: bool = True,
                  curriculum: Curriculum | None = None, decay: bool = True, amp: bool = False,
                  policy_kwargs: dict[str, Any] | None = None, stats_window_size: int = 100,
                  tensorboard_log: str | None = None, verbose: int = 0, seed: int | None = None, device: str = "cpu",
@@ -69,7 +71,8 @@ class SPAC(PolicyTrained, BaseAlgorithm):
             raise ValueError("SPAC: rl is False and reg_coef is 0; nothing would be learnt.")
         self.critic_rate, self.batch_size, self.lanes, self.per_step = critic_rate, batch_size, lanes, updates
         self.buffer_size, self.learning_starts, self.gamma, self.tau = buffer_size, learning_starts, gamma, tau
-        self.rl, self.reg_coef, self.smooth, self.window, self.noise = rl, reg_coef, smooth, window, noise
+        self.rl, self.reg_coef, self.window, self.noise = rl, reg_coef, window, noise
+        self.smooth, self.smooth_step = smooth, smooth_step
         self.curriculum, self.decay, self.amp = curriculum, decay, amp
         super().__init__(policy, env, learning_rate, policy_kwargs=policy_kwargs, stats_window_size=stats_window_size,
                          tensorboard_log=tensorboard_log, verbose=verbose, device=device, seed=seed,
@@ -156,8 +159,8 @@ class SPAC(PolicyTrained, BaseAlgorithm):
         if self.reg_coef:
             total = compose(batch.before, field.float())
             alike = lncc(batch.fixed, warp_dense(batch.moving, total), window=self.window).mean()
-            rough = regularity.diffusion(total).mean()
-            loss = loss + self.reg_coef * (self.smooth * rough - alike)                           # eq. 8
+            rough, rough_step = regularity.diffusion(total).mean(), regularity.diffusion(field.float()).mean()
+            loss = loss + self.reg_coef * (self.smooth * rough + self.smooth_step * rough_step - alike)  # eq. 8
             told |= {"lncc": alike, "roughness": rough}
         self.optimizer.zero_grad(set_to_none=True)
         loss.backward()

@@ -14,8 +14,19 @@ from regenv.data import ground_truth
 from regenv.data.ground_truth import SURFACE_POINTS, GroundTruth
 from regenv.data.organs import ORGAN, Population, population, surface_points
 from regenv.data.pairs import PairBatch
+from regenv.data.perturb import about
 from regenv.grid import Grid
-from regenv.ops.warp import compose, invert, warp_dense, warp_through
+from regenv.ops.warp import (
+    affine_coordinates,
+    compose,
+    identity,
+    invert,
+    matmul,
+    transform_points,
+    warp_dense,
+    warp_through,
+)
+from regenv.transforms.rigid import Rigid, invert_affine
 
 SPLITS = ("train", "test")
 KINDS = ("synthetic", "real")
@@ -40,6 +51,8 @@ class OrganPairs:
         intra: share of synthetic pairs of one subject with itself.
         spread: of the synthetic deformations, standard deviations are scaled by it; times the difficulty.
         composition: "opposite" or "dense".
+        turn: standard deviation, degrees, of rotations about every axis by which both images of a synthetic pair are
+            turned together, as perfect rigid alignment turns real ones; needs the dense composition.
         alignment: "translation", from the intensities, or "labels", perfect rigid alignment (the paper's 3-D*).
     """
 
@@ -49,6 +62,7 @@ class OrganPairs:
     intra: float = 0.5
     spread: float = 1.0
     composition: str = "opposite"
+    turn: float = 0.0
     alignment: str = "translation"
 
     def __post_init__(self) -> None:
@@ -60,6 +74,9 @@ class OrganPairs:
         if not 0 <= self.intra <= 1 or not self.spread >= 0:
             raise ValueError(f"organs: intra is {self.intra} and spread {self.spread}; intra must lie in [0, 1], "
                              "spread must not be negative.")
+        if not self.turn >= 0 or (self.turn and self.composition != "dense"):
+            raise ValueError(f"organs: turn is {self.turn} with composition {self.composition!r}; it must not be "
+                             "negative, and turned pairs need composition='dense'.")
         if self.split == "test" and self.kind == "synthetic":
             raise ValueError("organs: kind is 'synthetic'; deformations between test subjects are not known, "
                              "use kind='real'.")
@@ -111,7 +128,10 @@ class OrganPairs:
         else:
             between = torch.where(torch.from_numpy(own).view(-1, *(1,) * (self.ndim + 1)), 0.0,
                                   model.displacement(theta_mn))
-            target = model.project(compose(invert(u_b, INVERSIONS), compose(between, u_c)))
+            u_t = compose(invert(u_b, INVERSIONS), compose(between, u_c))
+            if self.turn:
+                u_b, u_c, u_t = turned(rngs, self.turn * difficulty, people.grid, u_b, u_c, u_t)
+            target = model.project(u_t)
         organs = (people.labels == ORGAN).to(torch.int16)
         matrix = torch.eye(self.ndim + 1, dtype=torch.float64).expand(len(rngs), -1, -1)
         fixed_labels, moving_labels = (warp_through(organs[which], matrix, field, people.grid.shape, "nearest")
@@ -137,6 +157,28 @@ class OrganPairs:
                          landmarks=to_world(points), targets=None if targets is None else to_world(targets),
                          fixed_labels=fixed_labels, moving_labels=moving_labels,
                          target_pose=None if target_pose is None else target_pose.to(torch.float64))
+
+
+def turned(rngs: Sequence[np.random.Generator], degrees: float, grid: Grid, u_b: Tensor, u_c: Tensor,
+           u_t: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+    """Fields of ``T_b o R``, ``T_c o R`` and ``R^-1 o T o R`` for random rotations R about the grid's centre.
+
+    If ``I_m o T_b o T = I_n o T_c``, then the last aligns the moving image of the first with the fixed image of the
+    second.
+
+    Args: degrees: standard deviation about every axis; fields (B, D, *shape), voxels.
+    """
+    motion = Rigid(grid.ndim)
+    angles = np.stack([rng.normal(0.0, degrees, len(motion.names) - grid.ndim) for rng in rngs])
+    pose = np.concatenate([np.zeros((len(rngs), grid.ndim)), angles], 1)
+    through = matmul(matmul(torch.from_numpy(grid.world_to_voxel), about(grid.center, motion.matrix(
+        torch.from_numpy(pose)))), torch.from_numpy(grid.voxel_to_world))
+    still = identity(grid.shape)
+    turn = affine_coordinates(through, grid.shape).movedim(-1, 1) - still
+    u_b, u_c, u_t = (compose(u, turn) for u in (u_b, u_c, u_t))
+    moved = (still + u_t).flatten(2).transpose(1, 2)
+    back = transform_points(invert_affine(through).to(moved.dtype), moved)
+    return u_b, u_c, back.transpose(1, 2).unflatten(2, grid.shape) - still
 
 
 @lru_cache(maxsize=2)

@@ -17,10 +17,10 @@ import regenv
 from regenv.core import RegistrationCore
 from regenv.data import ground_truth
 from regenv.data.ground_truth import CONTROL_VOXELS, MODELS, GroundTruth, pairs_of, register
-from regenv.data.organ_pairs import OrganPairs, composition_error
+from regenv.data.organ_pairs import OrganPairs, composition_error, turned
 from regenv.data.organs import ORGAN, population
 from regenv.ops import bspline, overlap
-from regenv.ops.warp import warp_dense, warp_through
+from regenv.ops.warp import compose, identity, warp_dense, warp_through
 from regenv.registry import build
 from regenv.transforms.sdm import ModelError
 
@@ -85,10 +85,10 @@ def test_ground_truth_files_come_back_and_damaged_ones_are_named(tmp_path: Path)
 # --- pairs ----------------------------------------------------------------------------------------------------------
 
 @NDIM
-@pytest.mark.parametrize("composition", ["opposite", "dense"])
-def test_the_known_deformation_aligns_a_subject_with_itself(ndim: int, composition: str) -> None:
+@pytest.mark.parametrize(("composition", "turn"), [("opposite", 0.0), ("dense", 0.0), ("dense", 8.0)])
+def test_the_known_deformation_aligns_a_subject_with_itself(ndim: int, composition: str, turn: float) -> None:
     """Small deformations of one subject: moving, seen through the target, is the fixed image (no warp is exact)."""
-    source = OrganPairs(ndim, intra=1.0, spread=0.1, composition=composition)
+    source = OrganPairs(ndim, intra=1.0, spread=0.1, composition=composition, turn=turn)
     core = core_of(ndim, source=source, fuzzy=False)
     state = core.reset(generators(4))
     pair = state.pair
@@ -108,6 +108,21 @@ def test_synthetic_pairs_of_two_subjects_align_their_organs(ndim: int) -> None:
     start = overlap.mean_dice(state.pair.fixed_labels, state.pair.moving_labels, state.pair.classes)
     ended = core.info(core.begin(state.pair, state.pair.target_pose))["dice"]
     assert ended.mean() > start.mean() + 0.05 and ended.mean() > 0.85
+
+
+@NDIM
+def test_turned_pairs_are_rotated_whole_and_their_deformation_with_them(ndim: int) -> None:
+    """R(T'(x)) = T(R(x)); R, which is what nothing becomes, keeps distances in mm."""
+    model, grid = ground_truth.shipped(ndim).model, population(ndim).grid
+    field = model.displacement(0.2 * model.sample(generators(3)))
+    turn, _, turned_field = turned(generators(3), 10.0, grid, torch.zeros_like(field), field, field)
+    inner = (slice(None), slice(None), *(slice(n // 4, n - n // 4) for n in grid.shape))
+    gap = (compose(turn, turned_field) - compose(field, turn))[inner]
+    assert gap.abs().max() < 0.01 < turn.abs().max()
+    points = (identity(grid.shape) + turn).double() * torch.tensor(grid.spacing[::-1]).view(-1, *(1,) * ndim)
+    for axis, step in enumerate(grid.spacing[::-1]):
+        edges = points.diff(dim=axis + 2).norm(dim=1)
+        torch.testing.assert_close(edges, torch.full_like(edges, step), rtol=0, atol=1e-4)
 
 
 def test_both_ways_of_composing_agree_for_small_deformations() -> None:
@@ -143,7 +158,7 @@ def test_splits_share_no_subject() -> None:
 @pytest.mark.parametrize(("arguments", "words"), [
     ({"split": "validation"}, "split is 'validation'"), ({"kind": "imagined"}, "kind is 'imagined'"),
     ({"intra": 2.0}, "intra is 2.0"), ({"split": "test", "kind": "synthetic"}, "use kind='real'"),
-    ({"composition": "none"}, "composition is 'none'")])
+    ({"composition": "none"}, "composition is 'none'"), ({"turn": 5.0}, "turn is 5.0 with composition 'opposite'")])
 def test_wrong_sources_are_named(arguments: dict[str, Any], words: str) -> None:
     with pytest.raises(ValueError, match=words):
         build("RegSDM2D-v0", source={"name": "organs", **arguments})
