@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import math
+from collections import deque
+from collections.abc import Iterator
 from dataclasses import dataclass
 from typing import Any, Protocol
 
@@ -13,7 +15,6 @@ from torch import Tensor
 
 from regagents.classical.common import to_sitk
 from regagents.common.threads import one_thread
-from regagents.dsl import DSL
 from regenv.core import RegistrationCore
 from regenv.grid import Grid
 from regenv.ops import overlap, regularity
@@ -27,18 +28,24 @@ class Search(Protocol):
     def register(self, fixed: sitk.Image, moving: sitk.Image) -> np.ndarray: ...
 
 
-@one_thread()
-@torch.inference_mode()
-def deform(agent: DSL, core: RegistrationCore, state: EpisodeState, steps: int | None = None) -> EpisodeState:
-    """The episodes after an agent's ``steps`` (default the task's limit) on every lane; rejected actions are not taken.
+def walk(agent: Any, core: RegistrationCore, state: EpisodeState, steps: int | None = None) -> Iterator[EpisodeState]:
+    """The episodes after each of an agent's ``steps`` (default the task's limit) on every lane.
 
-    Policies with ``best_odds`` choose among their best actions by chance.
+    Args: agent: with a DSL policy, which takes no rejected action and chooses among its best by chance where it has
+    ``best_odds``; or with a SPAC policy, which takes the mean plan.
     """
     for _ in range(steps or core.task.max_episode_steps):
-        action = agent.policy._predict(  # type: ignore[call-arg, operator]
-            core.observe(state), False, core.action_mask(state))
+        mask = core.action_mask(state)
+        action = agent.policy._predict(core.observe(state), True, *(() if mask is None else (mask,)))
         state = core.step(state, action)[0]
-    return state
+        yield state
+
+
+@one_thread()
+@torch.inference_mode()
+def deform(agent: Any, core: RegistrationCore, state: EpisodeState, steps: int | None = None) -> EpisodeState:
+    """The last of the episodes that :func:`walk` gives."""
+    return deque(walk(agent, core, state, steps), maxlen=1).pop()
 
 
 def searched(search: Search, state: EpisodeState, grid: Grid) -> Tensor:

@@ -30,10 +30,31 @@ def organs(env: str, shrink: int | list[int], steps: int, turn: float = 0.0, **a
             "algorithm": {"sampler_kwargs": {"wander": 0.8}, "batch_size": 65, **algorithm}, "steps": steps}
 
 
-def digits(steps: int, limit: int = 20, **algorithm: Any) -> dict[str, Any]:
-    """A SPAC agent of Luo et al. 2022 on digits, or one of its comparisons."""
-    return {"agent": "SPAC", "env": "RegDenseDigits-v0", "env_kwargs": {"max_episode_steps": limit},
-            "algorithm": {"learning_rate": 1e-3, **algorithm}, "steps": steps}
+PAPER_SIZE: dict[int, dict[str, Any]] = {  # of the networks in Luo et al. 2022: 107 K parameters in 2D, 459 K in 3D
+    2: {"plan_channels": 8}, 3: {"widths": [16, 32, 32, 32, 32], "plan_channels": 29}}
+SPAC_VARIANTS: dict[str, tuple[str, dict[str, Any], dict[str, Any]]] = {  # agent, algorithm, policy
+    "spac": ("SPAC", {}, {}),
+    "oneshot": ("SPAC", {"rl": False, "noise": False}, {}),
+    "spac-norl": ("SPAC", {"rl": False}, {}),
+    "spac-noreg": ("SPAC", {"reg_coef": 0.0}, {"critic_on": "action"}),  # else nothing would reach the actor
+    "spac-action": ("SPAC", {}, {"critic_on": "action"}),
+    "spac-ssim": ("SPAC", {}, {}),
+    "ppo": ("PPOModified", {}, {}),
+    "ddpg": ("DDPGModified", {}, {}),
+}
+
+
+def dense(name: str, env: str, steps: int, policy: dict[str, Any] | None = None,
+          algorithm: dict[str, Any] | None = None, **env_kwargs: Any) -> dict[str, dict[str, Any]]:
+    """A SPAC agent of Luo et al. 2022 and its comparisons, by name."""
+    presets = {}
+    for variant, (agent, own, own_policy) in SPAC_VARIANTS.items():
+        kwargs = {**env_kwargs, **({"max_episode_steps": 1} if variant == "oneshot" else {}),
+                  **({"reward": "ssim"} if variant == "spac-ssim" else {})}
+        presets[f"{name}-{variant}"] = {"agent": agent, "env": env, "env_kwargs": kwargs, "steps": steps,
+                                        "policy_kwargs": {**(policy or {}), **own_policy},
+                                        "algorithm": {**(algorithm or {}), **own}}
+    return presets
 
 
 PRESETS: dict[str, dict[str, Any]] = {
@@ -94,8 +115,10 @@ PRESETS: dict[str, dict[str, Any]] = {
                                     **{**REFINED, "learning_rate": 3e-4}), "policy": "CnnPolicy"},
     "similarity-cnn-matrix": {**similarity("similarity-sl-matrix", 300_000, "matrix", limit=150,
                                            **{**REFINED, "learning_rate": 3e-4}), "policy": "CnnPolicy"},
-    "digits-spac": digits(200_000),
-    "digits-oneshot": digits(100_000, limit=1, rl=False, noise=False),
+    **dense("digits", "RegDenseDigits-v0", 100_000),
+    **dense("brain2d", "RegDense2D-v0", 60_000, PAPER_SIZE[2], {"lanes": 8, "batch_size": 8, "buffer_size": 2_000,
+                                                                "learning_starts": 320},
+            source={"name": "brains"}, spacing=1.5),
     "organ2d": organs("RegSDM2D-v0", 2, 600_000),
     "organ3d-straight": organs("RegSDM3D-v0", [2, 3, 3], 300_000, repose=8),
     "organ3d": {**organs("RegSDM3D-v0", [2, 3, 3], 150_000, turn=7.0, repose=8, learning_rate=5e-4),

@@ -54,12 +54,12 @@ class SPAC(PolicyTrained, BaseAlgorithm):
     policy: SPACPolicy
     draws = True  # whether what is learnt from are drawn plans, or means
 
-    def __init__(self, policy: str | type[SPACPolicy] = "CnnPolicy", env: Any = None, learning_rate: float = 5e-4,
+    def __init__(self, policy: str | type[SPACPolicy] = "CnnPolicy", env: Any = None, learning_rate: float = 1e-3,
                  critic_rate: float = 3e-4, batch_size: int = 32, lanes: int = 16, updates: int = 1,
                  buffer_size: int = 8_000, learning_starts: int = 640, gamma: float = 0.99, tau: float = 0.005,
-                 rl: bool = True, reg_coef: float = 1.0, smooth: float = 0.1, smooth_step: float = 0.0, window: int = 9,
-                 noise: bool = True,
-                 curriculum: Curriculum | None = None, decay: bool = True, amp: bool = False,
+                 rl: bool = True, reg_coef: float = 1.0, smooth: float = 0.03, smooth_step: float = 0.5,
+                 window: int = 9, noise: bool = True, curriculum: Curriculum | None = None, decay: bool = True,
+                 amp: bool = False,
                  policy_kwargs: dict[str, Any] | None = None, stats_window_size: int = 100,
                  tensorboard_log: str | None = None, verbose: int = 0, seed: int | None = None, device: str = "cpu",
                  _init_setup_model: bool = True) -> None:

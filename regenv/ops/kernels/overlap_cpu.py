@@ -16,7 +16,8 @@ def overlap_counts_cpu(labels_a: Tensor, labels_b: Tensor, classes: Sequence[int
     column = np.full(max(classes) - low + 1, -1)
     column[np.asarray(classes) - low] = np.arange(len(classes))
     out = np.zeros((3, len(labels_a), len(classes)), dtype=np.int64)
-    _count(*(labels.detach().flatten(1).contiguous().numpy() for labels in (labels_a, labels_b)), low, column, out)
+    a, b = (labels.detach().flatten(1).contiguous().numpy() for labels in (labels_a, labels_b))
+    _count(a, b, low, column, out)
     return tuple(torch.from_numpy(out))  # type: ignore[return-value]
 
 
