@@ -121,6 +121,7 @@ PRESETS: dict[str, dict[str, Any]] = {
             source={"name": "brains"}, spacing=1.5),
     "organ2d": organs("RegSDM2D-v0", 2, 600_000),
     "organ3d-straight": organs("RegSDM3D-v0", [2, 3, 3], 300_000, repose=8),
-    "organ3d": {**organs("RegSDM3D-v0", [2, 3, 3], 150_000, turn=7.0, repose=8, learning_rate=5e-4),
+    "organ3d": {**organs("RegSDM3D-v0", [2, 3, 3], 150_000, turn=7.0, repose=8, learning_rate=5e-4,
+                         sampler_kwargs={"wander": 0.8, "stray": 1.0}),
                 "init": "runs/organ3d-straight/organ3d-straight.safetensors"},
 }

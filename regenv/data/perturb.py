@@ -56,17 +56,17 @@ class OnTheWay:
 
     Args:
         deviations: of the P amplitudes. wander: share of lanes that start on the way, which training wants; evaluation
-            starts at zero. noise: of these, in deviations.
+            starts at zero. stray: largest standard deviation of these beside the way, in deviations.
     """
 
     deviations: tuple[float, ...]
     wander: float = 0.0
-    noise: float = 0.3
+    stray: float = 0.3
 
     def __post_init__(self) -> None:
-        if not 0 <= self.wander <= 1 or not self.noise >= 0:
-            raise ValueError(f"OnTheWay: wander is {self.wander} and noise {self.noise}; wander must lie in [0, 1], "
-                             "noise must not be negative.")
+        if not 0 <= self.wander <= 1 or not self.stray >= 0:
+            raise ValueError(f"OnTheWay: wander is {self.wander} and stray {self.stray}; wander must lie in [0, 1], "
+                             "stray must not be negative.")
 
     def draw(self, rngs: Sequence[np.random.Generator], scale: float = 1.0,
              pair: PairBatch | None = None) -> np.ndarray:
@@ -76,7 +76,7 @@ class OnTheWay:
         if pair is None or pair.target_pose is None:
             return np.zeros((len(rngs), len(sigma)))
         targets = pair.target_pose.cpu().numpy()
-        return np.stack([on * (way * target + self.noise * off * spread)
+        return np.stack([on * (way * target + self.stray * off * spread)
                          for (on, way, spread, off), target in zip(draws, targets, strict=True)])
 
 

@@ -31,7 +31,7 @@ def sdm(ndim: int, continuous: bool = False, source: str | Mapping[str, Any] | P
         model: str | Path | None = None, observation: str = "pair", obs_dtype: str | None = None,
         reward: str = "distance", fuzzy: bool = True, k: float = 1.5, increment: float = INCREMENT,
         step_sizes: tuple[float, ...] = (1.0,), targets: str = "drop", wander: float = 0.0,
-        success_mm: float = SUCCESS_MM, stop: str = "never", max_episode_steps: int = 200) -> Task:
+        stray: float = 0.3, success_mm: float = SUCCESS_MM, stop: str = "never", max_episode_steps: int = 200) -> Task:
     """Organ-focused deformable registration as a Markov decision process (Krebs et al. 2017).
 
     ## Description
@@ -63,7 +63,8 @@ def sdm(ndim: int, continuous: bool = False, source: str | Mapping[str, Any] | P
     its gain.
 
     ## Starting State
-    theta = 0. `wander=` starts that share of the episodes somewhere on the way to the target, for training.
+    theta = 0. For training `wander=` starts that share of the episodes somewhere on the straight way to the target,
+    and up to `stray` standard deviations beside it: where an agent comes to that was led astray.
 
     ## Episode End
     ### Termination
@@ -97,7 +98,7 @@ def sdm(ndim: int, continuous: bool = False, source: str | Mapping[str, Any] | P
         grid=FRAMES[ndim],
         transform=SDM(deformations),
         actions=(ContinuousSteps if continuous else DiscreteSteps)(units, checked_steps(step_sizes)),
-        start=OnTheWay(deviations, wander),
+        start=OnTheWay(deviations, wander, stray),
         distance=TargetNorm(),
         observation=named("observation", observation, OBSERVATIONS)(
             named("obs_dtype", obs_dtype or ("uint8" if ndim == 2 else "float32"), OBS_DTYPES)),

@@ -246,6 +246,10 @@ def test_training_may_start_on_the_way() -> None:
     zero = core_of(2).reset(generators(40))
     assert (zero.pose == 0).all() and (state.pose != 0).any(1).all()
     assert state.distance.mean() < zero.distance.mean()
+    straight, stray = (core_of(2, wander=1.0, stray=each).reset(generators(40)) for each in (0.0, 2.0))
+    along = straight.pose / straight.pair.target_pose  # one share of the way for all modes of a lane
+    torch.testing.assert_close(along, along[:, :1].expand_as(along))
+    assert stray.distance.mean() > state.distance.mean()
 
 
 def test_wrong_arguments_are_named(tmp_path: Path) -> None:
@@ -257,5 +261,7 @@ def test_wrong_arguments_are_named(tmp_path: Path) -> None:
         build("RegSDM2D-v0", increment=0)
     with pytest.raises(ValueError, match="wander is 2"):
         build("RegSDM2D-v0", wander=2)
+    with pytest.raises(ValueError, match="stray -1"):
+        build("RegSDM2D-v0", stray=-1)
     with pytest.raises(ValueError, match=r"the grid has \(36, 36\)"):
         OrganPairs(2).draw(generators(1), regenv.Grid.centered((36, 36), 1.0), torch.device("cpu"))
