@@ -148,10 +148,11 @@ def main(argv: Sequence[str] | None = None) -> int:
         rows = results.get(setting, {}) | run(setting, arguments.rows, arguments.batch, arguments.seed)
         results[setting] = {row: rows[row] for row in ROWS if row in rows}
     results = {setting: results[setting] for setting in SETTINGS if setting in results}
+    earlier = "; other rows by earlier commands" if arguments.add else ""
     head = (f"# Organ-focused deformable registration, table 1 of Krebs et al. 2017\n\nMade by `"
             f"{' '.join(['python benchmarks/organs.py', *typed])}` on {date.today()}, {platform.machine()}, 1 thread, "
-            f"torch {torch.__version__}: the 56 ordered pairs of 8 made test subjects. The paper's numbers are on its "
-            "own images.\n\n")
+            f"torch {torch.__version__}{earlier}: the 56 ordered pairs of 8 made test subjects. The paper's numbers "
+            "are on its own images.\n\n")
     told = "\n".join((table(results), fuzzy_tests(results), compositions()))
     print(told)
     with atomic(arguments.out.with_suffix(".md")) as temporary:

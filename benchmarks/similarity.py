@@ -96,11 +96,12 @@ def table(reports: dict[str, Report]) -> str:
 
 def save(reports: dict[str, Report], out: Path, command: str) -> None:
     """Write OUT.md, OUT.csv and OUT.json (every pair's error)."""
+    earlier = "; rows of other methods by earlier commands" if "--add" in command else ""
     head = ("# Multimodal similarity registration, table 2 of Sun et al. 2018\n\n"
-            f"Made by `{command}` on {date.today()}, "
-            f" {platform.machine()}, 1 thread, torch {torch.__version__}. Errors in pixels, landmarks on a lattice of "
-            f"30 x 30. Held-out slices: {HELD_OUT['subjects']}, slabs never trained on (of these people only mni2009c "
-            "was in training). The paper's numbers are on its own CT and MR images.\n\n")
+            f"Made by `{command}` on {date.today()}, {platform.machine()}, 1 thread, torch "
+            f"{torch.__version__}{earlier}.\nErrors in pixels, landmarks on a lattice of 30 x 30. Held-out slices: "
+            f"{', '.join(HELD_OUT['subjects'])}, slabs never trained on (of these people only mni2009c was in "
+            "training). The paper's numbers are on its own CT and MR images.\n\n")
     with atomic(out.with_suffix(".md")) as temporary:
         temporary.write_text(head + table(reports))
     with atomic(out.with_suffix(".csv")) as temporary, temporary.open("w", newline="") as file:

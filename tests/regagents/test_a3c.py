@@ -24,8 +24,8 @@ from stable_baselines3.common.evaluation import evaluate_policy
 import regenv  # noqa: F401
 from regagents import presets
 from regagents.a3c import A3C, A3CPolicy, Lookahead, play
-from regagents.a3c.a3c import Player, Recipe, WorkerError, a3c_loss, shared_adam
 from regagents.a3c.policies import LEFT, best_threshold, weighted_mean
+from regagents.a3c.workers import Player, Recipe, WorkerError, a3c_loss, shared_adam
 from regagents.train import load, train
 from regenv.core import RegistrationCore
 from regenv.registry import build
