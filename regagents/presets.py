@@ -115,7 +115,7 @@ PRESETS: dict[str, dict[str, Any]] = {
                                     **{**REFINED, "learning_rate": 3e-4}), "policy": "CnnPolicy"},
     "similarity-cnn-matrix": {**similarity("similarity-sl-matrix", 300_000, "matrix", limit=150,
                                            **{**REFINED, "learning_rate": 3e-4}), "policy": "CnnPolicy"},
-    **dense("digits", "RegDenseDigits-v0", 100_000),
+    **dense("digits", "RegDenseDigits-v0", 50_000),
     **dense("brain2d", "RegDense2D-v0", 60_000, PAPER_SIZE[2], {"lanes": 8, "batch_size": 8, "buffer_size": 2_000,
                                                                 "learning_starts": 320},
             source={"name": "brains"}, spacing=1.5),
@@ -133,5 +133,6 @@ PRESETS: dict[str, dict[str, Any]] = {
     "organ3d-straight": organs("RegSDM3D-v0", [2, 3, 3], 300_000, repose=8),
     "organ3d": {**organs("RegSDM3D-v0", [2, 3, 3], 150_000, turn=7.0, repose=8, learning_rate=5e-4,
                          sampler_kwargs={"wander": 0.8, "stray": 1.0}),
+                "policy_kwargs": {"features_extractor_kwargs": {"shrink": [2, 3, 3]}, "best_odds": [0.6, 0.3, 0.1]},
                 "init": "runs/organ3d-straight/organ3d-straight.safetensors"},
 }
