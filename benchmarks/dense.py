@@ -60,7 +60,7 @@ class Data:
 
 SETS = {
     "digits": Data("RegDenseDigits-v0", {}, {"name": "digits", "split": "test"}, 1000,
-                   Demons(smoothing=1.0, levels=2), FreeForm(control=6.0, levels=2), (6, 6)),
+                   Demons(smoothing=0.5, iterations=200, levels=2), FreeForm(control=3.5), (6, 6)),
     "brain2d": Data("RegDense2D-v0", {"spacing": 1.5}, {"name": "brains", "split": "test"}, 200,
                     Demons(smoothing=1.5), FreeForm(control=12.0), (8, 8)),
 }
