@@ -116,7 +116,7 @@ PRESETS: dict[str, dict[str, Any]] = {
     "similarity-cnn-matrix": {**similarity("similarity-sl-matrix", 300_000, "matrix", limit=150,
                                            **{**REFINED, "learning_rate": 3e-4}), "policy": "CnnPolicy"},
     **dense("digits", "RegDenseDigits-v0", 50_000),
-    **dense("brain2d", "RegDense2D-v0", 60_000, PAPER_SIZE[2], {"lanes": 8, "batch_size": 8, "buffer_size": 2_000,
+    **dense("brain2d", "RegDense2D-v0", 30_000, PAPER_SIZE[2], {"lanes": 8, "batch_size": 8, "buffer_size": 2_000,
                                                                 "learning_starts": 320},
             source={"name": "brains"}, spacing=1.5),
     **dense("liver3d", "RegDense3D-v0", 20_000, PAPER_SIZE[3], {"lanes": 4, "batch_size": 4, "buffer_size": 800,
