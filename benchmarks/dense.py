@@ -100,14 +100,14 @@ def stepwise(name: str, agent: Any, core: RegistrationCore, start: EpisodeState,
     curve, seconds = np.zeros(steps + 1), dict.fromkeys(fields, 0.0)
     for first in range(0, start.lanes, BATCH):
         state = start.select(slice(first, first + BATCH))
-        curve[0] += core.info(state)["dice"].sum().item()
+        curve[0] += core.info(state)["dice"].nan_to_num().sum().item()
         spent = 0.0
         with torch.inference_mode():
             for step in range(1, steps + 1):
                 begin = perf_counter()
                 state = next(walk(agent, core, state, 1))
                 spent += perf_counter() - begin
-                curve[step] += core.info(state)["dice"].sum().item()
+                curve[step] += core.info(state)["dice"].nan_to_num().sum().item()
                 if step in fields:
                     assert state.displacement is not None
                     fields[step].append(state.displacement.clone())
