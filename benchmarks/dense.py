@@ -1,6 +1,6 @@
 """Tables 1 and 2 and figures 5 and 6 of Luo et al. 2022: stepwise dense registration of held-out pairs.
 
-    python benchmarks/dense.py digits                     # scaled and rotated digits onto ten atlases
+    python benchmarks/dense.py                            # scaled and rotated digits onto ten atlases
     python benchmarks/dense.py brain2d                    # slices of other people's brains
     python benchmarks/dense.py digits --sb3 20000         # with SB3's PPO and SAC on a control grid, trained here
 """
@@ -26,10 +26,12 @@ import gymnasium as gym
 import matplotlib.pyplot as plt
 import numpy as np
 import torch
+from figures import keep
 from stable_baselines3 import PPO, SAC
 from torch import Tensor
 
 from regagents.classical.deformable import Demons, FreeForm
+from regagents.common.extractors import CompactCNN
 from regagents.deformation import Measures, searched, walk
 from regagents.train import load, resolve
 from regenv import render
@@ -62,7 +64,7 @@ SETS = {
     "digits": Data("RegDenseDigits-v0", {}, {"name": "digits", "split": "test"}, 1000,
                    Demons(smoothing=0.5, iterations=200, levels=2), FreeForm(control=3.5), (6, 6)),
     "brain2d": Data("RegDense2D-v0", {"spacing": 1.5}, {"name": "brains", "split": "test"}, 200,
-                    Demons(smoothing=1.5), FreeForm(control=12.0), (8, 8)),
+                    Demons(smoothing=0.7), FreeForm(control=6.0, levels=1), (8, 8)),
 }
 VARIANTS = {"oneshot": "one-shot U-Net", "spac-ssim": "SPAC, SSIM reward", "ppo": "PPO-modified",
             "ddpg": "DDPG-modified", "spac-action": "SPAC-action", "spac-norl": "SPAC without RL",
@@ -129,9 +131,13 @@ def classical(data: Data, core: RegistrationCore, start: EpisodeState) -> list[R
 
 def off_the_shelf(data: Data, core: RegistrationCore, start: EpisodeState, budget: int) -> list[Row]:
     """SB3's PPO and SAC on the control grid, trained for ``budget`` environment steps each."""
+    look = {"features_extractor_class": CompactCNN, "normalize_images": False}
     makers: dict[str, Callable[[gym.Env], Any]] = {
-        "SB3 PPO, control grid": lambda env: PPO("CnnPolicy", env, n_steps=512, batch_size=64, ent_coef=0.0, seed=0),
-        "SB3 SAC, control grid": lambda env: SAC("CnnPolicy", env, buffer_size=10_000, learning_starts=500, seed=0)}
+        "SB3 PPO, control grid": lambda env: PPO(
+            "CnnPolicy", env, n_steps=512, batch_size=64, ent_coef=0.0, seed=0,
+            policy_kwargs={**look, "ortho_init": False}),  # torch cannot do it on weights that lie channels last
+        "SB3 SAC, control grid": lambda env: SAC(
+            "CnnPolicy", env, buffer_size=10_000, learning_starts=500, seed=0, policy_kwargs=look)}
     kwargs = {**data.env_kwargs, "control_grid": data.control_grid, "reward_scale": 10.0}
     rows = []
     for name, make in makers.items():
@@ -168,10 +174,7 @@ def draw_curves(path: Path, curves: dict[str, np.ndarray]) -> None:
     axis.axvline(STEPS, color="0.7", lw=1)
     axis.grid(alpha=0.3)
     axis.legend(fontsize=8)
-    figure.tight_layout()
-    with atomic(path) as temporary:
-        figure.savefig(temporary, dpi=110, format="png")
-    plt.close(figure)
+    keep(figure, path)
 
 
 def draw_steps(path: Path, agent: Any, core: RegistrationCore, state: EpisodeState) -> None:
@@ -197,16 +200,13 @@ def draw_steps(path: Path, agent: Any, core: RegistrationCore, state: EpisodeSta
         axes[row][0].set_ylabel(label, fontsize=8)
     for axis in axes.flat:
         axis.set(xticks=[], yticks=[])
-    figure.tight_layout()
-    with atomic(path) as temporary:
-        figure.savefig(temporary, dpi=110, format="png")
-    plt.close(figure)
+    keep(figure, path)
 
 
 def main(argv: Sequence[str] | None = None) -> int:
     typed = list(sys.argv[1:] if argv is None else argv)
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("data", choices=SETS)
+    parser.add_argument("data", nargs="?", choices=SETS, default="digits")
     parser.add_argument("--pairs", type=int, help="default 1,000 digits, 200 slices")
     parser.add_argument("--seed", type=int, default=700_000)
     parser.add_argument("--sb3", type=int, metavar="STEPS", help="also train SB3's PPO and SAC, that many steps each")

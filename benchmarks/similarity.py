@@ -28,6 +28,7 @@ os.environ.setdefault("NUMBA_NUM_THREADS", "1")
 import matplotlib.pyplot as plt
 import numpy as np
 import torch
+from figures import keep
 from tqdm import tqdm
 
 from regagents.classical import Elastix
@@ -138,10 +139,7 @@ def draw(path: Path) -> None:
             axes[line][column].set(xlabel="training steps", ylabel=label, title=title if line == 0 else "")
             axes[line][column].legend()
             axes[line][column].grid(alpha=0.3)
-    figure.tight_layout()
-    with atomic(path) as temporary:
-        figure.savefig(temporary, dpi=110, format="png")
-    plt.close(figure)
+    keep(figure, path)
 
 
 def main(argv: Sequence[str] | None = None) -> int:

@@ -21,6 +21,7 @@ from regenv.ops.warp import matmul, transform_points, warp_points
 from regenv.state import EpisodeState
 from regenv.tasks.distance import Measure
 from regenv.tasks.guard import FuzzyControl
+from regenv.tasks.termination import Never
 from regenv.transforms.rigid import invert_affine
 
 SUCCESS_MM = 10.0
@@ -55,6 +56,11 @@ class Task:
     max_episode_steps: int
     success_mm: float = SUCCESS_MM
     guard: FuzzyControl | None = None
+
+    @property
+    def endless(self) -> bool:
+        """Whether nothing but the time limit ends an episode."""
+        return isinstance(self.termination, Never)
 
     def __post_init__(self) -> None:
         if self.max_episode_steps < 1:

@@ -17,7 +17,6 @@ from regenv.core import RESET_OPTIONS, RegistrationCore, Task, checked_options
 from regenv.registry import build
 from regenv.render import MODES
 from regenv.state import EpisodeState
-from regenv.tasks.termination import Never
 
 RENDER_MODES = ("rgb_array",)
 OUTPUTS = ("torch", "numpy")
@@ -165,7 +164,7 @@ class RegistrationVectorEnv(gym.vector.VectorEnv):
     def _ended(self, terminated: Tensor) -> np.ndarray:
         """Lanes (num_envs,) bool whose episode is over; where no episode terminates, the device is not waited for."""
         late = self._taken >= self.core.task.max_episode_steps
-        return late if isinstance(self.core.task.termination, Never) else late | terminated.cpu().numpy()
+        return late if self.core.task.endless else late | terminated.cpu().numpy()
 
     def _mask(self, given: Any) -> np.ndarray:
         if given is None:

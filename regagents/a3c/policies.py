@@ -107,6 +107,11 @@ class Lookahead:
     settle: int = 100
     seed: int = 0
 
+    def __post_init__(self) -> None:
+        if self.rollouts < 1 or self.depth < 1 or self.settle < 0:
+            raise ValueError(f"Lookahead: rollouts is {self.rollouts}, depth {self.depth} and settle {self.settle}; "
+                             "the first two must be at least 1, the last not negative.")
+
     def __call__(self, policy: A3CPolicy, core: RegistrationCore, state: EpisodeState, memory: Memory) -> Tensor:
         """Poses (B, P): the mean of where the trajectories pass, weighted by the sum of the values along each.
 

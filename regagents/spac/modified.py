@@ -18,8 +18,8 @@ from regenv.ops.warp import warp_dense
 
 class DDPGModified(SPAC):
     """Deep deterministic policy gradients (Lillicrap et al. 2015) in place of soft actor-critic: the planner's mean is
-    the plan, explored with noise; one critic, and targets of critic and planner. The rest, and the arguments, are
-    SPAC's."""
+    the plan, explored with noise; the planner has a target too, and the first target critic tells what follows. The
+    rest, twin critics included, and the arguments are SPAC's."""
 
     policy_aliases: ClassVar[dict[str, type]] = {"CnnPolicy": DeterministicPolicy}  # type: ignore[assignment]
     policy: DeterministicPolicy
@@ -57,6 +57,9 @@ class PPOModified(SPAC):
 
     def __init__(self, *args: Any, epochs: int = 2, clip: float = 0.2, gae_lambda: float = 0.95,
                  **kwargs: Any) -> None:
+        if epochs < 1 or not clip > 0 or not 0 <= gae_lambda <= 1:
+            raise ValueError(f"PPOModified: epochs is {epochs}, clip {clip} and gae_lambda {gae_lambda}; they must be "
+                             "at least 1, positive, and in [0, 1].")
         self.epochs, self.clip, self.gae_lambda = epochs, clip, gae_lambda
         super().__init__(*args, **kwargs)
 

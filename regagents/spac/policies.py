@@ -201,6 +201,8 @@ class DeterministicPolicy(SPACPolicy):
 
     def __init__(self, *args: Any, exploration: float = 0.3, **kwargs: Any) -> None:
         super().__init__(*args, **kwargs)
+        if not exploration >= 0:
+            raise ValueError(f"DeterministicPolicy: exploration is {exploration}; it must not be negative.")
         self.exploration = exploration
         self.target_planner = copy.deepcopy(self.planner).requires_grad_(False)
 

@@ -23,7 +23,6 @@ from regagents.spac.policies import SPACPolicy
 from regenv.ops import regularity
 from regenv.ops.similarity import lncc
 from regenv.ops.warp import compose, warp_dense
-from regenv.tasks.termination import Never
 
 
 class SPAC(PolicyTrained, BaseAlgorithm):
@@ -67,6 +66,9 @@ class SPAC(PolicyTrained, BaseAlgorithm):
                             ("buffer_size", buffer_size)):
             if value < 1:
                 raise ValueError(f"SPAC: {name} is {value}; it must be at least 1.")
+        for name, weight in (("reg_coef", reg_coef), ("smooth", smooth), ("smooth_step", smooth_step)):
+            if not weight >= 0:
+                raise ValueError(f"SPAC: {name} is {weight}; it must not be negative.")
         if not rl and reg_coef == 0:
             raise ValueError("SPAC: rl is False and reg_coef is 0; nothing would be learnt.")
         self.critic_rate, self.batch_size, self.lanes, self.per_step = critic_rate, batch_size, lanes, updates
@@ -100,7 +102,7 @@ class SPAC(PolicyTrained, BaseAlgorithm):
         total, callbacks = self._setup_learn(total_timesteps, callback, reset_num_timesteps, tb_log_name, progress_bar)
         callbacks.on_training_start(locals(), globals())
         task = self.task()
-        env, steps, may_end = self._batch(), task.max_episode_steps, not isinstance(task.termination, Never)
+        env, steps = self._batch(), task.max_episode_steps
         losses: deque[dict[str, Tensor]] = deque(maxlen=log_interval)
         gains: deque[Tensor] = deque(maxlen=self._stats_window_size)
         begun, at_start, going = time.monotonic(), self.num_timesteps, True
@@ -123,13 +125,14 @@ class SPAC(PolicyTrained, BaseAlgorithm):
                 self._set_rates(progress)
                 seen = Batch(fixed, moving, before, state.displacement, plan.float(), reward.float(),
                              terminated.float())
-                for told in self._learnt_from(seen, step == 0, step == steps - 1):
+                over = step == steps - 1 or (not task.endless and bool(terminated.any()))
+                for told in self._learnt_from(seen, step == 0, over):
                     losses.append(told)
                     if self.updates % log_interval == 0:
                         self._log(losses, gains, begun, at_start)
                 callbacks.update_locals(locals())
                 going = callbacks.on_step()
-                if not going or (may_end and terminated.any()):
+                if not going or over:
                     break
             gains.append(returns)
         callbacks.on_training_end()

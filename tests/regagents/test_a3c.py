@@ -220,6 +220,13 @@ def test_play_stops_at_the_threshold_or_the_limit() -> None:
     torch.testing.assert_close(ended.pose[:, 0] - state.pose[:, 0], torch.full((3,), 10 * pixel, dtype=torch.float64))
 
 
+@pytest.mark.parametrize("argument", [{"rollouts": 0}, {"depth": 0}, {"settle": -1}])
+def test_lookahead_refuses_what_it_cannot_do(argument: dict[str, int]) -> None:
+    (name, value), = argument.items()
+    with pytest.raises(ValueError, match=f"{name} (is )?{value}"):
+        Lookahead(**argument)
+
+
 @pytest.mark.parametrize(("threshold", "steps", "settled"), [(4.0, 10, 3 + 6), (99.0, 10, 10)])
 def test_lookahead_begins_after_the_policy_has_settled(threshold: float, steps: int, settled: int) -> None:
     """The puppet's value counts its steps: 3 of them to the threshold, then 6; or all that there are."""

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -20,6 +21,9 @@ from regagents.spac.modified import Rated
 from regagents.spac.policies import DeterministicPolicy, log_density
 from regagents.train import create, load
 from regenv.core import RegistrationCore
+from regenv.data.freeform import unknown_pair
+from regenv.data.pairs import PairBatch
+from regenv.grid import Grid
 from regenv.ops.warp import warp_dense
 from regenv.registry import build
 
@@ -155,6 +159,36 @@ def test_other_reinforcement_learning_trains_all_it_has(kind: type[SPAC]) -> Non
     followers = {"targets", "target_planner"} if kind is DDPGModified else set()
     assert {"planner", "actor", "critics"} | followers <= changed and "log_alpha" not in changed
     assert all(value.isfinite().all() for value in learner.policy.state_dict().values())
+
+
+@dataclass(frozen=True)
+class Same:
+    """Pairs that are aligned from the start."""
+
+    ndim: int = 2
+
+    def draw(self, rngs: list[np.random.Generator], grid: Grid, device: torch.device,
+             difficulty: float = 1.0) -> PairBatch:
+        images = torch.from_numpy(np.stack([rng.random((1, *grid.shape), dtype=np.float32) for rng in rngs])).round()
+        return unknown_pair(grid, images, images)
+
+
+@pytest.mark.parametrize("kind", [SPAC, PPOModified])
+def test_episodes_that_end_early_are_learnt_from(kind: type[SPAC]) -> None:
+    learner = kind(env=env(source=Same(), stop="score"), lanes=2, batch_size=2, learning_starts=2, buffer_size=60,
+                   seed=0)
+    assert not learner.task().endless
+    learner.learn(8)
+    assert learner.num_timesteps == 8 and learner.updates > 0
+
+
+@pytest.mark.parametrize(("kind", "arguments", "words"), [
+    (SPAC, {"smooth_step": -1.0}, "smooth_step is -1"), (PPOModified, {"epochs": 0}, "epochs is 0"),
+    (PPOModified, {"clip": 0.0}, "clip 0"),
+    (DDPGModified, {"policy_kwargs": {"exploration": -1.0}}, "exploration is -1")])
+def test_wrong_arguments_of_the_modified_are_named(kind: type[SPAC], arguments: dict[str, Any], words: str) -> None:
+    with pytest.raises(ValueError, match=words):
+        kind(env=env(), **arguments)
 
 
 def test_advantages_are_schulmans_sum() -> None:
