@@ -177,10 +177,15 @@ def pipeline(agent: str | Path | Pipeline) -> Pipeline:
 
 
 def stages(chain: Pipeline, fixed: Image) -> list[DSL]:
-    """The agents of a pipeline. Raises CheckpointError for bad weights, ValueError for those of another dimension."""
+    """The agents of a pipeline. Raises CheckpointError for bad weights, ValueError for those of another dimension and
+    for those that deform."""
     agents = [load(name) for name in chain.stages]
     for name, agent in zip(chain.stages, agents, strict=True):
-        ndim = agent.task().grid.ndim
+        task = agent.task()
+        ndim, moves = task.grid.ndim, type(task.transform).__name__
+        if not hasattr(task.transform, "parameters"):  # of a matrix
+            raise ValueError(f"{name}: agent deforms (its poses are those of {moves}); a pipeline needs agents of "
+                             "rigid ids. For organs see regagents.deformation.")
         if ndim != fixed.grid.ndim:
             raise ValueError(f"{fixed.path}: image is {fixed.grid.ndim}D, but agent {name} registers {ndim}D images. "
                              f"Choose an agent for {fixed.grid.ndim}D.")

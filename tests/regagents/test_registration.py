@@ -213,6 +213,12 @@ def test_lanes_do_not_see_each_other(images: tuple[Image, Image]) -> None:
     assert np.abs(together - alone).max() < EXACT
 
 
+def test_an_agent_that_deforms_is_refused(tmp_path: Path) -> None:
+    fixed, moving, _ = image_pair(tmp_path, 3)
+    with pytest.raises(ValueError, match=r"organ3d: agent deforms \(its poses are those of SDM\)"):
+        register(fixed, moving, Pipeline(("organ3d",)))
+
+
 def test_agent_of_another_dimension_is_refused(images: tuple[Image, Image]) -> None:
     other = 5 - images[0].ndim
     with pytest.raises(ValueError, match=rf"fixed.nii: image is {5 - other}D; the agent registers {other}D"):
