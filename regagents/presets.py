@@ -30,8 +30,8 @@ def organs(env: str, shrink: int | list[int], steps: int, turn: float = 0.0, **a
             "algorithm": {"sampler_kwargs": {"wander": 0.8}, "batch_size": 65, **algorithm}, "steps": steps}
 
 
-PAPER_SIZE: dict[int, dict[str, Any]] = {  # of the networks in Luo et al. 2022: 107 K parameters in 2D, 459 K in 3D
-    2: {"plan_channels": 8}, 3: {"widths": [16, 32, 32, 32, 32], "plan_channels": 29}}
+PAPER_SIZE: dict[int, dict[str, Any]] = {  # of the networks in Luo et al. 2022, to 3 %: 107 K in 2D, 458 K in 3D
+    2: {"widths": [16, 32, 40, 32]}, 3: {"widths": [16, 32, 32, 32, 36]}}
 SPAC_VARIANTS: dict[str, tuple[str, dict[str, Any], dict[str, Any]]] = {  # agent, algorithm, policy
     "spac": ("SPAC", {}, {}),
     "oneshot": ("SPAC", {"rl": False, "noise": False}, {}),
@@ -107,7 +107,7 @@ PRESETS: dict[str, dict[str, Any]] = {
         "steps": 1_500_000,
     },
     "similarity-sl": similarity("similarity-oneshot", 1_500_000, "landmarks", supervised=True, learning_rate=5e-4),
-    "similarity-sl-matrix": similarity("similarity-oneshot", 500_000, "matrix", supervised=True, learning_rate=5e-4),
+    "similarity-sl-matrix": similarity("similarity-sl", 500_000, "matrix", supervised=True, learning_rate=5e-4),
     "similarity-rl": similarity("similarity-sl", 300_000, "landmarks", limit=150, **REFINED),
     "similarity-rl-matrix": similarity("similarity-sl-matrix", 300_000, "matrix", limit=150,
                                        **{**REFINED, "learning_rate": 3e-4}),
@@ -116,8 +116,8 @@ PRESETS: dict[str, dict[str, Any]] = {
     "similarity-cnn-matrix": {**similarity("similarity-sl-matrix", 300_000, "matrix", limit=150,
                                            **{**REFINED, "learning_rate": 3e-4}), "policy": "CnnPolicy"},
     **dense("digits", "RegDenseDigits-v0", 50_000),
-    **dense("brain2d", "RegDense2D-v0", 30_000, PAPER_SIZE[2], {"lanes": 8, "batch_size": 8, "buffer_size": 2_000,
-                                                                "learning_starts": 320},
+    **dense("brain2d", "RegDense2D-v0", 20_000, PAPER_SIZE[2], {"lanes": 8, "batch_size": 8, "buffer_size": 2_000,
+                                                                "learning_starts": 320, "amp": True},
             source={"name": "brains"}, spacing=1.5),
     **dense("liver3d", "RegDense3D-v0", 20_000, PAPER_SIZE[3], {"lanes": 4, "batch_size": 4, "buffer_size": 800,
                                                                 "learning_starts": 160},

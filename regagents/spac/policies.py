@@ -82,6 +82,8 @@ class Actor(nn.Module):
 class Critic(nn.Module):
     """Value of a plan in a state: a second column like the planner's, joined by the plan on the coarsest grid.
 
+    What is judged is squashed first: else a planner finds ever higher values far from every plan that a critic has seen.
+
     Args: judged: channels of what is judged beside the state; 0 for the value of the state itself.
     """
 
@@ -97,7 +99,7 @@ class Critic(nn.Module):
         for stage in self.stages:
             image = F.leaky_relu(stage(image), SLOPE)
         if self.judged:
-            image = torch.cat([image, F.interpolate(plan, image.shape[2:], mode="area")], 1)
+            image = torch.cat([image, F.interpolate(torch.tanh(plan), image.shape[2:], mode="area")], 1)
         return self.value(F.leaky_relu(self.join(image), SLOPE).flatten(2).mean(2)).squeeze(1)
 
 
@@ -105,6 +107,14 @@ def log_density(plan: Tensor, mean: Tensor, log_std: Tensor) -> Tensor:
     """Of plans (B, ...) under diagonal Gaussians, (B,)."""
     away = (plan - mean) * (-log_std).exp()
     return (-0.5 * away.square() - log_std - 0.5 * math.log(2 * math.pi)).flatten(1).sum(1)
+
+
+def divergence(plan: Tensor, density: Tensor) -> Tensor:
+    """Of the plans' distributions from the standard normal one, as plans drawn from them (B, ...) tell, (B,).
+
+    Unbiased, and its gradient too. Args: density: their log density (B,).
+    """
+    return density - log_density(plan, torch.zeros_like(plan), torch.zeros_like(plan))
 
 
 class SPACPolicy(BasePolicy):
@@ -165,9 +175,14 @@ class SPACPolicy(BasePolicy):
         Args: image (B, 2, *shape) float in [0, 1]; noise: draw the plan (reparameterised), or take its mean.
         """
         image = image.contiguous(memory_format=self.layout)
+        plan, density, features = self.drawn(image, noise)
+        return plan, density, self.actor(plan, image, features)
+
+    def drawn(self, image: Tensor, noise: bool) -> tuple[Tensor, Tensor, list[Tensor]]:
+        """Plan and log density as :meth:`act` gives them, and the planner's features, without the field."""
         mean, log_std, features = self.planner(image)
         plan = mean + torch.randn_like(mean) * log_std.exp() if noise else mean
-        return plan, log_density(plan, mean, log_std), self.actor(plan, image, features)
+        return plan, log_density(plan, mean, log_std), features
 
     def scaled(self, observation: Tensor) -> Tensor:
         """Observations as float images in [0, 1]."""
@@ -206,12 +221,11 @@ class DeterministicPolicy(SPACPolicy):
         self.exploration = exploration
         self.target_planner = copy.deepcopy(self.planner).requires_grad_(False)
 
-    def act(self, image: Tensor, noise: bool) -> tuple[Tensor, Tensor, Tensor]:
+    def drawn(self, image: Tensor, noise: bool) -> tuple[Tensor, Tensor, list[Tensor]]:
         """As SPACPolicy; the densities are 0."""
-        image = image.contiguous(memory_format=self.layout)
         mean, _, features = self.planner(image)
         plan = mean + self.exploration * torch.randn_like(mean) if noise else mean
-        return plan, torch.zeros(len(plan), device=plan.device), self.actor(plan, image, features)
+        return plan, torch.zeros(len(plan), device=plan.device), features
 
     def followed(self) -> Iterator[tuple[nn.Parameter, nn.Parameter]]:
         """As SPACPolicy, and the planner."""

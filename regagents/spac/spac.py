@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import time
 from collections import deque
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from typing import Any, ClassVar
 
 import gymnasium as gym
@@ -19,7 +19,7 @@ from torch import Tensor
 from regagents.common.curriculum import Curriculum
 from regagents.common.replay import Batch, FieldReplay
 from regagents.common.tasks import PolicyTrained, made_with
-from regagents.spac.policies import SPACPolicy
+from regagents.spac.policies import SPACPolicy, divergence
 from regenv.ops import regularity
 from regenv.ops.similarity import lncc
 from regenv.ops.warp import compose, warp_dense
@@ -44,6 +44,8 @@ class SPAC(PolicyTrained, BaseAlgorithm):
         smooth: lambda of eq. 4, on the mean squared gradient of the accumulated field, voxels.
         smooth_step: the same on the step's own field, as in the released code. Without it the actor, which does not see
             the accumulated field, never comes to rest, and the roughness that a step cannot take back adds up.
+        kl_coef: weight of the plan's divergence from a standard normal, mean over its numbers (the released 3D code's
+            0.01).
         window: of the local correlation.
         noise: whether plans are drawn; False takes their means, as a one-shot network does.
         curriculum: see Curriculum. decay: whether the rates fall linearly to zero. amp: bfloat16 networks.
@@ -57,7 +59,7 @@ class SPAC(PolicyTrained, BaseAlgorithm):
                  critic_rate: float = 3e-4, batch_size: int = 32, lanes: int = 16, updates: int = 1,
                  buffer_size: int = 8_000, learning_starts: int = 640, gamma: float = 0.99, tau: float = 0.005,
                  rl: bool = True, reg_coef: float = 1.0, smooth: float = 0.03, smooth_step: float = 0.5,
-                 window: int = 9, noise: bool = True, curriculum: Curriculum | None = None, decay: bool = True,
+                 kl_coef: float = 0.0, window: int = 9, noise: bool = True, curriculum: Curriculum | None = None, decay: bool = True,
                  amp: bool = False,
                  policy_kwargs: dict[str, Any] | None = None, stats_window_size: int = 100,
                  tensorboard_log: str | None = None, verbose: int = 0, seed: int | None = None, device: str = "cpu",
@@ -66,7 +68,8 @@ class SPAC(PolicyTrained, BaseAlgorithm):
                             ("buffer_size", buffer_size)):
             if value < 1:
                 raise ValueError(f"SPAC: {name} is {value}; it must be at least 1.")
-        for name, weight in (("reg_coef", reg_coef), ("smooth", smooth), ("smooth_step", smooth_step)):
+        for name, weight in (("reg_coef", reg_coef), ("smooth", smooth), ("smooth_step", smooth_step),
+                             ("kl_coef", kl_coef)):
             if not weight >= 0:
                 raise ValueError(f"SPAC: {name} is {weight}; it must not be negative.")
         if not rl and reg_coef == 0:
@@ -74,7 +77,7 @@ class SPAC(PolicyTrained, BaseAlgorithm):
         self.critic_rate, self.batch_size, self.lanes, self.per_step = critic_rate, batch_size, lanes, updates
         self.buffer_size, self.learning_starts, self.gamma, self.tau = buffer_size, learning_starts, gamma, tau
         self.rl, self.reg_coef, self.window, self.noise = rl, reg_coef, window, noise
-        self.smooth, self.smooth_step = smooth, smooth_step
+        self.smooth, self.smooth_step, self.kl_coef = smooth, smooth_step, kl_coef
         self.curriculum, self.decay, self.amp = curriculum, decay, amp
         super().__init__(policy, env, learning_rate, policy_kwargs=policy_kwargs, stats_window_size=stats_window_size,
                          tensorboard_log=tensorboard_log, verbose=verbose, device=device, seed=seed,
@@ -165,9 +168,13 @@ class SPAC(PolicyTrained, BaseAlgorithm):
             rough, rough_step = regularity.diffusion(total).mean(), regularity.diffusion(field.float()).mean()
             loss = loss + self.reg_coef * (self.smooth * rough + self.smooth_step * rough_step - alike)  # eq. 8
             told |= {"lncc": alike, "roughness": rough}
+        if self.kl_coef:
+            away = divergence(plan, density).mean() / self.policy.plan_size
+            loss, told = loss + self.kl_coef * away, told | {"kl": away}
         self.optimizer.zero_grad(set_to_none=True)
         loss.backward()
-        torch.nn.utils.clip_grad_norm_(self.policy.parameters(), 10.0)
+        for group in self.optimizer.param_groups:
+            torch.nn.utils.clip_grad_norm_(group["params"], 10.0)
         self.optimizer.step()
         with torch.no_grad():
             for mine, theirs in self.policy.followed():
@@ -182,8 +189,9 @@ class SPAC(PolicyTrained, BaseAlgorithm):
         judged = self._judged(batch.plan, state)
         with torch.no_grad(), self._mixed():
             after = torch.cat([batch.fixed, warp_dense(batch.moving, batch.after)], 1)
-            next_plan, next_density, next_field = policy.act(after, noise=True)
-            following = torch.stack([critic(after, self._of(next_plan, next_field)) for critic in policy.targets])
+            next_plan, next_density, features = policy.drawn(after, noise=True)
+            judged_next = self._of(next_plan, lambda: policy.actor(next_plan, after, features))
+            following = torch.stack([critic(after, judged_next) for critic in policy.targets])
             target = batch.reward + self.gamma * (1 - batch.ended) * (following.amin(0) - alpha * next_density)
         critic_loss = self._critic_loss(state, judged, target)                                    # eq. 6
         planner_loss = (alpha * density - self._value(state, plan, field)).mean()                 # eq. 7
@@ -200,19 +208,17 @@ class SPAC(PolicyTrained, BaseAlgorithm):
         """The lowest of the critics (B,), which learn nothing from it."""
         self.policy.critics.requires_grad_(False)
         with self._mixed():
-            value = torch.stack([critic(state, self._of(plan, field)) for critic in self.policy.critics]).amin(0)
+            value = torch.stack([critic(state, self._of(plan, lambda: field)) for critic in self.policy.critics]).amin(0)
         self.policy.critics.requires_grad_(True)
         return value
 
     def _judged(self, plan: Tensor, state: Tensor) -> Tensor:
         """What the critics look at, of stored plans."""
-        if self.policy.critic_on == "plan":
-            return plan
         with torch.no_grad(), self._mixed():
-            return self.policy.actor(plan, state, self.policy.planner(state)[2])
+            return self._of(plan, lambda: self.policy.actor(plan, state, self.policy.planner(state)[2]))
 
-    def _of(self, plan: Tensor, field: Tensor) -> Tensor:
-        return plan if self.policy.critic_on == "plan" else field
+    def _of(self, plan: Tensor, field: Callable[[], Tensor]) -> Tensor:
+        return plan if self.policy.critic_on == "plan" else field()
 
     def _set_rates(self, progress: float) -> None:
         left = max(0.0, 1 - progress) if self.decay else 1.0

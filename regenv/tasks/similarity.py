@@ -59,7 +59,7 @@ def similarity(ndim: int, continuous: bool = False, size: int | Sequence[int] | 
     ## Rewards
     D is the mean landmark error in pixels. `reward="landmarks"`: -D, and 10 on arrival (eq. 4; unbounded, returns grow
     with the episode). `"gain"` (the Normalized id): the decrease of D, and 10 on arrival. `"matrix"` (the ablation): as
-    "landmarks" with the parameters' norm (pixels, degrees, s - 1) for D. A similarity's name
+    "landmarks" with the parameters' norm (t / s in pixels, degrees, (s - 1) / 0.05) for D. A similarity's name
     ("mi", "ncc", "lncc", "ssim", "mse"): ten times its gain.
 
     ## Starting State
@@ -90,7 +90,7 @@ def similarity(ndim: int, continuous: bool = False, size: int | Sequence[int] | 
     """
     shape = shape_of(SIZE[ndim] if size is None else size, ndim)
     pixel = FIELD_MM / max(shape) if spacing is None else float(spacing)
-    moves = Similarity(ndim, pixel)
+    moves = Similarity(ndim, pixel, SCALE_STEP)
     turns = len(moves.names) - ndim - 1
     units = (pixel,) * ndim + (1.0,) * turns + (SCALE_STEP,)
     if ranges is None:

@@ -29,11 +29,12 @@ class Similarity:
     action is composed from the left, ``U <- a o U``: it shifts the warped image, or turns or scales it about the
     image's centre. Its step in scale is additive, ``s <- s + ds``; s stays within 0.2 to 5.
 
-    Args: ndim: 2 or 3; unit: mm that count as one in the distance (a pixel).
+    Args: ndim: 2 or 3; unit: mm that count as one in the distance (a pixel); scale_unit: change of s that does.
     """
 
     ndim: int
     unit: float = 1.0
+    scale_unit: float = 0.05
 
     @property
     def names(self) -> tuple[str, ...]:
@@ -70,10 +71,14 @@ class Similarity:
         return torch.cat([shift, vector[..., 2:] if self.ndim == 2 else vector, scale], dim=-1)
 
     def distance(self, pose: Tensor) -> Tensor:
-        """Norm (...,) of (t in units, angles in degrees, s - 1)."""
-        n = self.ndim
-        return torch.linalg.vector_norm(torch.cat([pose[..., :n] / self.unit, pose[..., n:-1], pose[..., -1:] - 1], -1),
-                                        dim=-1)
+        """Norm (...,) of (t / s in units, angles in degrees, s - 1 in units of scale).
+
+        Not t itself, which shrinks with the image: an agent that lowers it would scale everything to nothing. And not
+        s - 1 as it is, which would never count beside pixels and degrees.
+        """
+        n, scale = self.ndim, pose[..., -1:]
+        parts = [pose[..., :n] / (scale * self.unit), pose[..., n:-1], (scale - 1) / self.scale_unit]
+        return torch.linalg.vector_norm(torch.cat(parts, -1), dim=-1)
 
     def from_draws(self, euler: Tensor) -> Tensor:
         """Poses of translations (mm), Rx Ry Rz angles (degrees) and scales less 1, (..., P)."""
