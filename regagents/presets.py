@@ -1,4 +1,4 @@
-"""What is trained and how: one entry per set of shipped weights. ``regagents train NAME`` runs it."""
+"""What is trained and how, shipped or not: ``regagents train NAME`` runs an entry."""
 
 from __future__ import annotations
 
@@ -117,11 +117,14 @@ PRESETS: dict[str, dict[str, Any]] = {
                                            **{**REFINED, "learning_rate": 3e-4}), "policy": "CnnPolicy"},
     **dense("digits", "RegDenseDigits-v0", 50_000),
     **dense("brain2d", "RegDense2D-v0", 20_000, PAPER_SIZE[2], {"lanes": 8, "batch_size": 8, "buffer_size": 2_000,
-                                                                "learning_starts": 320, "amp": True},
+                                                                "learning_starts": 320},
             source={"name": "brains"}, spacing=1.5),
     **dense("liver3d", "RegDense3D-v0", 20_000, PAPER_SIZE[3], {"lanes": 4, "batch_size": 4, "buffer_size": 800,
                                                                 "learning_starts": 160},
             source={"name": "livers"}),
+    **dense("liver32", "RegDense3D-v0", 8_000, {"widths": [16, 32, 32]}, {"lanes": 4, "batch_size": 4,
+                                                                         "buffer_size": 800, "learning_starts": 160},
+            source={"name": "livers"}, size=32, spacing=8.0),
     "liver3d-release": {  # as the released 3D code trains
         "agent": "SPAC", "env": "RegDense3D-v0", "steps": 2_000_000,
         "env_kwargs": {"source": {"name": "livers"}, "reward": "dice", "reward_scale": 100.0, "terminal_bonus": 10.0,
