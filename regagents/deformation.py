@@ -15,6 +15,7 @@ from torch import Tensor
 
 from regagents.classical.common import to_sitk
 from regagents.common.threads import one_thread
+from regagents.l2o.policies import L2OPolicy
 from regenv.core import RegistrationCore
 from regenv.grid import Grid
 from regenv.ops import overlap, regularity
@@ -32,11 +33,16 @@ def walk(agent: Any, core: RegistrationCore, state: EpisodeState, steps: int | N
     """The episodes after each of an agent's ``steps`` (default the task's limit) on every lane.
 
     Args: agent: with a DSL policy, which takes no rejected action and chooses among its best by chance where it has
-    ``best_odds``; or with a SPAC policy, which takes the mean plan.
+    ``best_odds``; with a SPAC policy, which takes the mean plan; or with an L2O policy, which remembers.
     """
+    policy, memory = agent.policy, None
     for _ in range(steps or core.task.max_episode_steps):
-        mask = core.action_mask(state)
-        action = agent.policy._predict(core.observe(state), True, *(() if mask is None else (mask,)))
+        if isinstance(policy, L2OPolicy):
+            memory = policy.advance(memory or policy.begin(core.observe(state)))
+            action = policy.field(memory)
+        else:
+            mask = core.action_mask(state)
+            action = policy._predict(core.observe(state), True, *(() if mask is None else (mask,)))
         state = core.step(state, action)[0]
         yield state
 

@@ -132,6 +132,13 @@ PRESETS: dict[str, dict[str, Any]] = {
         "policy_kwargs": {"widths": [16, 32, 32, 64, 64]},
         "algorithm": {"learning_rate": 4e-5, "critic_rate": 8e-6, "lanes": 1, "batch_size": 4, "buffer_size": 800,
                       "smooth": 0.0, "smooth_step": 1.0, "decay": False}},
+    "lung2d-l2o": {
+        "agent": "L2O", "env": "RegKeypoint2D-v0", "steps": 48_000, "env_kwargs": {"size": 64, "observation": "dict"},
+        "algorithm": {"lanes": 4, "accumulate": 1}},
+    "lung3d-l2o": {  # on parts of the image that is registered later
+        "agent": "L2O", "env": "RegKeypoint3D-v0", "steps": 14_400,
+        "env_kwargs": {"size": 48, "spacing": 5.0, "observation": "dict"},
+        "algorithm": {"accumulate": 2}, "policy_kwargs": {"pools": 3}},
     "organ2d": organs("RegSDM2D-v0", 2, 600_000),
     "organ3d-straight": organs("RegSDM3D-v0", [2, 3, 3], 300_000, repose=8),
     "organ3d": {**organs("RegSDM3D-v0", [2, 3, 3], 150_000, turn=7.0, repose=8, learning_rate=5e-4,

@@ -18,6 +18,7 @@ from regagents.common import checkpoints
 from regagents.common.curriculum import Curriculum
 from regagents.common.fresh import FreshPoses
 from regagents.dsl import DSL
+from regagents.l2o import L2O
 from regagents.oneshot import OneShot
 from regagents.presets import PRESETS
 from regagents.spac import SPAC, DDPGModified, PPOModified
@@ -28,7 +29,8 @@ WEIGHTS = Path(__file__).parent / "weights"
 ALGORITHMS: dict[str, tuple[type[Any], str]] = {"DSL": (DSL, "CompactPolicy"), "OneShot": (OneShot, "CnnPolicy"),
                                                 "A3C": (A3C, "CnnLstmPolicy"), "SPAC": (SPAC, "CnnPolicy"),
                                                 "PPOModified": (PPOModified, "CnnPolicy"),
-                                                "DDPGModified": (DDPGModified, "CnnPolicy")}
+                                                "DDPGModified": (DDPGModified, "CnnPolicy"),
+                                                "L2O": (L2O, "MultiInputPolicy")}
 
 
 def create(config: dict[str, Any], seed: int = 0, device: str = "cpu", **algorithm: Any) -> Any:
@@ -120,7 +122,7 @@ def train(preset: str, out: str | Path, steps: int | None = None, seed: int = 0,
     config = PRESETS[preset]
     total, init = steps or config["steps"], init or config.get("init")
     kind = config.get("agent", "DSL")
-    mixed = issubclass(ALGORITHMS[kind][0], (FreshPoses, SPAC))
+    mixed = issubclass(ALGORITHMS[kind][0], (FreshPoses, SPAC, L2O))
     agent = create(config, seed=seed, device=device, **({"amp": amp} if mixed else {}))
     card: dict[str, Any] = {
         "name": preset, "algorithm": kind, "env": config["env"], "config": config, "command": command, "seed": seed,

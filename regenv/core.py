@@ -138,6 +138,9 @@ class RegistrationCore:
         mask = self.action_mask(state)
         if mask is not None:
             numbers["action_mask"] = mask
+        if self.privileged and state.pair.landmarks is not None and state.pair.targets is not None:
+            numbers |= {"keypoints": transform_points(invert_affine(state.pair.fixed_to_world), state.pair.landmarks),
+                        "keypoint_targets": transform_points(state.pair.world_to_moving, state.pair.targets)}
         if self.privileged and self.task.expert is not None:
             wanted = state.pair.target_pose
             numbers["target"] = state.pose.clone() if wanted is None else state.pose - wanted

@@ -10,6 +10,7 @@ import gymnasium as gym
 
 from regenv.core import Task
 from regenv.tasks.dense import dense
+from regenv.tasks.keypoint import keypoint
 from regenv.tasks.rigid import rigid
 from regenv.tasks.sdm import sdm
 from regenv.tasks.similarity import similarity
@@ -39,6 +40,8 @@ CATALOGUE: dict[str, Row] = {
     "RegDenseDigits-v0": Row(dense, {"ndim": 2, "size": 28, "spacing": 1.0, "source": "digits", "reward": "dice"},
                              steps=20),
     "RegDense3D-v0": Row(dense, {"ndim": 3}, steps=20),
+    "RegKeypoint2D-v0": Row(keypoint, {"ndim": 2}, steps=8),
+    "RegKeypoint3D-v0": Row(keypoint, {"ndim": 3}, steps=8),
     "RegSDM2D-v0": Row(sdm, {"ndim": 2}),
     "RegSDM2DContinuous-v0": Row(sdm, {"ndim": 2, "continuous": True}),
     "RegSDM3D-v0": Row(sdm, {"ndim": 3}),

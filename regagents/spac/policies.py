@@ -82,7 +82,7 @@ class Actor(nn.Module):
 class Critic(nn.Module):
     """Value of a plan in a state: a second column like the planner's, joined by the plan on the coarsest grid.
 
-    What is judged is squashed first: else a planner finds ever higher values far from every plan that a critic has seen.
+    What is judged is squashed first: else a planner finds ever higher values far from every plan that a critic knows.
 
     Args: judged: channels of what is judged beside the state; 0 for the value of the state itself.
     """

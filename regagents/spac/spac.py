@@ -44,8 +44,7 @@ class SPAC(PolicyTrained, BaseAlgorithm):
         smooth: lambda of eq. 4, on the mean squared gradient of the accumulated field, voxels.
         smooth_step: the same on the step's own field, as in the released code. Without it the actor, which does not see
             the accumulated field, never comes to rest, and the roughness that a step cannot take back adds up.
-        kl_coef: weight of the plan's divergence from a standard normal, mean over its numbers (the released 3D code's
-            0.01).
+        kl_coef: of the plan's divergence from a standard normal, mean over its numbers (the released 3D code: 0.01).
         window: of the local correlation.
         noise: whether plans are drawn; False takes their means, as a one-shot network does.
         curriculum: see Curriculum. decay: whether the rates fall linearly to zero. amp: bfloat16 networks.
@@ -59,8 +58,8 @@ class SPAC(PolicyTrained, BaseAlgorithm):
                  critic_rate: float = 3e-4, batch_size: int = 32, lanes: int = 16, updates: int = 1,
                  buffer_size: int = 8_000, learning_starts: int = 640, gamma: float = 0.99, tau: float = 0.005,
                  rl: bool = True, reg_coef: float = 1.0, smooth: float = 0.03, smooth_step: float = 0.5,
-                 kl_coef: float = 0.0, window: int = 9, noise: bool = True, curriculum: Curriculum | None = None, decay: bool = True,
-                 amp: bool = False,
+                 kl_coef: float = 0.0, window: int = 9, noise: bool = True,
+                 curriculum: Curriculum | None = None, decay: bool = True, amp: bool = False,
                  policy_kwargs: dict[str, Any] | None = None, stats_window_size: int = 100,
                  tensorboard_log: str | None = None, verbose: int = 0, seed: int | None = None, device: str = "cpu",
                  _init_setup_model: bool = True) -> None:
@@ -208,7 +207,8 @@ class SPAC(PolicyTrained, BaseAlgorithm):
         """The lowest of the critics (B,), which learn nothing from it."""
         self.policy.critics.requires_grad_(False)
         with self._mixed():
-            value = torch.stack([critic(state, self._of(plan, lambda: field)) for critic in self.policy.critics]).amin(0)
+            judged = self._of(plan, lambda: field)
+            value = torch.stack([critic(state, judged) for critic in self.policy.critics]).amin(0)
         self.policy.critics.requires_grad_(True)
         return value
 

@@ -1,4 +1,5 @@
-"""The user's own collections of images for dense registration: folder in, scans and their labels out.
+"""The user's own collections of images for dense registration: folder in, scans and their labels out. Those of lungs
+in CT are in :mod:`regenv.data.lung_layouts`.
 
 Nothing is read here but names (and Learn2Reg's JSON); that no label file is missing is checked at once. The scans are
 read by :class:`regenv.data.folder_pairs.FolderPairs`.
@@ -15,6 +16,7 @@ from typing import Any
 
 from regenv.data.analyze import SUFFIXES as TWO_FILES
 from regenv.data.io import ImageError
+from regenv.grid import Grid
 
 _NIFTI = (".nii", ".nii.gz")
 _SUBJECT = re.compile(r"S(\d\d)\.")
@@ -29,7 +31,11 @@ class Scan:
         name: of the subject, unique in the collection.
         image: its file. labels: of its segmentation, or None.
         mask: outside, the image is shown as 0; or None.
-        keypoints: CSV of voxel indices x, y, z without a header, or None; row n answers to row n of its partner.
+        keypoints: voxel indices x, y, z, one point a row, CSV or text without a header, or None; row n answers to row n
+            of its partner.
+        raw: where the voxels of a file without a header lie, int16, HU + 1024; None for images with headers. Its
+            labels lie on the same voxels, whatever their header says.
+        first: index of the first voxel in ``keypoints``.
     """
 
     name: str
@@ -37,6 +43,8 @@ class Scan:
     labels: Path | None = None
     mask: Path | None = None
     keypoints: Path | None = None
+    raw: Grid | None = None
+    first: int = 0
 
 
 @dataclass(frozen=True)
@@ -62,7 +70,7 @@ def lpba40(folder: str | Path) -> Collection:
 
     Raises ImageError: no such folder, fewer than two subjects, or a subject without labels, or with two files.
     """
-    folder = _existing(folder)
+    folder = existing(folder)
     found = [path for path in sorted(folder.rglob("S[0-9][0-9].*")) if path.is_file() and
              path.name.lower().endswith((*_NIFTI, ".hdr", ".hdr.gz"))]
     kinds: tuple[dict[str, Path], dict[str, Path]] = {}, {}
@@ -70,7 +78,7 @@ def lpba40(folder: str | Path) -> Collection:
         match = _SUBJECT.match(path.name)
         for kind, is_it in zip(kinds, ("skullstripped" in path.name, ".label." in path.name), strict=True):
             if match and is_it:
-                _once(kind, f"S{match[1]}", path)
+                once(kind, f"S{match[1]}", path)
     return _collected(folder, kinds[0], kinds[1], "SNN.delineation.skullstripped.hdr")
 
 
@@ -85,7 +93,7 @@ def subject_folders(folder: str | Path, image: str = "T1w", labels: str | None =
 
     Raises ImageError: as :func:`lpba40`; or a subject has several images and ``image`` does not tell which.
     """
-    folder = _existing(folder)
+    folder = existing(folder)
     files: dict[str, list[Path]] = {}
     bids = any(path.is_dir() for path in folder.glob("sub-*"))
     for path in sorted(folder.rglob("*")):
@@ -97,7 +105,7 @@ def subject_folders(folder: str | Path, image: str = "T1w", labels: str | None =
     for name, paths in files.items():
         marked = [path for path in paths if labels is not None and labels in path.name]
         for path in marked:
-            _once(segmentations, name, path)
+            once(segmentations, name, path)
         images[name] = _the_one(folder / name, [path for path in paths if path not in marked], image)
     return _collected(folder, images, None if labels is None else segmentations, "<subject>/*.nii.gz")
 
@@ -128,7 +136,7 @@ def learn2reg(folder: str | Path, split: str = "train") -> Collection:
     Raises ImageError: the JSON is missing, not one, unreadable or without pairs; or an entry lacks its image, or names
         a file that is not there.
     """
-    folder = _existing(folder)
+    folder = existing(folder)
     if split not in _LEARN2REG_LISTS:
         raise ImageError(f"{folder}: split is {split!r}; it must be one of {', '.join(_LEARN2REG_LISTS)}.")
     path, content = _json(folder)
@@ -142,8 +150,9 @@ def learn2reg(folder: str | Path, split: str = "train") -> Collection:
         file = _inside(path, folder, image)
         name = _stem(file)
         if name not in scans:
-            scans[name] = Scan(name, file, *(_sidecar(path, folder, named.get(image, {}), image, kind)
-                                             for kind in ("label", "mask", "keypoints")))
+            labels, mask, keypoints = (_sidecar(path, folder, named.get(image, {}), image, kind)
+                                       for kind in ("label", "mask", "keypoints"))
+            scans[name] = Scan(name, file, labels, mask, keypoints)
         return name
 
     pairs = tuple((scan(_field(path, entry, "fixed")), scan(_field(path, entry, "moving"))) for entry in listed)
@@ -153,7 +162,7 @@ def learn2reg(folder: str | Path, split: str = "train") -> Collection:
         raise ImageError(f"{path}: number of pairs is 0 for split {split!r}; the list {_LEARN2REG_LISTS[split][0]!r}"
                          f"{' or two images in ' + repr('training') if split == 'train' else ''} is needed, but the "
                          f"file has {', '.join(map(repr, content)) or 'nothing'}. Take another split.")
-    return _uniform(folder, Collection(tuple(scans.values()), pairs or None))
+    return uniform(folder, Collection(tuple(scans.values()), pairs or None))
 
 
 LAYOUTS: Mapping[str, Callable[..., Collection]] = {
@@ -163,7 +172,8 @@ LAYOUTS: Mapping[str, Callable[..., Collection]] = {
 
 # ------------------------------------------------------------------------------------------------------------- folders
 
-def _existing(folder: str | Path) -> Path:
+def existing(folder: str | Path) -> Path:
+    """The folder. Raises ImageError: there is none."""
     folder = Path(folder)
     if not folder.is_dir():
         raise ImageError(f"{folder}: no such folder. Check the path.")
@@ -171,13 +181,13 @@ def _existing(folder: str | Path) -> Path:
 
 
 def _numbered(folder: str | Path, image: str, segmentation: str, suffixes: Sequence[str], layout: str) -> Collection:
-    folder = _existing(folder)
+    folder = existing(folder)
     kinds: tuple[dict[str, Path], dict[str, Path]] = {}, {}
     for path in sorted(folder.rglob("*")):
         for kind, prefix in zip(kinds, (image, segmentation), strict=True):
             match = re.fullmatch(rf"{prefix}-?(\d+)", _stem(path))
             if match and path.name.endswith(tuple(suffixes)):
-                _once(kind, match[1], path)
+                once(kind, match[1], path)
     ordered = {name: kinds[0][name] for name in sorted(kinds[0], key=int)}
     return _collected(folder, ordered, kinds[1], layout, merged=True)
 
@@ -196,7 +206,8 @@ def _collected(folder: Path, images: Mapping[str, Path], labels: Mapping[str, Pa
                             for name, path in images.items()), merged=merged)
 
 
-def _once(found: dict[str, Path], name: str, path: Path) -> None:
+def once(found: dict[str, Path], name: str, path: Path) -> None:
+    """Note a subject's file. Raises ImageError: it has one already."""
     if name in found:
         raise ImageError(f"{path}: subject {name} has also {found[name]}; one file is needed. Move one of them away.")
     found[name] = path
@@ -276,7 +287,7 @@ def _sidecar(path: Path, folder: Path, entry: Mapping[str, Any], image: str, kin
     return folder / usual if usual != image and (folder / usual).is_file() else None
 
 
-def _uniform(folder: Path, collection: Collection) -> Collection:
+def uniform(folder: Path, collection: Collection) -> Collection:
     """Raise ImageError where only some scans have labels or key-points."""
     for kind in ("labels", "keypoints"):
         without = [scan for scan in collection.scans if getattr(scan, kind) is None]

@@ -5,7 +5,7 @@ from __future__ import annotations
 import itertools
 import math
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from functools import lru_cache
 from pathlib import Path
 from typing import Any
@@ -17,13 +17,18 @@ from torch import Tensor
 
 from regenv.data.analyze import SUFFIXES as TWO_FILES
 from regenv.data.analyze import two_files
-from regenv.data.collections import LAYOUTS, Collection, Scan
+from regenv.data.collections import LAYOUTS as GENERAL
+from regenv.data.collections import Collection, Scan
 from regenv.data.files import resampled
 from regenv.data.freeform import check_grid, unknown_pair
 from regenv.data.io import Image, ImageError, normalize, read_image, read_labels, read_mask
+from regenv.data.lung_layouts import LAYOUTS as OF_LUNGS
+from regenv.data.lung_layouts import read_raw
 from regenv.data.organ_alignment import framed
 from regenv.data.pairs import PairBatch
 from regenv.grid import Grid
+
+LAYOUTS = {**GENERAL, **OF_LUNGS}
 
 _BLUR = 0.35            # of the grid's spacing, against aliasing
 _THINNEST = 4           # voxels along an axis, for ITK's recursive filters
@@ -42,7 +47,8 @@ class FolderPairs:
     Args:
         ndim: 2 or 3.
         layout: "lpba40", "subjects" (ADNI, ABIDE, ADHD and the like), "lits", "sliver" or "learn2reg", see
-            :mod:`regenv.data.collections`.
+            :mod:`regenv.data.collections`; "dirlab-4dct", "dirlab-copd" or "empire10", see
+            :mod:`regenv.data.lung_layouts`.
         folder: of the collection.
         cases: names of the subjects to use; default all. So is a collection parted into training and test.
         atlas: name of the subject of all fixed images; default any. SPAC's on LPBA40 is "S01".
@@ -53,7 +59,7 @@ class FolderPairs:
     Raises:
         ValueError: an argument is unknown or out of range.
         ImageError: on the first draw, the folder is not of the layout, a case is unknown, a file cannot be used, or
-            labels lie on another grid than their image.
+            labels lie on another grid than their image, or the key-points of a pair differ in number.
     """
 
     ndim: int
@@ -106,6 +112,8 @@ def _loaded(source: FolderPairs, grid: Grid) -> Loaded:
     collection = LAYOUTS[source.layout](source.folder, **source.options)
     scans, pairs = _chosen(source, collection)
     images, labels, points = zip(*(_shown(scan, source, grid, collection.merged) for scan in scans), strict=True)
+    for fixed, moving in pairs if collection.pairs is not None else ():
+        _check_rows(scans[fixed], scans[moving], points[fixed], points[moving])
     return Loaded(torch.from_numpy(np.stack(images)), None if labels[0] is None else torch.from_numpy(np.stack(labels)),
                   _as_many(points), pairs)
 
@@ -132,7 +140,7 @@ def _chosen(source: FolderPairs, collection: Collection) -> tuple[tuple[Scan, ..
 def _shown(scan: Scan, source: FolderPairs, grid: Grid, merged: bool
            ) -> tuple[np.ndarray, np.ndarray | None, np.ndarray | None]:
     """Image (1, *shape), labels (1, *shape) and points (N, D) of a scan on the environment's grid."""
-    image = _read(read_image, scan.image)
+    image = _read(read_image, scan.image) if scan.raw is None else read_raw(scan.image, scan.raw)
     if image.ndim < grid.ndim:
         raise ImageError(f"{image.path}: image is {image.ndim}D; this environment needs {grid.ndim}D images.")
     values = normalize(image.array) if source.window is None else _windowed(image.array, source.window)
@@ -143,12 +151,13 @@ def _shown(scan: Scan, source: FolderPairs, grid: Grid, merged: bool
     shown = resampled(smooth, like, pull_back).array.clip(0, 1).reshape(1, *grid.shape)
     labels = None
     if scan.labels is not None:
-        found = _like(_read(read_labels, scan.labels), image)
+        found = _read(read_labels, scan.labels)
+        found = _like(found if scan.raw is None else replace(found, grid=_same_voxels(found, scan.raw)), image)
         on_grid = resampled(found, like, pull_back, sitk.sitkNearestNeighbor).array.reshape(1, *grid.shape)
         labels = (on_grid > 0 if merged else on_grid).astype(np.int16)
     points = None
     if scan.keypoints is not None:
-        points = (_keypoints(scan.keypoints, image) - pull_back[:image.ndim, image.ndim])[:, :grid.ndim]
+        points = (_keypoints(scan.keypoints, image, scan.first) - pull_back[:image.ndim, image.ndim])[:, :grid.ndim]
     return shown, labels, points
 
 
@@ -164,6 +173,14 @@ def _like(labels: Image, image: Image) -> Image:
             raise ImageError(f"{labels.path}: {name} is {values[0]}, but {values[1]} in its image {image.path}; they "
                              "must lie on one grid. Resample the labels, or fix the header.")
     return labels
+
+
+def _same_voxels(labels: Image, grid: Grid) -> Grid:
+    """The grid of an image without a header, where its labels have as many voxels. Raises ImageError if not."""
+    if labels.array.shape != grid.shape:
+        raise ImageError(f"{labels.path}: shape is {labels.array.shape}, but {grid.shape} in its image; they must have "
+                         "the same voxels. Make the mask on the image as it comes.")
+    return grid
 
 
 def _placed(image: Image, source: FolderPairs, grid: Grid) -> tuple[Grid, np.ndarray]:
@@ -193,17 +210,24 @@ def _antialiased(values: np.ndarray, own: Grid, grid: Grid) -> np.ndarray:
     return sitk.GetArrayFromImage(smooth)
 
 
-def _keypoints(path: Path, image: Image) -> np.ndarray:
-    """World points (N, D), mm, of a CSV of voxel indices x, y[, z]."""
+def _keypoints(path: Path, image: Image, first: int) -> np.ndarray:
+    """World points (N, D), mm, of rows of voxel indices x, y[, z] that count from ``first``."""
     try:
-        rows = np.loadtxt(path, delimiter=",", ndmin=2, dtype=np.float64)
+        rows = np.loadtxt(path, delimiter="," if path.suffix.lower() == ".csv" else None, ndmin=2, dtype=np.float64)
     except (OSError, ValueError) as error:
         raise ImageError(f"{path}: key-points cannot be read ({error}). Give a CSV of voxel indices x, y, z without a "
                          "header.") from error
     if rows.size == 0 or rows.shape[1] != image.ndim or not np.isfinite(rows).all():
         raise ImageError(f"{path}: key-points are {rows.shape[0]} x {rows.shape[1]}; rows of {image.ndim} finite voxel "
                          "indices are needed. Check the export.")
-    return image.grid.to_world(rows[:, ::-1])
+    return image.grid.to_world(rows[:, ::-1] - first)
+
+
+def _check_rows(fixed: Scan, moving: Scan, landmarks: np.ndarray | None, targets: np.ndarray | None) -> None:
+    """Raise ImageError unless a pair's key-points are as many."""
+    if landmarks is not None and targets is not None and len(landmarks) != len(targets):
+        raise ImageError(f"{moving.keypoints}: number of key-points is {len(targets)}, but {len(landmarks)} in "
+                         f"{fixed.keypoints}; row n of one must answer to row n of the other. Copy both again.")
 
 
 def _as_many(points: Sequence[np.ndarray | None]) -> Tensor | None:

@@ -13,6 +13,7 @@ from regenv.data.files import Files
 from regenv.data.folder_pairs import FolderPairs
 from regenv.data.heads import Heads
 from regenv.data.livers import Livers
+from regenv.data.lungs import Lungs
 from regenv.data.organ_pairs import OrganPairs
 from regenv.data.pairs import PairSource
 from regenv.data.perturb import CoDeformed
@@ -23,8 +24,8 @@ from regenv.data.slices import Slices
 def source_named(source: str | Mapping[str, Any] | PairSource, ndim: int) -> PairSource:
     """A PairSource: "phantoms" (brain-like, no files needed), "spine", "heads" and "slices" (real),
     "organs" (made, with known deformations), "digits"
-    (real), "brains" (real people, unknown deformation), "livers" (made), "deformed" (any, bent), "folder" (public data
-    sets as they are laid out), "files" (the user's own), or itself.
+    (real), "brains" (real people, unknown deformation), "livers" (made), "lungs" (made), "deformed" (any, bent),
+    "folder" (public data sets as they are laid out), "files" (the user's own), or itself.
 
     A mapping names one with arguments, so that it can stand in JSON: ``{"name": "heads", "subjects": ["mni152"]}``,
     ``{"name": "codeformed", "source": {"name": "spine"}, "affine": 0.25}``.
@@ -64,5 +65,6 @@ SOURCES: dict[str, Callable[..., PairSource]] = {
     "digits": lambda ndim, **arguments: Digits(**arguments),
     "brains": Brains,
     "livers": lambda ndim, **arguments: Livers(**arguments),
+    "lungs": Lungs,
     "folder": FolderPairs,
 }

@@ -50,25 +50,43 @@ class Pair:
         return _quantized(both) if self.dtype == "uint8" else both.clamp_(0, 1)
 
 
+MASKED = ("fixed", "moving")
+BEYOND = 10  # images' lengths, farther than which no displacement is told
+
+
 @dataclass(frozen=True)
 class Everything:
     """A dict: fixed, moving and warped image (1, *shape), and the displacement (D, *shape), voxels; float32 or uint8
-    images. For pairs on one grid and dense poses."""
+    images. For pairs on one grid and dense poses.
+
+    Args: dtype: of the images; masks: also fixed_mask and moving_mask (1, *shape) uint8, 1 where the images' labels are
+    not background, everywhere where there are no labels.
+    """
 
     dtype: str = "float32"
+    masks: bool = False
 
     def space(self, shape: tuple[int, ...]) -> gym.spaces.Dict:
         images = {name: _box(self.dtype, 0.0, (1, *shape)) for name in ("fixed", "moving", "warped")}
-        field = gym.spaces.Box(-np.inf, np.inf, (len(shape), *shape), np.float32)
-        return gym.spaces.Dict({**images, "displacement": field})
+        masks = {f"{name}_mask": gym.spaces.Box(0, 1, (1, *shape), np.uint8) for name in MASKED if self.masks}
+        far = float(BEYOND * max(shape))
+        field = gym.spaces.Box(-far, far, (len(shape), *shape), np.float32)
+        return gym.spaces.Dict({**images, **masks, "displacement": field})
 
     def __call__(self, state: EpisodeState) -> dict[str, Tensor]:
         """Each (B, ...)."""
         assert state.displacement is not None
+        far = float(BEYOND * max(state.displacement.shape[2:]))
         images = {"fixed": state.pair.fixed, "moving": state.pair.moving, "warped": state.warped}
         seen = {name: _quantized(image) if self.dtype == "uint8" else image.clamp(0, 1)
                 for name, image in images.items()}
-        return {**seen, "displacement": state.displacement.clone()}
+        masks = {f"{name}_mask": _mask(getattr(state.pair, name), getattr(state.pair, f"{name}_labels"))
+                 for name in MASKED if self.masks}
+        return {**seen, **masks, "displacement": state.displacement.clamp(-far, far)}
+
+
+def _mask(image: Tensor, labels: Tensor | None) -> Tensor:
+    return torch.ones_like(image[:, :1], dtype=torch.uint8) if labels is None else (labels > 0).to(torch.uint8)
 
 
 def _box(dtype: str, low: float, shape: tuple[int, ...]) -> gym.spaces.Box:

@@ -81,6 +81,19 @@ class SimilarityGain:
         return after.score - before.score + self.bonus * after.arrived
 
 
+@dataclass(frozen=True)
+class LandmarkGain:
+    """Decrease of the mean landmark error, mm."""
+
+    def score(self, state: EpisodeState) -> Tensor:
+        """(B,) float64; 0 where the source has no landmarks or does not know where they belong."""
+        return torch.nan_to_num(-state.tre)
+
+    def __call__(self, before: EpisodeState, after: EpisodeState) -> Tensor:
+        """Rewards (B,) float64."""
+        return after.score - before.score
+
+
 SIMILARITIES = {"mi": similarity.mi, "ncc": similarity.ncc, "lncc": similarity.lncc, "ssim": similarity.ssim,
                 "mse": lambda fixed, warped: -similarity.mse(fixed, warped)}
 REWARDS = {"distance": DistanceDecrease(), **{name: SimilarityGain(name) for name in SIMILARITIES}}

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from dataclasses import dataclass
 
 import torch
@@ -17,9 +18,12 @@ class Dense:
     An action a is what the image seen now shall be displaced by: ``Omega_t(x) = a(x) + Omega_{t-1}(x + a(x))``, so that
     the original moving image, warped once by Omega_t, is the image seen before, warped by a. (Luo et al. 2022, eq. 2;
     their eq. 3 composes in the other order, which does not do that.)
+
+    Args: ndim: 2 or 3; update: "compose"; or "add", ``Omega_t = Omega_{t-1} + a``; or "replace", ``Omega_t = a``.
     """
 
     ndim: int
+    update: str = "compose"
 
     @property
     def names(self) -> tuple[str, ...]:
@@ -34,8 +38,8 @@ class Dense:
         return pose
 
     def apply(self, pose: Tensor, delta: Tensor) -> Tensor:
-        """Poses after displacements ``delta`` (B, D, *shape) of what is seen."""
-        return compose(pose, delta)
+        """Poses after actions ``delta`` (B, D, *shape)."""
+        return UPDATES[self.update](pose, delta)
 
     def from_draws(self, draws: Tensor) -> Tensor:
         """Poses of drawn fields: themselves."""
@@ -44,3 +48,7 @@ class Dense:
     def rebase(self, anchor: Tensor, residual: Tensor, pose: Tensor) -> tuple[Tensor, Tensor]:
         """Nothing to do: an action means the same whatever the truth is."""
         return anchor, pose
+
+
+UPDATES: dict[str, Callable[[Tensor, Tensor], Tensor]] = {
+    "compose": compose, "add": torch.add, "replace": lambda pose, delta: delta}

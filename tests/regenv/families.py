@@ -7,7 +7,7 @@ from typing import Any
 
 from regenv.registry import CATALOGUE
 
-LINEAR = [name for name in CATALOGUE if not re.search("SDM|Dense", name)]  # whose poses are matrices
+LINEAR = [name for name in CATALOGUE if not re.search("SDM|Dense|Keypoint", name)]  # whose poses are matrices
 
 
 def ndim(name: str) -> int:
@@ -22,13 +22,17 @@ def small(name: str) -> dict[str, Any]:
 
 def usual(name: str) -> dict[str, Any]:
     """Nothing, or what an id of huge images needs to be tried in seconds."""
-    return {"size": 24} if name.startswith("RegDense3D") else {}
+    return {"size": 24} if re.match("Reg(Dense|Keypoint)3D", name) else {}
 
 
 def info_keys(name: str, privileged: bool) -> set[str]:
     """What an id tells: D where it is defined, Dice where the source has labels, the mask of fuzzy control."""
     keys = {"dice"} if "Digits" in name else {"tre", "is_success"}
-    if not name.startswith("RegDense"):
+    if re.match("RegKeypoint|RegDense[23]D", name):
+        keys |= {"keypoints", "keypoint_targets"} if privileged else set()
+    if "Keypoint" in name:
+        keys |= {"dice"}
+    if not re.match("Reg(Dense|Keypoint)", name):
         keys |= {"distance"} | ({"target", "q_star"} if privileged else set())
     return keys | ({"dice", "action_mask"} if "SDM" in name else set())
 

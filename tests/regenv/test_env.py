@@ -48,7 +48,7 @@ def test_sb3_check_env_passes_and_is_silent_in_2d(name: str) -> None:
     with warnings.catch_warnings(record=True) as caught:
         warnings.simplefilter("always")
         check_env_of_sb3(gym.make(name, **usual(name)), warn=True)
-    known = ["symmetric and normalized"] if name.startswith("RegDense") else []  # displacements have a unit
+    known = ["symmetric and normalized"] if name.startswith(("RegDense", "RegKeypoint")) else []  # they have a unit
     known += ["minimal resolution"] if "Digits" in name else []
     unconventional = [str(w.message) for w in caught if not any(words in str(w.message) for words in known)]
     if ndim(name) == 2:

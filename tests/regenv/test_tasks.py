@@ -122,7 +122,7 @@ def test_2d_is_shown_as_uint8_images_and_3d_as_floats(name: str) -> None:
     space = build(name).observation.space(build(name).grid.shape)
     shapes = {"Rigid2D": (128, 128), "Rigid3D": (64,) * 3, "Similarity2D": (168, 168), "Similarity3D": (64,) * 3,
               "SDM2D": (100, 100), "SDM3D": (20, 75, 75), "Dense2D": (128, 128), "Dense3D": (128,) * 3,
-              "DenseDigits": (28, 28)}
+              "DenseDigits": (28, 28), "Keypoint2D": (128, 128), "Keypoint3D": (64,) * 3}
     family = next(key for key in shapes if name.startswith("Reg" + key))
     assert space.dtype == (np.uint8 if ndim(name) == 2 else np.float32)
     assert space.shape[1:] == shapes[family]

@@ -1,0 +1,81 @@
+"""Features of images that look alike whatever the contrast: pure batched functions, the same code in 2D and 3D."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from itertools import combinations
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+
+_VARIANCE = (1e-3, 1e3)  # bounds of the local variance, in units of the image's mean variance
+_TINY = 1e-30            # variance of an image without any contrast, whose features are all 1
+
+
+def mind_ssc(image: Tensor, radius: int = 1, dilation: int = 2) -> Tensor:
+    """Self-similarity context, ``exp(-(d - min d) / V)``: how alike the patches around a voxel are (Heinrich et al.
+    2013; MIND is of 2012).
+
+    d is the mean squared difference of the patches about two of a voxel's nearest neighbours, one channel a pair that
+    is the square root of 2 apart: 12 pairs of the 6 neighbours in 3D, 4 of the 4 in 2D. V is the mean over the channels
+    of d less its least, kept within 1e-3 and 1e3 times its mean over the image. Beyond the border the last value holds,
+    for the image and for the squared differences. An image times a gain (not 0) plus an offset has the same features.
+
+    The neighbours' order is -1, +1 along the first array axis, -1, +1 along the second, and so on; the channels are
+    their pairs (i, j), i < j, in lexicographic order, less those of opposite neighbours.
+
+    Args:
+        image: (B, 1, *shape) float32 or float64, of any range.
+        radius: of the patches, voxels: their side is 2 radius + 1.
+        dilation: distance of the neighbours, voxels.
+    Returns: (B, 12, *shape) in 3D, (B, 4, *shape) in 2D, in (0, 1], dtype of ``image``; differentiable.
+    Raises: ValueError: the image has another shape or type, or radius or dilation is out of range.
+    """
+    if image.ndim not in (4, 5) or image.shape[1] != 1:
+        raise ValueError(f"mind_ssc: the image is {tuple(image.shape)}; it must be (B, 1, H, W) or (B, 1, D, H, W).")
+    if image.dtype not in (torch.float32, torch.float64):
+        raise ValueError(f"mind_ssc: the image is of type {image.dtype}; it must be float32 or float64.")
+    if radius < 0:
+        raise ValueError(f"mind_ssc: radius is {radius} voxels; it must not be negative.")
+    if dilation < 1:
+        raise ValueError(f"mind_ssc: dilation is {dilation} voxels; it must be at least 1.")
+    distance = torch.cat([box_mean((one - other).square(), radius) for one, other in _neighbours(image, dilation)], 1)
+    distance = distance - distance.amin(1, keepdim=True)
+    variance = distance.mean(1, keepdim=True)
+    typical = variance.mean(tuple(range(1, image.ndim)), keepdim=True).clamp_min(_TINY)
+    variance = torch.minimum(torch.maximum(variance, _VARIANCE[0] * typical), _VARIANCE[1] * typical)
+    return torch.exp(-distance / variance)
+
+
+def box_mean(image: Tensor, radius: int = 1) -> Tensor:
+    """Mean over the cube of side 2 radius + 1 about each voxel; beyond the border the last value holds.
+
+    Args: image (B, C, *shape) float; radius, voxels.
+    Returns: (B, C, *shape).
+    """
+    for axis in range(2, image.ndim):
+        n = image.shape[axis]
+        margin = [0, 0] * (image.ndim - 1 - axis) + [radius, radius] + [0, 0] * (axis - 2)
+        padded = F.pad(image, margin, mode="replicate")
+        total = padded.narrow(axis, 0, n)
+        for start in range(1, 2 * radius + 1):
+            total = total + padded.narrow(axis, start, n)
+        image = total / (2 * radius + 1)
+    return image
+
+
+def _neighbours(image: Tensor, dilation: int) -> Iterator[tuple[Tensor, Tensor]]:
+    """Of every pair of neighbours the image as each of them sees it: two (B, 1, *shape)."""
+    ndim = image.ndim - 2
+    padded = F.pad(image, [dilation] * (2 * ndim), mode="replicate")
+    shifts = [tuple(sign * (axis == moved) for axis in range(ndim)) for moved in range(ndim) for sign in (-1, 1)]
+    seen = {}
+    for shift in shifts:
+        view = padded
+        for axis, step in enumerate(shift):
+            view = view.narrow(axis + 2, dilation * (1 + step), image.shape[axis + 2])
+        seen[shift] = view
+    for a, b in combinations(shifts, 2):
+        if sum((p - q) ** 2 for p, q in zip(a, b, strict=True)) == 2:
+            yield seen[a], seen[b]

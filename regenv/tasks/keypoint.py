@@ -1,0 +1,94 @@
+"""The key-point family: RegKeypoint2D-v0 and RegKeypoint3D-v0."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from functools import partial
+from typing import Any
+
+from regenv.core import Task
+from regenv.data.pairs import PairSource
+from regenv.data.perturb import Still
+from regenv.grid import Grid
+from regenv.tasks.action import Field
+from regenv.tasks.observation import OBSERVATIONS, Everything
+from regenv.tasks.parts import OBS_DTYPES, named, pairs_of, shape_of
+from regenv.tasks.reward import SIMILARITIES, LandmarkGain, SimilarityGain
+from regenv.tasks.termination import Never
+from regenv.transforms.dense import UPDATES, Dense
+
+SIZE = {2: 128, 3: 64}
+FIELD_MM = 320.0
+SUCCESS_MM = 3.0
+
+
+def keypoint(ndim: int, size: int | Sequence[int] | None = None, spacing: float | None = None,
+             source: str | Mapping[str, Any] | PairSource = "lungs", observation: str = "pair",
+             obs_dtype: str | None = None, reward: str = "tre", update: str = "replace",
+             max_displacement: float | None = None, success_mm: float = SUCCESS_MM,
+             max_episode_steps: int = 8) -> Task:
+    """Iterative dense registration with key-points as a Markov decision process (the learned optimiser's).
+
+    ## Description
+    Two scans of one breathing patient. In every step the agent states a displacement for every voxel, as an optimiser
+    does that refines its estimate; the original moving image is warped once by what has accumulated. Corresponding
+    key-points in both scans say how far the estimate is off.
+
+    ## Action Space
+    `Box(-max_displacement, max_displacement, (D, *shape), float32)`: voxels of the fixed grid, array-axis order; larger
+    values are clipped. `update="replace"`: the action is the new displacement; `"add"`: it is added to the present one;
+    `"compose"`: it displaces what is seen (as in the RegDense ids).
+
+    ## Observation Space
+    `observation="pair"`: (fixed, warped), channel first; uint8 [0, 255] in 2D, float32 [0, 1] in 3D (`obs_dtype=`
+    chooses). `"difference"`: fixed - warped. `"dict"`: fixed, moving and warped, the displacement (D, *shape), voxels,
+    float32, and fixed_mask and moving_mask, uint8, 1 in the labelled organ, the lungs.
+
+    ## Rewards
+    `reward="tre"`: the decrease of the key-points' mean distance from where they belong, mm. A similarity's name
+    ("lncc", "ncc", "mi", "ssim", "mse"): ten times its gain.
+
+    ## Starting State
+    No displacement.
+
+    ## Episode End
+    ### Termination
+    Never.
+    ### Truncation
+    After 8 steps; `max_episode_steps=` of `gym.make` and `gym.make_vec` sets another.
+
+    ## Arguments
+    `size` voxels per axis (128 in 2D, 64 in 3D), `spacing` mm (field of view 320 mm); `source` "lungs", or any with
+    landmarks; `max_displacement` voxels (a quarter of the longest axis). `privileged=True` adds the supervision to
+    `info`: "keypoints" (N, D) in voxels of the fixed image and "keypoint_targets" (N, D) in voxels of the moving one,
+    array-axis order.
+
+    ```python
+    gym.make("RegKeypoint3D-v0", size=48, observation="dict", privileged=True)
+    ```
+
+    ## Version History
+    * v0: first release.
+    """
+    shape = shape_of(SIZE[ndim] if size is None else size, ndim)
+    bound = max(shape) / 4 if max_displacement is None else float(max_displacement)
+    if not bound > 0:
+        raise ValueError(f"max_displacement is {max_displacement}; it must be positive, in voxels.")
+    named("update", update, UPDATES)
+    dtype = named("obs_dtype", obs_dtype or ("uint8" if ndim == 2 else "float32"), OBS_DTYPES)
+    seen = named("observation", observation, {**OBSERVATIONS, "dict": partial(Everything, masks=True)})
+    return Task(
+        source=pairs_of(source, ndim),
+        grid=Grid.centered(shape, FIELD_MM / max(shape) if spacing is None else float(spacing)),
+        transform=Dense(ndim, update),
+        actions=Field(shape, bound),
+        start=Still(shape),
+        distance=None,
+        observation=seen(dtype),
+        reward=named("reward", reward, {"tre": LandmarkGain(),
+                                        **{name: SimilarityGain(name) for name in SIMILARITIES}}),
+        termination=Never(),
+        expert=None,
+        max_episode_steps=max_episode_steps,
+        success_mm=success_mm,
+    )
