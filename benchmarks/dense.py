@@ -2,6 +2,7 @@
 
     python benchmarks/dense.py                            # scaled and rotated digits onto ten atlases
     python benchmarks/dense.py brain2d                    # slices of other people's brains
+    python benchmarks/dense.py liver32                    # livers, small volumes
     python benchmarks/dense.py digits --sb3 20000         # with SB3's PPO and SAC on a control grid, trained here
 """
 
@@ -31,6 +32,7 @@ from stable_baselines3 import PPO, SAC
 from torch import Tensor
 
 from regagents.classical.deformable import Demons, FreeForm
+from regagents.classical.syn import SyN
 from regagents.common.extractors import CompactCNN
 from regagents.deformation import Measures, searched, walk
 from regagents.train import load, resolve
@@ -57,7 +59,7 @@ class Data:
     pairs: int
     demons: Demons
     free_form: FreeForm
-    control_grid: tuple[int, int]
+    control_grid: tuple[int, ...]
 
 
 SETS = {
@@ -65,6 +67,8 @@ SETS = {
                    Demons(smoothing=0.5, iterations=200, levels=2), FreeForm(control=3.5), (6, 6)),
     "brain2d": Data("RegDense2D-v0", {"spacing": 1.5}, {"name": "brains", "split": "test"}, 200,
                     Demons(smoothing=0.7), FreeForm(control=6.0, levels=1), (8, 8)),
+    "liver32": Data("RegDense3D-v0", {"size": 32, "spacing": 8.0}, {"name": "livers", "split": "test"}, 100,
+                    Demons(smoothing=0.7, levels=2), FreeForm(control=4.0), (5, 5, 5)),
 }
 VARIANTS = {"oneshot": "one-shot U-Net", "spac-ssim": "SPAC, SSIM reward", "ppo": "PPO-modified",
             "ddpg": "DDPG-modified", "spac-action": "SPAC-action", "spac-norl": "SPAC without RL",
@@ -121,7 +125,10 @@ def stepwise(name: str, agent: Any, core: RegistrationCore, start: EpisodeState,
 
 def classical(data: Data, core: RegistrationCore, start: EpisodeState) -> list[Row]:
     rows = [Row("initial", 0, Measures.of(start, None, core.task.grid), 0.0)]
-    for name, search in (("demons", data.demons), ("B-spline FFD", data.free_form)):
+    searches: dict[str, Any] = {"demons": data.demons, "B-spline FFD": data.free_form}
+    if SyN.available():
+        searches["SyN"] = SyN()
+    for name, search in searches.items():
         begin = perf_counter()
         field = searched(search, start, core.task.grid)
         seconds = (perf_counter() - begin) / start.lanes
@@ -177,6 +184,11 @@ def draw_curves(path: Path, curves: dict[str, np.ndarray]) -> None:
     keep(figure, path)
 
 
+def middle(image: Tensor) -> np.ndarray:
+    """An image (H, W), or the middle coronal slice of a volume, head up."""
+    return (image if image.ndim == 2 else image[:, image.shape[1] // 2].flip(0)).numpy()
+
+
 def draw_steps(path: Path, agent: Any, core: RegistrationCore, state: EpisodeState) -> None:
     """Figure 6: the accumulated displacement and the image seen through it, one pair over its steps."""
     shown = (1, 2, 4, 7, 10, 20)
@@ -189,11 +201,10 @@ def draw_steps(path: Path, agent: Any, core: RegistrationCore, state: EpisodeSta
         now = states[step]
         length = (torch.zeros(now.pair.fixed.shape[2:]) if now.displacement is None
                   else now.displacement[0].norm(dim=0))
-        axes[0][column].imshow(length, cmap="Blues", vmin=0, vmax=float(states[shown[-1]].displacement[0].norm(
+        axes[0][column].imshow(middle(length), cmap="Blues", vmin=0, vmax=float(states[shown[-1]].displacement[0].norm(
             dim=0).amax()))
-        axes[1][column].imshow(now.warped[0, 0], cmap="gray", vmin=0, vmax=1)
-        axes[2][column].imshow(render.frame(now.pair.fixed[0, 0].numpy(), now.warped[0, 0].numpy(), "overlay",
-                                            spacing=core.task.grid.spacing))
+        axes[1][column].imshow(middle(now.warped[0, 0]), cmap="gray", vmin=0, vmax=1)
+        axes[2][column].imshow(render.frame(middle(now.pair.fixed[0, 0]), middle(now.warped[0, 0]), "overlay"))
         axes[0][column].set_title("start" if step == 0 else f"t = {step}", fontsize=9)
         axes[1][column].set_title(f"Dice {core.info(now)['dice'][0]:.3f}", fontsize=8, color="firebrick")
     for row, label in enumerate(("|displacement|", "warped", "fixed and warped")):

@@ -95,7 +95,7 @@ PRESETS: dict[str, dict[str, Any]] = {
         "env_kwargs": {"observation": "pair", "targets": "drop"},
         "algorithm": {"sampler_kwargs": {"near": 0.4, "near_scale": 0.2}},
         "curriculum": {**RISE, "reach": [0.6, 1.0]},
-        "policy_kwargs": {"features_extractor_kwargs": {"widths": [16, 32, 48, 64, 64], "strides": [2, 2, 2, 2, 1]}},
+        "policy_kwargs": {"features_extractor_kwargs": {"widths": [16, 32, 48, 64, 64], "strides": [2, 2, 2, 2, 2]}},
         "steps": 150_000,
     },
     "similarity-oneshot": {

@@ -77,7 +77,7 @@ def shipped() -> list[tuple[Path, dict[str, Any]]]:
 
 
 class _Keeper(BaseCallback):
-    """Writes the training state every few minutes."""
+    """Writes the training state every few minutes, and the weights without target networks, which only train."""
 
     def __init__(self, path: Path, card: dict[str, Any], every_seconds: float) -> None:
         super().__init__()
@@ -98,7 +98,8 @@ class _Keeper(BaseCallback):
         state = {f"network.{k}": v for k, v in agent.network.state_dict().items()}
         state |= {f"optimizer.{k}": v for k, v in checkpoints.flatten_optimizer(agent.optimizer).items()}
         checkpoints.save(self.path.with_name("state.safetensors"), state, self.card)
-        checkpoints.save(self.path, checkpoints.halved(agent.network.state_dict()), self.card)
+        played = {k: v for k, v in agent.network.state_dict().items() if not k.startswith("target")}
+        checkpoints.save(self.path, checkpoints.halved(played), self.card)
 
 
 def train(preset: str, out: str | Path, steps: int | None = None, seed: int = 0, device: str = "cpu",

@@ -91,17 +91,17 @@ class Demons:
                     field = demons.Execute(*images, sitk.Resample(field, images[0]))
             assert field is not None
             field = sitk.Resample(field, fixed)
-        return _voxels(sitk.GetArrayFromImage(field), grid)
+        return voxels(sitk.GetArrayFromImage(field), grid)
 
 
 def displacement_of(transform: sitk.Transform, grid: Grid) -> np.ndarray:
     """A transform's displacement of every voxel of a grid, (D, *shape) float32, voxels, array-axis order."""
     image = sitk.TransformToDisplacementField(transform, sitk.sitkVectorFloat64, grid.size, grid.origin, grid.spacing,
                                               grid.direction)
-    return _voxels(sitk.GetArrayFromImage(image), grid)
+    return voxels(sitk.GetArrayFromImage(image), grid)
 
 
-def _voxels(millimetres: np.ndarray, grid: Grid) -> np.ndarray:
+def voxels(millimetres: np.ndarray, grid: Grid) -> np.ndarray:
     """A field (*shape, D) in mm, ITK order, as (D, *shape) in voxels, array-axis order."""
     linear = grid.world_to_voxel[:-1, :-1]
     return np.moveaxis(millimetres @ linear.T, -1, 0).astype(np.float32)

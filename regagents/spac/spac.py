@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import time
 from collections import deque
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
+from pathlib import Path
 from typing import Any, ClassVar
 
 import gymnasium as gym
@@ -247,6 +248,15 @@ class SPAC(PolicyTrained, BaseAlgorithm):
     def _episode_seed(self) -> int:
         """Every batch of episodes has its own, so that a resumed run draws other pairs than the first did."""
         return ((self.seed or 0) * 1_000_003 + self.num_timesteps) % (1 << 31)
+
+    def adopt(self, tensors: Mapping[str, Tensor], path: str | Path) -> None:
+        """As the base; target networks that the checkpoint leaves out begin as what they follow."""
+        whole = dict(tensors)
+        for name in self.policy.state_dict():
+            if name.startswith("target") and name not in whole:
+                followed = name.replace("targets.", "critics.", 1).replace("target_planner.", "planner.", 1)
+                whole |= {name: tensors[followed]} if followed in tensors else {}
+        super().adopt(whole, path)
 
     def predict(self, observation: Any, state: Any = None, episode_start: Any = None,
                 deterministic: bool = False) -> tuple[np.ndarray, Any]:

@@ -300,3 +300,15 @@ def test_weights_come_back_and_predict_the_same(tmp_path: Path) -> None:
     assert torch.equal(other.policy.log_alpha, learner.policy.log_alpha)
     field, _ = learner.predict(observation, deterministic=True)
     assert field.shape == (2, 28, 28) and np.array_equal(field, other.predict(observation, deterministic=True)[0])
+
+
+@pytest.mark.parametrize("kind", [SPAC, DDPGModified])
+def test_targets_left_out_of_a_checkpoint_begin_as_what_they_follow(kind: type[SPAC], tmp_path: Path) -> None:
+    learner = kind(env=env(), lanes=4, batch_size=8, learning_starts=8, buffer_size=60, seed=0).learn(40)
+    played = {k: v for k, v in learner.network.state_dict().items() if not k.startswith("target")}
+    other = kind(env=env(), lanes=4, seed=1)
+    other.adopt(played, tmp_path)
+    for mine, theirs in other.policy.followed():
+        assert torch.equal(mine, theirs)
+    with pytest.raises(checkpoints.CheckpointError, match="missing"):
+        other.adopt({k: v for k, v in played.items() if not k.startswith("critics")}, tmp_path)
