@@ -1,4 +1,4 @@
-"""Symmetric diffeomorphic registration by ANTs (Avants et al. 2008), where its Python package ``antspyx`` is installed."""
+"""Symmetric diffeomorphic registration by ANTs (Avants et al. 2008), where ``antspyx`` is installed."""
 
 from __future__ import annotations
 

@@ -72,8 +72,8 @@ class RecurrentUNet(nn.Module):
         for block, skip in zip(reversed(self.up), reversed(skips), strict=True):
             image = F.interpolate(image, scale_factor=2, mode=LINEAR[self.ndim], align_corners=False)
             image = block(torch.cat([image, skip], 1))
-        inside = tuple(slice(n // 2, n // 2 + size) for n, size in zip(lacking, shape, strict=True))
-        return torch.tanh(self.head(self.end(image)))[(..., *inside)]
+        inside: Any = (..., *(slice(n // 2, n // 2 + size) for n, size in zip(lacking, shape, strict=True)))
+        return torch.tanh(self.head(self.end(image)))[inside]
 
 
 @dataclass(frozen=True)
@@ -110,6 +110,8 @@ class L2OPolicy(BasePolicy):
         smoothings: 3^D averages of every residual.
         pools: of the U-Net, 1 to 4; half grids are padded to at least 2 * 2^pools voxels an axis.
     """
+
+    corners: Tensor
 
     def __init__(self, observation_space: gym.spaces.Dict, action_space: gym.spaces.Box, lr_schedule: Any = None,
                  hidden: int = 10, offset: float = 0.75, reach: float = 12.0, smoothings: int = 2,
@@ -162,9 +164,9 @@ class L2OPolicy(BasePolicy):
 
     def field(self, memory: Memory) -> Tensor:
         """The estimate on the image's grid: (B, D, *shape), voxels of it."""
-        *shape, = self.action_space.shape[1:]  # type: ignore[index]
+        inside: Any = (..., *(slice(n) for n in self.action_space.shape[1:]))  # type: ignore[index]
         fine = F.interpolate(memory.total, scale_factor=2, mode=LINEAR[self.ndim], align_corners=False)
-        return 2 * fine[(..., *(slice(n) for n in shape))]
+        return 2 * fine[inside]
 
     def halved(self, displacement: Tensor) -> Tensor:
         """Displacements (B, D, *shape), voxels, on the half grid, in its voxels."""

@@ -67,9 +67,14 @@ def jacobian(displacement: Tensor) -> Tensor:
     return _determinant(rows)
 
 
-def folding(displacement: Tensor) -> Tensor:
-    """Share of voxels whose Jacobian determinant is 0 or less, (B,) in [0, 1]."""
-    return (jacobian(displacement) <= 0).to(displacement.dtype).flatten(1).mean(1)
+def folding(displacement: Tensor, mask: Tensor | None = None) -> Tensor:
+    """Share of voxels whose Jacobian determinant is 0 or less, (B,) in [0, 1].
+
+    Args: mask: (B, 1, *shape) bool, the voxels that count; a lane with none gives NaN.
+    """
+    folded = (jacobian(displacement) <= 0).to(displacement.dtype).flatten(1)
+    counts = torch.ones_like(folded) if mask is None else mask.flatten(1).to(folded.dtype)
+    return (folded * counts).sum(1) / counts.sum(1)
 
 
 def sd_log_jacobian(displacement: Tensor, mask: Tensor | None = None, offset: float = 0.0) -> Tensor:

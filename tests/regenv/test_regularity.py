@@ -96,6 +96,9 @@ def test_jacobian_against_numpy_gradient(shape):
         np.testing.assert_allclose(regularity.jacobian(u)[lane], expected, rtol=0, atol=TOLERANCE)
         np.testing.assert_allclose(regularity.folding(u)[lane], (expected <= 0).mean())
         assert 0.01 < regularity.folding(u)[lane] < 0.5
+        half = torch.zeros(len(u), 1, *u.shape[2:], dtype=torch.bool)
+        half[:, :, ::2] = True
+        np.testing.assert_allclose(regularity.folding(u, half)[lane], (expected[::2] <= 0).mean())
 
 
 @SHAPES
