@@ -142,9 +142,11 @@ def off_the_shelf(data: Data, core: RegistrationCore, start: EpisodeState, budge
     makers: dict[str, Callable[[gym.Env], Any]] = {
         "SB3 PPO, control grid": lambda env: PPO(
             "CnnPolicy", env, n_steps=512, batch_size=64, ent_coef=0.0, seed=0,
-            policy_kwargs={**look, "ortho_init": False}),  # torch cannot do it on weights that lie channels last
+            policy_kwargs={**look, "log_std_init": -2.0,  # with SB3's own noise of 3 voxels nothing is learnt
+                           "ortho_init": False}),  # torch cannot do it on weights that lie channels last
         "SB3 SAC, control grid": lambda env: SAC(
-            "CnnPolicy", env, buffer_size=10_000, learning_starts=500, seed=0, policy_kwargs=look)}
+            "CnnPolicy", env, buffer_size=10_000, learning_starts=500, ent_coef="auto_0.01", seed=0,
+            policy_kwargs=look)}
     kwargs = {**data.env_kwargs, "control_grid": data.control_grid, "reward_scale": 10.0}
     rows = []
     for name, make in makers.items():

@@ -13,6 +13,7 @@ import torch
 import regenv  # noqa: F401  registers the ids
 from regagents.classical.common import to_sitk
 from regagents.classical.deformable import Demons, FreeForm, displacement_of
+from regagents.classical.syn import SyN
 from regagents.deformation import Measures, deform, searched
 from regagents.dsl import DSL
 from regenv.core import RegistrationCore
@@ -22,7 +23,9 @@ from regenv.registry import build
 from regenv.state import EpisodeState
 
 SHAPES = pytest.mark.parametrize("shape", [(64, 72), (24, 40, 36)])
-SEARCHES = pytest.mark.parametrize("search", [FreeForm(8.0), Demons(smoothing=1.0)], ids=["ffd", "demons"])
+SYN = pytest.param(SyN(), marks=pytest.mark.skipif(not SyN.available(), reason="antspyx is not installed"), id="syn")
+SEARCHES = pytest.mark.parametrize("search", [pytest.param(FreeForm(8.0), id="ffd"),
+                                              pytest.param(Demons(smoothing=1.0), id="demons"), SYN])
 
 
 def bump(shape: tuple[int, ...], size: float) -> torch.Tensor:

@@ -21,6 +21,7 @@ from regagents.spac.modified import Rated
 from regagents.spac.policies import DeterministicPolicy, divergence, log_density
 from regagents.train import create, load
 from regenv.core import RegistrationCore
+from regenv.data.datasets import DatasetError
 from regenv.data.freeform import unknown_pair
 from regenv.data.pairs import PairBatch
 from regenv.grid import Grid
@@ -284,6 +285,24 @@ def test_the_shipped_agent_goes_on_improving_and_beats_one_step() -> None:
     spac = dice["digits-spac"]
     assert min(spac) == spac[0] and spac[20] >= spac[10] >= spac[1]
     assert spac[20] > dice["digits-oneshot"][1] + 0.02
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("name", ["brain2d-spac", "liver32-spac"])
+def test_shipped_agents_go_on_improving_and_never_fall_below_the_start(name: str) -> None:
+    """Other people's brains, other patients' livers: mean Dice at t = 20 >= 10 >= 1 > start, to half a point."""
+    learner = load(name, algorithm="SPAC")
+    arguments = {k: v for k, v in PRESETS[name]["env_kwargs"].items() if k != "source"}
+    source = {**PRESETS[name]["env_kwargs"]["source"], "split": "test"}
+    core = RegistrationCore(build(PRESETS[name]["env"], **arguments, source=source))
+    try:
+        start = core.reset([np.random.default_rng(9000 + i) for i in range(24)])
+    except DatasetError as error:
+        pytest.skip(str(error))
+    with torch.inference_mode():
+        dice = [core.info(each)["dice"].mean().item() for each in (start, *walk(learner, core, start, 20))]
+    assert min(dice) == dice[0]
+    assert dice[20] >= dice[10] - 0.005 and dice[10] >= dice[1] > dice[0] + 0.03
 
 
 def test_two_runs_of_a_seed_are_the_same() -> None:
