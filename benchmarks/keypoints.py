@@ -132,7 +132,7 @@ def draw(path: Path, learned_curves: dict[str, np.ndarray], adam_curves: dict[st
     for name, curve in adam_curves.items():
         axis.plot(SEEN, curve, label=name, marker=".", linestyle="--")
     axis.axvline(ITERATIONS, color="0.7", lw=1)
-    axis.set(xlabel="iteration", ylabel="mean key-point error, mm", xscale="symlog")
+    axis.set(xlabel="iteration", ylabel="mean key-point error, mm", xscale="symlog", xlim=(-0.1, None))
     axis.grid(alpha=0.3)
     axis.legend(fontsize=8)
     keep(figure, path)

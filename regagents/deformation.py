@@ -15,7 +15,6 @@ from torch import Tensor
 
 from regagents.classical.common import to_sitk
 from regagents.common.threads import one_thread
-from regagents.l2o.policies import L2OPolicy
 from regenv.core import RegistrationCore
 from regenv.grid import Grid
 from regenv.ops import overlap, regularity
@@ -29,20 +28,25 @@ class Search(Protocol):
     def register(self, fixed: sitk.Image, moving: sitk.Image) -> np.ndarray: ...
 
 
+class Player(Protocol):
+    """A policy on tensors."""
+
+    def play(self, observation: Any, allowed: Tensor | None, memory: Any) -> tuple[Tensor, Any]:
+        """Actions (B, ...), and what to remember for the next step.
+
+        Args: allowed: actions that will have an effect (B, A), where some will not; memory: of the step before, None at
+        first.
+        """
+
+
 def walk(agent: Any, core: RegistrationCore, state: EpisodeState, steps: int | None = None) -> Iterator[EpisodeState]:
     """The episodes after each of an agent's ``steps`` (default the task's limit) on every lane.
 
-    Args: agent: with a DSL policy, which takes no rejected action and chooses among its best by chance where it has
-    ``best_odds``; with a SPAC policy, which takes the mean plan; or with an L2O policy, which remembers.
+    Args: agent: whose policy is a :class:`Player`: DSL's, SPAC's or L2O's.
     """
-    policy, memory = agent.policy, None
+    memory = None
     for _ in range(steps or core.task.max_episode_steps):
-        if isinstance(policy, L2OPolicy):
-            memory = policy.advance(memory or policy.begin(core.observe(state)))
-            action = policy.field(memory)
-        else:
-            mask = core.action_mask(state)
-            action = policy._predict(core.observe(state), True, *(() if mask is None else (mask,)))
+        action, memory = agent.policy.play(core.observe(state), core.action_mask(state), memory)
         state = core.step(state, action)[0]
         yield state
 

@@ -26,6 +26,7 @@ from regenv.data.io import Image, atomic
 from regenv.grid import Grid
 from regenv.ops.landmarks import success_rate
 from regenv.ops.warp import transform_points
+from regenv.registry import CATALOGUE, build
 from regenv.state import EpisodeState
 
 CHUNK = 16          # pairs drawn at once; results do not depend on it
@@ -220,9 +221,6 @@ def chunks(env_id: str, pairs: int, seed: int, env_kwargs: Mapping[str, Any]) ->
         env = _env(env_id, count, env_kwargs)
         env.reset(seed=seed + first)
         core, state = env.unwrapped.core, env.unwrapped.state  # type: ignore[attr-defined]
-        if state.displacement is not None:
-            raise ValueError(f"evaluate: env is {env_id!r}, which deforms; linear maps are measured here. "
-                             "For organs run benchmarks/organs.py.")
         if state.tre.isnan().any():
             raise ValueError(f"evaluate: {env_id} gives pairs of unknown truth; they need a truth or landmarks.")
         yield Chunk(core, state, tuple(_case(state, lane, f"{env_id} seed {seed + first + lane}", seed + first + lane)
@@ -241,6 +239,9 @@ def _case(state: EpisodeState, lane: int, name: str, seed: int) -> Case:
 
 
 def _env(env_id: str, lanes: int, env_kwargs: Mapping[str, Any]) -> gym.vector.VectorEnv:
+    if env_id in CATALOGUE and not hasattr(build(env_id).transform, "parameters"):  # of a matrix
+        raise ValueError(f"evaluate: env is {env_id!r}, which deforms; linear maps are measured here. Run "
+                         "benchmarks/organs.py, dense.py or keypoints.py.")
     try:
         return gym.make_vec(env_id, num_envs=lanes, **{**env_kwargs, "stop": "never"})
     except gym.error.Error as error:

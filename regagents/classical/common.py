@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Sequence
 from dataclasses import dataclass
 
@@ -119,7 +120,18 @@ def shift(offset: np.ndarray) -> np.ndarray:
     return matrix
 
 
-def is_flat(image: sitk.Image) -> bool:
-    """Whether all voxels have one value, which no pose explains."""
-    values = sitk.GetArrayViewFromImage(image)
-    return not values.max() > values.min()
+def is_flat(*images: sitk.Image) -> bool:
+    """Whether all voxels of one of the images have one value, which nothing explains.
+
+    Raises ValueError: voxels are NaN or infinite.
+    """
+    contrasts = []
+    for image in images:
+        values = sitk.GetArrayViewFromImage(image)
+        low, high = float(values.min()), float(values.max())
+        if not (math.isfinite(low) and math.isfinite(high)):
+            bad = int((~np.isfinite(values)).sum())
+            raise ValueError(f"registration: {bad} voxels of an image of size {image.GetSize()} are NaN or infinite; "
+                             "replace them, such as by the background.")
+        contrasts.append(high - low)
+    return not min(contrasts) > 0

@@ -31,7 +31,7 @@ class FreeForm:
     def register(self, fixed: sitk.Image, moving: sitk.Image) -> np.ndarray:
         """Displacement (D, *shape), voxels of the fixed image, array-axis order; zero where one image is flat."""
         grid = Grid.from_sitk(fixed)
-        if is_flat(fixed) or is_flat(moving):
+        if is_flat(fixed, moving):
             return np.zeros((grid.ndim, *grid.shape), dtype=np.float32)
         steps = np.broadcast_to(np.asarray(self.control, dtype=np.float64), grid.ndim) * 2 ** (self.levels - 1)
         mesh = [max(1, round(n / step)) for n, step in zip(grid.shape, steps, strict=True)][::-1]

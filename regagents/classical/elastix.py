@@ -50,7 +50,7 @@ class Elastix:
 
         began = perf_counter()
         initial = checked("Elastix", fixed, moving, initial)
-        if is_flat(fixed) or is_flat(moving):
+        if is_flat(fixed, moving):
             return Result(initial, float("inf"), perf_counter() - began, 0)
         settings, start = itk.ParameterObject.New(), itk.ParameterObject.New()
         settings.AddParameterMap(self._settings(itk))

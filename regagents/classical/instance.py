@@ -11,7 +11,7 @@ phantoms in a tenth of the air and 0.3 % of the body, with masks of the bodies i
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
 from itertools import product
 from typing import Protocol
@@ -25,7 +25,7 @@ from torch import Tensor
 from regagents.classical.common import is_flat
 from regagents.common.threads import one_thread
 from regenv.grid import Grid
-from regenv.ops.features import box_mean, mind_ssc
+from regenv.ops.features import box_mean, mind_ssc, pooled, spread
 from regenv.ops.regularity import diffusion
 from regenv.ops.warp import warp_dense
 
@@ -45,7 +45,7 @@ def pooled_features(image: Tensor, mask: Tensor | None, stride: int) -> Tensor:
     Where ``stride`` does not divide an axis, the last block has the voxels that are left.
     """
     features = mind_ssc(image)
-    return _pool(features if mask is None else features * mask.to(features.dtype), stride)
+    return pooled(features if mask is None else features * mask.to(features.dtype), stride)
 
 
 def dissimilarity(fixed: Tensor, moving: Tensor) -> Tensor:
@@ -113,13 +113,13 @@ class AdamInstance:
             here, there = (pooled_features(image, mask, self.stride)
                            for image, mask in ((fixed, fixed_mask), (moving, moving_mask)))
             knots = here.new_zeros(lanes, ndim, *here.shape[2:]) if initial is None else (
-                _pool(initial.to(here.dtype), self.stride) / self.stride)
+                pooled(initial.to(here.dtype), self.stride) / self.stride)
             adam = torch.optim.Adam([knots.requires_grad_()], lr=self.rate)
             for iteration in range(max(at) + 1):
                 with torch.enable_grad():
                     coarse = self._smooth(knots)
                     if iteration in at:
-                        found[iteration] = _spread(coarse.detach(), self.stride, shape)
+                        found[iteration] = spread(coarse.detach(), self.stride, shape)
                     if iteration < max(at):
                         adam.zero_grad()
                         energy(here, there, coarse, self.weight).sum().backward()
@@ -184,7 +184,7 @@ class CoupledConvex:
             for _ in range(self.consistency):
                 coarse, back = ((coarse - warp_dense(back, coarse, padding="border")) / 2,
                                 (back - warp_dense(coarse, back, padding="border")) / 2)
-        return _spread(coarse, self.stride, tuple(fixed.shape[2:]))
+        return spread(coarse, self.stride, tuple(fixed.shape[2:]))
 
     def register(self, fixed: sitk.Image, moving: sitk.Image) -> np.ndarray:
         """Displacement (D, *shape), voxels of the fixed image, array-axis order; zero where one image is flat."""
@@ -250,25 +250,10 @@ def _taken(costs: Tensor, ticks: Tensor, ndim: int) -> Tensor:
     return torch.stack(axes[::-1], 1)
 
 
-def _pool(image: Tensor, stride: int) -> Tensor:
-    """Means over blocks, the last one of an axis of the voxels that are left."""
-    pool: Callable[..., Tensor] = {2: F.avg_pool2d, 3: F.avg_pool3d}[image.ndim - 2]
-    return pool(image, stride, ceil_mode=True)
-
-
-def _spread(coarse: Tensor, stride: int, shape: tuple[int, ...]) -> Tensor:
-    """A field in coarse voxels as one in voxels, (B, D, *shape)."""
-    mode = {2: "bilinear", 3: "trilinear"}[len(shape)]
-    field = stride * F.interpolate(coarse, scale_factor=float(stride), mode=mode, align_corners=False)
-    for axis, n in enumerate(shape):
-        field = field.narrow(axis + 2, 0, n)
-    return field.contiguous()
-
-
 def _registered(solver: Solver, fixed: sitk.Image, moving: sitk.Image) -> np.ndarray:
     """A solver's displacement of one pair of images, the moving one first resampled on the fixed one's grid."""
     grid = Grid.from_sitk(fixed)
-    if is_flat(fixed) or is_flat(moving):
+    if is_flat(fixed, moving):
         return np.zeros((grid.ndim, *grid.shape), dtype=np.float32)
     with one_thread():
         moving = sitk.Resample(sitk.Cast(moving, sitk.sitkFloat32), fixed, sitk.Transform(), sitk.sitkLinear, 0.0,

@@ -102,7 +102,7 @@ class MattesMI:
         began = perf_counter()
         initial = checked("MattesMI", fixed, moving, initial)
         fixed, moving = working(fixed, self.voxels), working(moving, self.voxels)
-        if is_flat(fixed) or is_flat(moving):
+        if is_flat(fixed, moving):
             return Result(initial, float("inf"), perf_counter() - began, 0)
         motion = _MOTIONS[self.motion][fixed.GetDimension()]()
         motion.SetCenter(np.asarray(center, dtype=np.float64).tolist())
@@ -158,7 +158,7 @@ def evaluate_metric(fixed: sitk.Image, moving: sitk.Image, pull_back: np.ndarray
     pull_back = checked("evaluate_metric", fixed, moving, pull_back)
     fixed, moving = working(fixed, voxels), working(moving, voxels)
     overlap = _overlap(Grid.from_sitk(fixed), Grid.from_sitk(moving), pull_back)
-    if overlap < LEAST_OVERLAP or is_flat(fixed) or is_flat(moving):
+    if overlap < LEAST_OVERLAP or is_flat(fixed, moving):
         return float("inf")
     with one_thread():
         method = sitk.ImageRegistrationMethod()

@@ -72,7 +72,7 @@ class Refinement:
         began = perf_counter()
         initial = checked("Refinement", fixed, moving, initial)
         fixed, moving = working(fixed, self.voxels), working(moving, self.voxels)
-        if is_flat(fixed) or is_flat(moving):
+        if is_flat(fixed, moving):
             return Result(initial, float("inf"), perf_counter() - began, 0)
         pose, evaluations, stage = initial, 0, None
         for smoothing, samples in zip(self.smoothing, self.samples, strict=True):

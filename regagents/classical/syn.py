@@ -50,7 +50,7 @@ class SyN:
         import ants
 
         grid = Grid.from_sitk(fixed)
-        if is_flat(fixed) or is_flat(moving):
+        if is_flat(fixed, moving):
             return np.zeros((grid.ndim, *grid.shape), dtype=np.float32)
         with TemporaryDirectory() as folder:
             found = ants.registration(

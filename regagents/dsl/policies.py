@@ -47,6 +47,10 @@ class DSLPolicy(DQNPolicy):
         rank = torch.multinomial(odds, 1)
         return values.topk(odds.shape[1], dim=1).indices.gather(1, rank).squeeze(1)
 
+    def play(self, observation: Any, allowed: Tensor | None, memory: None) -> tuple[Tensor, None]:
+        """See :class:`regagents.deformation.Player`: no rejected action is taken; the best one, or by ``best_odds``."""
+        return self._predict(observation, True, allowed), None
+
     def _get_constructor_parameters(self) -> dict[str, Any]:
         return super()._get_constructor_parameters() | {"best_odds": self.best_odds}
 

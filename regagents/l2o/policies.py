@@ -16,7 +16,7 @@ from torch import Tensor, nn
 from torch.utils.checkpoint import checkpoint
 
 from regagents.common.extractors import AVERAGE, CHANNELS_LAST, CONV
-from regenv.ops.features import mind_ssc
+from regenv.ops.features import mind_ssc, pooled, spread
 from regenv.ops.warp import warp_dense
 
 INSTANCE = {2: nn.InstanceNorm2d, 3: nn.InstanceNorm3d}
@@ -164,13 +164,11 @@ class L2OPolicy(BasePolicy):
 
     def field(self, memory: Memory) -> Tensor:
         """The estimate on the image's grid: (B, D, *shape), voxels of it."""
-        inside: Any = (..., *(slice(n) for n in self.action_space.shape[1:]))  # type: ignore[index]
-        fine = F.interpolate(memory.total, scale_factor=2, mode=LINEAR[self.ndim], align_corners=False)
-        return 2 * fine[inside]
+        return spread(memory.total, 2, tuple(self.action_space.shape[1:]))  # type: ignore[index]
 
     def halved(self, displacement: Tensor) -> Tensor:
         """Displacements (B, D, *shape), voxels, on the half grid, in its voxels."""
-        return AVERAGE[self.ndim](self._even(displacement), 2) / 2
+        return pooled(displacement, 2) / 2
 
     def predict(self, observation: Any, state: tuple[np.ndarray, ...] | None = None,
                 episode_start: np.ndarray | None = None,
@@ -205,12 +203,13 @@ class L2OPolicy(BasePolicy):
     def _features(self, image: Tensor, mask: Tensor) -> Tensor:
         """Masked MIND-SSC features (B, C, *half) of images (B, 1, *shape)."""
         scaled = image.to(torch.float32) / (255 if self.byte else 1)
-        return AVERAGE[self.ndim](self._even(mind_ssc(scaled) * mask), 2)
+        return pooled(mind_ssc(scaled) * mask, 2)
 
-    def _even(self, image: Tensor) -> Tensor:
-        """With the last voxel of odd axes twice."""
-        margin = [side for n in reversed(image.shape[2:]) for side in (0, n % 2)]
-        return F.pad(image, margin, mode="replicate") if any(margin) else image
+    def play(self, observation: Mapping[str, Tensor], allowed: Tensor | None,
+             memory: Memory | None) -> tuple[Tensor, Memory]:
+        """See :class:`regagents.deformation.Player`: the displacements after one more iteration."""
+        memory = self.advance(memory or self.begin(observation))
+        return self.field(memory), memory
 
     def forward(self, observation: Mapping[str, Tensor], deterministic: bool = False) -> Tensor:
         return self._predict(observation, deterministic)

@@ -195,6 +195,10 @@ class SPACPolicy(BasePolicy):
     def _predict(self, observation: Any, deterministic: bool = False) -> Tensor:
         return self.act(self.scaled(observation), noise=not deterministic)[2]
 
+    def play(self, observation: Any, allowed: Tensor | None, memory: None) -> tuple[Tensor, None]:
+        """See :class:`regagents.deformation.Player`: the field of the mean plan."""
+        return self._predict(observation, deterministic=True), None
+
     def _get_constructor_parameters(self) -> dict[str, Any]:
         return super()._get_constructor_parameters() | {
             "lr_schedule": None, "widths": self.widths, "plan_channels": self.plan_channels,

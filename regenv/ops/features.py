@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from itertools import combinations
 
 import torch
@@ -63,6 +63,21 @@ def box_mean(image: Tensor, radius: int = 1) -> Tensor:
             total = total + padded.narrow(axis, start, n)
         image = total / (2 * radius + 1)
     return image
+
+
+def pooled(image: Tensor, stride: int) -> Tensor:
+    """Means over blocks of ``stride`` voxels an axis, the last block of the voxels that are left: (B, C, *coarse)."""
+    pool: Callable[..., Tensor] = {2: F.avg_pool2d, 3: F.avg_pool3d}[image.ndim - 2]
+    return pool(image, stride, ceil_mode=True)
+
+
+def spread(field: Tensor, stride: int, shape: tuple[int, ...]) -> Tensor:
+    """A displacement field on the grid of :func:`pooled` blocks, in blocks, on the image's: (B, D, *shape), voxels."""
+    mode = {2: "bilinear", 3: "trilinear"}[len(shape)]
+    fine = stride * F.interpolate(field, scale_factor=float(stride), mode=mode, align_corners=False)
+    for axis, n in enumerate(shape):
+        fine = fine.narrow(axis + 2, 0, n)
+    return fine.contiguous()
 
 
 def _neighbours(image: Tensor, dilation: int) -> Iterator[tuple[Tensor, Tensor]]:

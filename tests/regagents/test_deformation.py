@@ -13,6 +13,7 @@ import torch
 import regenv  # noqa: F401  registers the ids
 from regagents.classical.common import to_sitk
 from regagents.classical.deformable import Demons, FreeForm, displacement_of
+from regagents.classical.instance import ConvexAdam
 from regagents.classical.syn import SyN
 from regagents.deformation import Measures, deform, searched
 from regagents.dsl import DSL
@@ -25,7 +26,8 @@ from regenv.state import EpisodeState
 SHAPES = pytest.mark.parametrize("shape", [(64, 72), (24, 40, 36)])
 SYN = pytest.param(SyN(), marks=pytest.mark.skipif(not SyN.available(), reason="antspyx is not installed"), id="syn")
 SEARCHES = pytest.mark.parametrize("search", [pytest.param(FreeForm(8.0), id="ffd"),
-                                              pytest.param(Demons(smoothing=1.0), id="demons"), SYN])
+                                              pytest.param(Demons(smoothing=1.0), id="demons"),
+                                              pytest.param(ConvexAdam(), id="convex-adam"), SYN])
 
 
 def bump(shape: tuple[int, ...], size: float) -> torch.Tensor:
@@ -53,6 +55,16 @@ def test_a_known_deformation_is_found(shape: tuple[int, ...], search: Any) -> No
     assert (found - field)[inner].norm(dim=1).mean() < 0.3 * field[inner].norm(dim=1).mean()
     after = (warp_dense(moving, found, "border") - fixed)[inner].abs().mean()
     assert after < 0.3 * (moving - fixed)[inner].abs().mean()
+
+
+@SEARCHES
+def test_voxels_that_are_no_numbers_are_named(search: Any) -> None:
+    image = torch.rand(24, 24)
+    broken = image.clone()
+    broken[3, 4] = torch.nan
+    grid = Grid.centered((24, 24), 1.0)
+    with pytest.raises(ValueError, match=r"1 voxels of an image of size \(24, 24\) are NaN"):
+        search.register(to_sitk(image, grid), to_sitk(broken, grid))
 
 
 @SEARCHES

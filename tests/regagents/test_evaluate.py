@@ -167,6 +167,7 @@ def test_unknown_truth_is_refused(tmp_path: Path) -> None:
         evaluate(ENV, ["initial"], 1, env_kwargs={**KWARGS, "source": source})
 
 
-def test_deformable_ids_are_sent_elsewhere() -> None:
-    with pytest.raises(ValueError, match="'RegSDM2D-v0', which deforms"):
-        evaluate("RegSDM2D-v0", ["initial"], 1)
+@pytest.mark.parametrize("name", ["RegSDM2D-v0", "RegDense2D-v0", "RegKeypoint3D-v0"])
+def test_deformable_ids_are_sent_elsewhere(name: str) -> None:
+    with pytest.raises(ValueError, match=f"'{name}', which deforms"):
+        evaluate(name, ["initial"], 1)
