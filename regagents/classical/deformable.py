@@ -70,8 +70,10 @@ class Demons:
     levels: int = 3
 
     def register(self, fixed: sitk.Image, moving: sitk.Image) -> np.ndarray:
-        """Displacement (D, *shape), voxels of the fixed image, array-axis order."""
+        """Displacement (D, *shape), voxels of the fixed image, array-axis order; zero where one image is flat."""
         grid = Grid.from_sitk(fixed)
+        if is_flat(fixed, moving):
+            return np.zeros((grid.ndim, *grid.shape), dtype=np.float32)
         with one_thread():
             fixed, moving = (sitk.Cast(image, sitk.sitkFloat32) for image in (fixed, moving))
             moving = sitk.HistogramMatching(moving, fixed, 64, 16, True)
