@@ -16,8 +16,7 @@ from torch import Tensor, nn
 from torch.utils.checkpoint import checkpoint
 
 from regagents.common.extractors import AVERAGE, CHANNELS_LAST, CONV
-from regenv.ops.features import mind_ssc, pooled, spread
-from regenv.ops.warp import warp_dense
+from regenv.ops.features import costs, mind_ssc, pooled, spread
 
 INSTANCE = {2: nn.InstanceNorm2d, 3: nn.InstanceNorm3d}
 LINEAR = {2: "bilinear", 3: "trilinear"}
@@ -129,8 +128,8 @@ class L2OPolicy(BasePolicy):
         self.ndim, self.hidden = len(shape), hidden
         self.offset, self.reach, self.smoothings, self.pools = offset, reach, smoothings, pools
         self.byte = observation_space["fixed"].dtype == np.uint8
-        corners = torch.tensor(list(product((-offset, offset), repeat=self.ndim)))
-        self.register_buffer("corners", corners.view(-1, self.ndim, *(1,) * self.ndim), persistent=False)
+        corners = torch.tensor(list(product((-offset, offset), repeat=self.ndim)))  # (corners, D)
+        self.register_buffer("corners", corners, persistent=False)
         channels = self.ndim + self.ndim * len(corners) + hidden + len(corners)
         self.network = RecurrentUNet(self.ndim, channels, self.ndim + hidden, pools)
         self.layout = CHANNELS_LAST[self.ndim]
@@ -146,11 +145,9 @@ class L2OPolicy(BasePolicy):
     def advance(self, memory: Memory) -> Memory:
         """One iteration, with gradients."""
         with torch.no_grad():
-            around = memory.residual[:, None] + self.corners                       # (B, corners, D, *half)
-            costs = torch.stack([
-                (memory.fixed - warp_dense(memory.moving, memory.initial + corner, padding="border")).square().mean(1)
-                for corner in around.unbind(1)], 1)
-        seen = torch.cat([memory.residual / self.reach, around.flatten(1, 2) / self.reach, memory.hidden, costs], 1)
+            about = costs(memory.fixed, memory.moving, memory.total, self.corners)
+            around = memory.residual[:, None] + self.corners.view(-1, self.ndim, *(1,) * self.ndim)
+        seen = torch.cat([memory.residual / self.reach, around.flatten(1, 2) / self.reach, memory.hidden, about], 1)
         out = self.network(seen.contiguous(memory_format=self.layout)).float()
         residual, hidden = self.reach * out[:, : self.ndim], out[:, self.ndim:]
         for _ in range(self.smoothings):

@@ -9,6 +9,9 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
+from regenv.ops.kernels.costs_cpu import costs_cpu
+from regenv.ops.warp import plain, warp_dense
+
 _VARIANCE = (1e-3, 1e3)  # bounds of the local variance, in units of the image's mean variance
 _TINY = 1e-30            # variance of an image without any contrast, whose features are all 1
 
@@ -78,6 +81,24 @@ def spread(field: Tensor, stride: int, shape: tuple[int, ...]) -> Tensor:
     for axis, n in enumerate(shape):
         fine = fine.narrow(axis + 2, 0, n)
     return fine.contiguous()
+
+
+def costs(fixed: Tensor, moving: Tensor, displacement: Tensor, offsets: Tensor) -> Tensor:
+    """What displacements about an estimate would cost: ``mean_c (F_c(x) - M_c(x + u(x) + offset))^2`` for each offset.
+
+    Beyond the border M's last value holds. Differentiable, but on the CPU faster where no gradient is asked for.
+
+    Args:
+        fixed, moving: F and M, features (B, C, *shape) float32.
+        displacement: u (B, D, *shape), voxels.
+        offsets: (K, D), voxels, array-axis order.
+    Returns: (B, K, *shape).
+    """
+    if plain(fixed, moving, displacement, offsets):
+        return costs_cpu(fixed, moving, displacement, offsets)
+    ndim = displacement.shape[1]
+    return torch.stack([(fixed - warp_dense(moving, displacement + offset.view(ndim, *(1,) * ndim), padding="border")
+                         ).square().mean(1) for offset in offsets], 1)
 
 
 def _neighbours(image: Tensor, dilation: int) -> Iterator[tuple[Tensor, Tensor]]:

@@ -76,13 +76,13 @@ def warp_affine(image: Tensor, matrix: Tensor, shape: tuple[int, ...], mode: str
         shape: output grid.
     Returns: (B, C, *shape), dtype of ``image``.
     """
-    if mode == "bilinear" and _plain(image, matrix):
+    if mode == "bilinear" and plain(image, matrix):
         return warp_affine_cpu(image, matrix, shape)
     points = affine_coordinates(matrix, shape)
     return warp_labels(image, points) if mode == "nearest" else sample(image, points)
 
 
-def _plain(image: Tensor, *others: Tensor) -> bool:
+def plain(image: Tensor, *others: Tensor) -> bool:
     """Whether the CPU kernels apply: float32 in main memory, no gradient asked for."""
     return image.device.type == "cpu" and image.dtype == torch.float32 and not any(
         torch.is_grad_enabled() and each.requires_grad for each in (image, *others))
@@ -114,7 +114,7 @@ def warp_dense(image: Tensor, displacement: Tensor, padding: str = "zeros") -> T
         padding: "zeros" or "border".
     Returns: (B, C, *shape).
     """
-    if _plain(image, displacement) and displacement.dtype == torch.float32 and len(image) == len(displacement):
+    if plain(image, displacement) and displacement.dtype == torch.float32 and len(image) == len(displacement):
         unmoved = torch.eye(displacement.shape[1] + 1)[None]
         return warp_through_cpu(image, unmoved, displacement, padding)
     points = identity(tuple(displacement.shape[2:]), displacement.device) + displacement
@@ -130,7 +130,7 @@ def warp_through(image: Tensor, matrix: Tensor, displacement: Tensor | None, sha
     """
     if displacement is None:
         return warp_affine(image, matrix, shape, mode)
-    if _plain(displacement, matrix) and (mode == "nearest" or _plain(image)):
+    if plain(displacement, matrix) and (mode == "nearest" or plain(image)):
         return warp_through_cpu(image, matrix, displacement, mode=mode)
     points = (identity(shape, displacement.device) + displacement).flatten(2).transpose(1, 2)
     moved = transform_points(matrix.to(displacement.dtype), points).unflatten(1, shape)

@@ -5,8 +5,9 @@ from itertools import product
 import numpy as np
 import pytest
 import torch
+from scipy.ndimage import map_coordinates
 
-from regenv.ops.features import box_mean, mind_ssc
+from regenv.ops.features import box_mean, costs, mind_ssc
 
 SHAPES = [(7, 9), (5, 4, 6)]
 each_shape = pytest.mark.parametrize("shape", SHAPES, ids=["2D", "3D"])
@@ -101,6 +102,23 @@ def test_box_mean_is_the_mean_of_the_box(shape):
         box = [held(image[1, 0].numpy(), np.array(place) + np.array(step))
                for step in product(range(-2, 3), repeat=len(shape))]
         assert mean[(1, 0, *place)].item() == pytest.approx(np.mean(box))
+
+
+@each_shape
+@pytest.mark.parametrize("learning", [False, True], ids=["fast", "differentiable"])
+def test_costs_are_those_of_the_features_as_scipy_warps_them(shape, learning):
+    ndim, channels = len(shape), CHANNELS[len(shape)]
+    rng = np.random.default_rng(5)
+    fixed, moving = rng.random((2, 3, channels, *shape), dtype=np.float32)
+    field = rng.normal(0, 2, (3, ndim, *shape)).astype(np.float32)  # far over the border, too
+    offsets = rng.normal(0, 1, (5, ndim)).astype(np.float32)
+    given = torch.from_numpy(fixed), torch.from_numpy(moving).requires_grad_(learning), torch.from_numpy(field)
+    found = costs(*given, torch.from_numpy(offsets))
+    assert found.requires_grad == learning
+    for lane, (number, offset) in product(range(3), enumerate(offsets)):
+        place = np.indices(shape) + field[lane] + offset.reshape(-1, *(1,) * ndim)
+        seen = np.stack([map_coordinates(channel, place, order=1, mode="nearest") for channel in moving[lane]])
+        np.testing.assert_allclose(found[lane, number].detach(), ((fixed[lane] - seen)**2).mean(0), atol=ROUNDING)
 
 
 @pytest.mark.parametrize(("image", "arguments", "message"), [
