@@ -49,7 +49,10 @@ def _parser() -> argparse.ArgumentParser:
     command.add_argument("-o", "--out", metavar="OUT", required=True, help="folder for the results")
     command.add_argument("--agent", metavar="NAME|PATH", help="agent or checkpoint (see `regagents agents`); "
                          "default: by dimension")
-    command.add_argument("--no-refine", action="store_true", help="keep the agent's own pose")
+    command.add_argument("--no-refine", action="store_true", help="keep the agent's own pose (and deformation)")
+    command.add_argument("--deform", metavar="NAME|PATH", help="then deform: adam, convex, convexadam, or weights of a "
+                         "learned optimiser; writes transform.h5, too")
+    command.add_argument("--masks", nargs=2, metavar=("FIXED", "MOVING"), help="the organ that is to be deformed")
     command.add_argument("--seed", type=int, default=0, help="of the scattered starts (default 0)")
     command.add_argument("--spacing", metavar="MM", type=float, help="spacing of images whose file has none (PNG)")
     command.add_argument("--landmarks", nargs=2, metavar=("FIXED", "MOVING"),
@@ -90,14 +93,17 @@ def _register(arguments: argparse.Namespace) -> int:
     fixed, moving = (read_image(path, arguments.spacing) for path in (arguments.fixed, arguments.moving))
     with _bar() as progress:
         result = register(fixed, moving, arguments.agent, refine=not arguments.no_refine, seed=arguments.seed,
-                          progress=progress, landmarks=arguments.landmarks, labels=arguments.labels)
+                          progress=progress, landmarks=arguments.landmarks, labels=arguments.labels,
+                          deform=arguments.deform, masks=arguments.masks)
         result.save(arguments.out)
     metrics = result.metrics
-    print(f"agent {' + '.join(metrics['agent'])}, {metrics['starts']} start(s): "
+    print(f"agent {' + '.join(metrics['agent']) or 'none'}, {metrics['starts']} start(s): "
           f"{sum(metrics['seconds'].values()):.1f} s")
     told = ", ".join(f"{stage} {'none' if value is None else format(value, '.4f')}"
                      for stage, value in metrics["similarity"].items())
     print(f"mutual information: {told}")
+    if "deformation" in metrics:
+        print(f"deformed by {metrics['deformation']['by']}: {metrics['deformation']['folding']:.3%} of the voxels fold")
     if "tre_mm" in metrics:
         print(f"TRE: before {metrics['tre_mm']['before']:.2f} mm, after {metrics['tre_mm']['after']:.2f} mm")
     if "dice" in metrics:

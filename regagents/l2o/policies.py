@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
+from copy import deepcopy
 from dataclasses import dataclass, replace
 from itertools import product
 from typing import Any
@@ -15,25 +16,27 @@ from stable_baselines3.common.policies import BasePolicy
 from torch import Tensor, nn
 from torch.utils.checkpoint import checkpoint
 
-from regagents.common.extractors import AVERAGE, CHANNELS_LAST, CONV
+from regagents.common.extractors import CHANNELS_LAST, CONV
 from regenv.ops.features import costs, mind_ssc, pooled, spread
 
-INSTANCE = {2: nn.InstanceNorm2d, 3: nn.InstanceNorm3d}
 LINEAR = {2: "bilinear", 3: "trilinear"}
 DOWN = (16, 24, 24, 32)     # channels on the way down, finest first
 UP = (24, 24, 24, 32)       # on the way up, finest first
 OUT = (16, 32)              # at the end, on the finest level
+ITERATIONS = 8
 SEEN = ("fixed", "moving", "displacement", "fixed_mask", "moving_mask")
 
 
 class Block(nn.Sequential):
-    """Convolution of 3^D, then of 1, each with instance normalisation and ReLU."""
+    """Convolution of 3^D, then of 1, each with instance normalisation and ReLU.
+
+    A channel is a group of its own: torch's instance normalisation is slow where channels lie last.
+    """
 
     def __init__(self, ndim: int, before: int, middle: int, after: int) -> None:
-        norm = INSTANCE[ndim]
-        super().__init__(CONV[ndim](before, middle, 3, padding=1, bias=False), norm(middle, affine=True),
+        super().__init__(CONV[ndim](before, middle, 3, padding=1, bias=False), nn.GroupNorm(middle, middle),
                          nn.ReLU(inplace=True),
-                         CONV[ndim](middle, after, 1, bias=False), norm(after, affine=True), nn.ReLU(inplace=True))
+                         CONV[ndim](middle, after, 1, bias=False), nn.GroupNorm(after, after), nn.ReLU(inplace=True))
 
 
 class RecurrentUNet(nn.Module):
@@ -66,13 +69,34 @@ class RecurrentUNet(nn.Module):
         for block in self.down:
             image = block(image)
             skips.append(image)
-            image = AVERAGE[self.ndim](image, 2)
+            image = paired(image)
         image = self.bottom(image)
         for block, skip in zip(reversed(self.up), reversed(skips), strict=True):
             image = F.interpolate(image, scale_factor=2, mode=LINEAR[self.ndim], align_corners=False)
             image = block(torch.cat([image, skip], 1))
         inside: Any = (..., *(slice(n // 2, n // 2 + size) for n, size in zip(lacking, shape, strict=True)))
         return torch.tanh(self.head(self.end(image)))[inside]
+
+
+def paired(image: Tensor) -> Tensor:
+    """Means over blocks of 2^D voxels, of even axes: average pooling, but fast where channels lie last."""
+    for axis in range(2, image.ndim):
+        pairs = image.unflatten(axis, (-1, 2))
+        image = pairs.select(axis + 1, 0) + pairs.select(axis + 1, 1)
+    return image / 2 ** (image.ndim - 2)
+
+
+def smoothed(field: Tensor) -> Tensor:
+    """Means over the voxels of the image in the cube of 3^D about each."""
+    for axis in range(2, field.ndim):
+        n = field.shape[axis]
+        total = field.clone()
+        total.narrow(axis, 1, n - 1).add_(field.narrow(axis, 0, n - 1))
+        total.narrow(axis, 0, n - 1).add_(field.narrow(axis, 1, n - 1))
+        counts = torch.full((n,), 3.0, device=field.device)
+        counts[0] = counts[-1] = 2
+        field = total / counts.view(-1, *(1,) * (field.ndim - 1 - axis))
+    return field
 
 
 @dataclass(frozen=True)
@@ -127,7 +151,6 @@ class L2OPolicy(BasePolicy):
         shape = observation_space["fixed"].shape[1:]  # type: ignore[index]
         self.ndim, self.hidden = len(shape), hidden
         self.offset, self.reach, self.smoothings, self.pools = offset, reach, smoothings, pools
-        self.byte = observation_space["fixed"].dtype == np.uint8
         corners = torch.tensor(list(product((-offset, offset), repeat=self.ndim)))  # (corners, D)
         self.register_buffer("corners", corners, persistent=False)
         channels = self.ndim + self.ndim * len(corners) + hidden + len(corners)
@@ -142,22 +165,55 @@ class L2OPolicy(BasePolicy):
         hidden = torch.zeros(len(initial), self.hidden, *initial.shape[2:], device=initial.device)
         return Memory(fixed, moving, initial, torch.zeros_like(initial), hidden)
 
-    def advance(self, memory: Memory) -> Memory:
-        """One iteration, with gradients."""
+    def advance(self, memory: Memory, network: nn.Module | None = None) -> Memory:
+        """One iteration, with gradients. Args: network: in place of the policy's own, such as its copy in bfloat16."""
+        network = network or self.network
+        dtype = next(network.parameters()).dtype
         with torch.no_grad():
             about = costs(memory.fixed, memory.moving, memory.total, self.corners)
             around = memory.residual[:, None] + self.corners.view(-1, self.ndim, *(1,) * self.ndim)
-        seen = torch.cat([memory.residual / self.reach, around.flatten(1, 2) / self.reach, memory.hidden, about], 1)
-        out = self.network(seen.contiguous(memory_format=self.layout)).float()
+        parts = memory.residual / self.reach, around.flatten(1, 2) / self.reach, memory.hidden, about
+        seen = torch.cat([part.to(dtype) for part in parts], 1).contiguous(memory_format=self.layout)
+        out = network(seen).float()
         residual, hidden = self.reach * out[:, : self.ndim], out[:, self.ndim:]
         for _ in range(self.smoothings):
-            residual = AVERAGE[self.ndim](residual, 3, 1, 1, count_include_pad=False)
+            residual = smoothed(residual)
         return replace(memory, residual=residual, hidden=hidden)
 
     def advance_cheaply(self, memory: Memory) -> Memory:
         """As :meth:`advance`, but what lies between is computed again for the gradient instead of being kept."""
         residual, hidden = checkpoint(self._advanced, *astuple_of(memory), use_reentrant=False)
         return replace(memory, residual=residual, hidden=hidden)
+
+    def solve(self, fixed: Tensor, moving: Tensor, fixed_mask: Tensor | None = None,
+              moving_mask: Tensor | None = None, initial: Tensor | None = None) -> Tensor:
+        """Displacements (B, D, *shape) after the 8 iterations of the paper. Arguments as of :meth:`path`."""
+        return self.path(fixed, moving, (ITERATIONS,), fixed_mask, moving_mask, initial)[0]
+
+    @torch.no_grad()
+    def path(self, fixed: Tensor, moving: Tensor, at: Sequence[int], fixed_mask: Tensor | None = None,
+             moving_mask: Tensor | None = None, initial: Tensor | None = None) -> Tensor:
+        """Displacements on the way for images of any shape, as AdamInstance gives them; the network is in bfloat16.
+
+        Args:
+            fixed, moving: (B, 1, *shape) float32, [0, 1], in voxels about as large as those of the training.
+            at: iterations to report, in any order; 0 is the start. The last of them ends the run.
+            fixed_mask, moving_mask: (B, 1, *shape), the organ whose features count; default everywhere.
+            initial: (B, D, *shape), voxels, to begin from; default 0.
+        Returns: (len(at), B, D, *shape), voxels.
+        """
+        start = fixed.new_zeros(len(fixed), self.ndim, *fixed.shape[2:]) if initial is None else initial
+        masks = {f"{name}_mask": torch.ones_like(fixed) if mask is None else mask
+                 for name, mask in (("fixed", fixed_mask), ("moving", moving_mask))}
+        memory = self.begin({"fixed": fixed, "moving": moving, "displacement": start, **masks})
+        network = deepcopy(self.network).to(torch.bfloat16)
+        found: dict[int, Tensor] = {}
+        for iteration in range(max(at) + 1):
+            if iteration:
+                memory = self.advance(memory, network)
+            if iteration in at:
+                found[iteration] = spread(memory.total, 2, tuple(fixed.shape[2:]))
+        return torch.stack([found[iteration] for iteration in at])
 
     def field(self, memory: Memory) -> Tensor:
         """The estimate on the image's grid: (B, D, *shape), voxels of it."""
@@ -199,8 +255,8 @@ class L2OPolicy(BasePolicy):
 
     def _features(self, image: Tensor, mask: Tensor) -> Tensor:
         """Masked MIND-SSC features (B, C, *half) of images (B, 1, *shape)."""
-        scaled = image.to(torch.float32) / (255 if self.byte else 1)
-        return pooled(mind_ssc(scaled) * mask, 2)
+        scaled = image.to(torch.float32) / (255 if image.dtype == torch.uint8 else 1)
+        return pooled(mind_ssc(scaled) * mask, 2).contiguous(memory_format=self.layout)
 
     def play(self, observation: Mapping[str, Tensor], allowed: Tensor | None,
              memory: Memory | None) -> tuple[Tensor, Memory]:

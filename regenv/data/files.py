@@ -174,12 +174,16 @@ def foreground_center(image: Image) -> np.ndarray:
     return np.array(shape.GetCentroid(1)) if shape.HasLabel(1) else image.grid.center
 
 
-def resampled(image: Image, like: Grid, pull_back: np.ndarray, interpolator: int = sitk.sitkLinear) -> Image:
-    """An image on another grid through a pull-back (D+1, D+1), 0 outside, float32."""
-    n = like.ndim
-    transform = sitk.AffineTransform(n)
-    transform.SetMatrix(np.asarray(pull_back)[:n, :n].ravel().tolist())
-    transform.SetTranslation(np.asarray(pull_back)[:n, n].tolist())
+def resampled(image: Image, like: Grid, through: np.ndarray | sitk.Transform,
+              interpolator: int = sitk.sitkLinear) -> Image:
+    """An image on another grid through a pull-back (D+1, D+1) or a transform, 0 outside, float32."""
+    if isinstance(through, sitk.Transform):
+        transform = through
+    else:
+        n = like.ndim
+        transform = sitk.AffineTransform(n)
+        transform.SetMatrix(np.asarray(through)[:n, :n].ravel().tolist())
+        transform.SetTranslation(np.asarray(through)[:n, n].tolist())
     warped = _resample(_framed(image.array, image.grid), like, interpolator, transform)
     return Image(warped.astype(np.float32), like, image.path)
 

@@ -48,7 +48,7 @@ def mind_ssc(image: Tensor, radius: int = 1, dilation: int = 2) -> Tensor:
     variance = distance.mean(1, keepdim=True)
     typical = variance.mean(tuple(range(1, image.ndim)), keepdim=True).clamp_min(_TINY)
     variance = torch.minimum(torch.maximum(variance, _VARIANCE[0] * typical), _VARIANCE[1] * typical)
-    return torch.exp(-distance / variance)
+    return (distance * (-1 / variance)).exp_()
 
 
 def box_mean(image: Tensor, radius: int = 1) -> Tensor:
@@ -61,11 +61,10 @@ def box_mean(image: Tensor, radius: int = 1) -> Tensor:
         n = image.shape[axis]
         margin = [0, 0] * (image.ndim - 1 - axis) + [radius, radius] + [0, 0] * (axis - 2)
         padded = F.pad(image, margin, mode="replicate")
-        total = padded.narrow(axis, 0, n)
+        image = padded.narrow(axis, 0, n).clone()
         for start in range(1, 2 * radius + 1):
-            total = total + padded.narrow(axis, start, n)
-        image = total / (2 * radius + 1)
-    return image
+            image += padded.narrow(axis, start, n)
+    return image / (2 * radius + 1) ** (image.ndim - 2)
 
 
 def pooled(image: Tensor, stride: int) -> Tensor:

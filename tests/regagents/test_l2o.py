@@ -12,9 +12,11 @@ import torch
 
 import regenv  # noqa: F401  registers the ids
 from regagents.common import checkpoints
+from regagents.common.extractors import AVERAGE
 from regagents.deformation import walk
 from regagents.l2o import L2O, L2OPolicy
 from regagents.l2o.l2o import apart, halved, initial_displacement
+from regagents.l2o.policies import paired, smoothed
 from regagents.train import load
 from regenv.core import RegistrationCore
 from regenv.ops.features import mind_ssc
@@ -155,6 +157,39 @@ def test_a_walk_is_what_predict_plays() -> None:
         action, state = learner.predict(observation, state)
         now = core.step(now, torch.from_numpy(action))[0]
     torch.testing.assert_close(last.displacement, now.displacement)
+
+
+@NDIM
+def test_path_is_the_walk_in_half_precision(ndim: int) -> None:
+    trained = agent(ndim)
+    core = RegistrationCore(trained.task())
+    start = core.reset([np.random.default_rng(lane) for lane in range(2)])
+    looked = core.observe(start)
+    with torch.inference_mode():
+        states = [start, *walk(trained, core, start, 2)]
+    given = [looked[name].float() / (255 if ndim == 2 else 1) for name in ("fixed", "moving")]
+    masks = {name: looked[name] for name in ("fixed_mask", "moving_mask")}
+    path = trained.policy.path(*given, (2, 0, 1), **masks)
+    for found, state in zip(path, (states[2], states[0], states[1]), strict=True):
+        expected = torch.zeros_like(found) if state is start else state.displacement
+        assert (found - expected).abs().mean() <= 0.1 * expected.abs().mean()
+    begun = trained.policy.path(*given, (0,), initial=states[2].displacement, **masks)[0]
+    assert (begun - states[2].displacement).abs().mean() < 0.2 * states[2].displacement.abs().mean()
+    torch.testing.assert_close(trained.policy.solve(*given, **masks), trained.policy.path(*given, (8,), **masks)[0])
+
+
+@NDIM
+def test_solve_takes_any_shape_and_no_masks(ndim: int) -> None:
+    shape = (13, 18, 11)[:ndim]
+    found = agent(ndim).policy.solve(*torch.rand(2, 1, 1, *shape))
+    assert found.shape == (1, ndim, *shape) and found.abs().max() > 0
+
+
+@NDIM
+def test_pooling_and_smoothing_are_torchs(ndim: int) -> None:
+    image = torch.rand(2, 3, *(6, 4, 8)[:ndim])
+    torch.testing.assert_close(paired(image), AVERAGE[ndim](image, 2))
+    torch.testing.assert_close(smoothed(image), AVERAGE[ndim](image, 3, 1, 1, count_include_pad=False))
 
 
 @pytest.mark.parametrize(("arguments", "words"), [
