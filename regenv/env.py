@@ -73,7 +73,7 @@ class RegistrationEnv(gym.Env):
 
     def action_masks(self) -> np.ndarray:
         """Which discrete actions will be let through in the next step, (A,) bool: sb3-contrib's name for it."""
-        mask = self.core.info(self.state).get("action_mask")
+        mask = self.core.action_mask(self.state)
         return np.ones(len(self.core.deltas), dtype=bool) if mask is None else mask[0].cpu().numpy()
 
     def render(self) -> np.ndarray | None:  # type: ignore[override]

@@ -144,6 +144,13 @@ class RegistrationVectorEnv(gym.vector.VectorEnv):
             return None
         return tuple(self.core.frame(self.state, lane, self.render_style) for lane in range(self.num_envs))
 
+    def action_masks(self) -> Tensor | np.ndarray:
+        """Which discrete actions will be let through in the next step, (num_envs, A) bool: the name of sb3-contrib."""
+        mask = self.core.action_mask(self.state)
+        if mask is None:
+            mask = torch.ones(self.num_envs, len(self.core.deltas), dtype=torch.bool, device=self.device)
+        return self._give(mask)
+
     def _restart(self, where: np.ndarray, options: dict[str, Any]) -> None:
         """Fresh episodes in the lanes of ``where`` (num_envs,) bool."""
         rngs = [self._rngs[lane] for lane in np.flatnonzero(where)]
