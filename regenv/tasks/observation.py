@@ -28,7 +28,7 @@ class Difference:
     def __call__(self, state: EpisodeState) -> Tensor:
         """(B, 1, *shape)."""
         difference = state.pair.fixed - state.warped
-        return _quantized(difference / 2 + 128 / 255) if self.dtype == "uint8" else difference
+        return _quantized(difference.mul_(0.5).add_(128 / 255)) if self.dtype == "uint8" else difference
 
 
 @dataclass(frozen=True)
