@@ -3,6 +3,7 @@
 #   make test    the fast tests
 PY ?= python3
 V := .venv
+CLIENTS := .venv-clients
 READY := $(V)/.ready
 PYTEST := OMP_NUM_THREADS=1 NUMBA_NUM_THREADS=1 $(V)/bin/python -m pytest -n 2
 
@@ -17,8 +18,8 @@ test: $(READY)
 test-slow: $(READY)
 	$(PYTEST) -m slow --timeout 3600
 
-test-clients: $(READY)
-	$(PYTEST) -m clients --timeout 1800
+test-clients: $(CLIENTS)/.ready
+	OMP_NUM_THREADS=1 NUMBA_NUM_THREADS=1 $(CLIENTS)/bin/python benchmarks/clients.py
 
 lint: $(READY)
 	$(V)/bin/ruff check regenv regagents tests examples benchmarks
@@ -37,5 +38,11 @@ $(READY): pyproject.toml constraints.txt
 	$(V)/bin/python -m pip install --quiet --disable-pip-version-check -c constraints.txt -e '.[dev]'
 	touch $@
 
+# The clients want older versions of some packages.
+$(CLIENTS)/.ready: pyproject.toml constraints-clients.txt
+	test -x $(CLIENTS)/bin/python || $(PY) -m venv $(CLIENTS)
+	$(CLIENTS)/bin/python -m pip install --quiet --disable-pip-version-check -c constraints-clients.txt -e '.[clients]'
+	touch $@
+
 clean:
-	rm -rf $(V) .pytest_cache .mypy_cache .ruff_cache
+	rm -rf $(V) $(CLIENTS) .pytest_cache .mypy_cache .ruff_cache

@@ -57,6 +57,8 @@ def dense(name: str, env: str, steps: int, policy: dict[str, Any] | None = None,
     return presets
 
 
+LUNGS = {"size": 48, "spacing": 5.0, "observation": "dict"}
+
 PRESETS: dict[str, dict[str, Any]] = {
     "head-geometric": {
         "env": "RegRigid3DGeometric-v0",
@@ -135,10 +137,20 @@ PRESETS: dict[str, dict[str, Any]] = {
     "lung2d-l2o": {
         "agent": "L2O", "env": "RegKeypoint2D-v0", "steps": 48_000, "env_kwargs": {"size": 64, "observation": "dict"},
         "algorithm": {"lanes": 4, "accumulate": 1}},
-    "lung3d-l2o": {  # on parts of the image that is registered later
-        "agent": "L2O", "env": "RegKeypoint3D-v0", "steps": 14_400,
-        "env_kwargs": {"size": 48, "spacing": 5.0, "observation": "dict"},
-        "algorithm": {"accumulate": 2}, "policy_kwargs": {"pools": 3}},
+    "lung3d-l2o-first": {  # on parts of the image that is registered later
+        "agent": "L2O", "env": "RegKeypoint3D-v0", "steps": 64_000, "env_kwargs": LUNGS,
+        "algorithm": {"accumulate": 2, "cheap": False}, "policy_kwargs": {"pools": 3}},
+    "lung3d-l2o": {
+        "agent": "L2O", "env": "RegKeypoint3D-v0", "steps": 80_000, "init": "lung3d-l2o-first",
+        "env_kwargs": {**LUNGS, "source": {"name": "lungs", "patients": 48}},
+        "algorithm": {"accumulate": 2, "cheap": False, "learning_rate": 5e-4, "halvings": 3},
+        "policy_kwargs": {"pools": 3}},
+    "lung3d-oneshot": {  # its opponent, without key-points
+        "agent": "SPAC", "env": "RegDense3D-v0", "steps": 12_000,
+        "env_kwargs": {"size": 64, "spacing": 5.0, "source": {"name": "lungs"}, "max_episode_steps": 1},
+        "policy_kwargs": {"widths": [16, 32, 32]},
+        "algorithm": {"rl": False, "noise": False, "lanes": 4, "batch_size": 4, "buffer_size": 400,
+                      "learning_starts": 40}},
     "organ2d": organs("RegSDM2D-v0", 2, 600_000),
     "organ3d-straight": organs("RegSDM3D-v0", [2, 3, 3], 300_000, repose=8),
     "organ3d": {**organs("RegSDM3D-v0", [2, 3, 3], 150_000, turn=7.0, repose=8, learning_rate=5e-4,

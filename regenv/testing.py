@@ -160,7 +160,7 @@ def _check_lanes(env: VectorEnv, alone: gym.Env | VectorEnv, seed: int, steps: i
                     solo.reset(None)
                 expected, reward, *flags, expected_info = solo.step(actions[step], lane)  # type: ignore[assignment]
                 ended = any(flags)
-            _require(abs(float(rewards[lane]) - reward) <= REWARD_TOLERANCE,
+            _require(abs(float(rewards[lane]) - reward) <= REWARD_TOLERANCE * max(1.0, abs(reward)),
                      f"lane {lane} earns {float(rewards[lane])} at {when}; the single environment earns {reward}")
             _require((bool(terminated[lane]), bool(truncated[lane])) == tuple(flags),
                      f"terminated, truncated of lane {lane} are {bool(terminated[lane])}, {bool(truncated[lane])} at "

@@ -31,7 +31,8 @@ class RegistrationVectorEnv(gym.vector.VectorEnv):
         task: a Task, or the catalogue's id of one.
         num_envs: lanes.
         device: where tensors live.
-        output: "torch" (default) or "numpy": type of observations, rewards, flags and infos.
+        output: "torch" (default) or "numpy": type of observations, rewards (float32 in torch, as its users expect, else
+            float64 as Gymnasium's), flags and infos.
         autoreset_mode: NEXT_STEP (Gymnasium's default), SAME_STEP or DISABLED. SAME_STEP adds ``final_obs``,
             ``_final_obs``, ``final_info``, ``_final_info`` to the infos.
         max_episode_steps: time limit; default the task's.
@@ -135,6 +136,8 @@ class RegistrationVectorEnv(gym.vector.VectorEnv):
             self._state = after
             self._done = self._ended(terminated)
         infos = self._masked(self.core.info(self.state), everyone) | extra
+        if self.output == "torch":
+            reward = reward.to(torch.float32)
         return (self._give(self._observation()), self._give(reward), self._give(terminated.clone()),
                 self._give(truncated.clone()), infos)
 

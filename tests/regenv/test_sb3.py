@@ -157,6 +157,18 @@ def test_other_ways_to_reset_are_refused() -> None:
         native(autoreset_mode="NextStep")
 
 
+@pytest.mark.slow
+def test_learning_curves_of_a_seed_are_the_same() -> None:
+    def curve() -> list[float]:
+        env = native(lanes=8, max_episode_steps=25)
+        model = PPO("CnnPolicy", env, n_steps=64, batch_size=128, n_epochs=2, seed=3, device="cpu")
+        model.learn(5_000)
+        weights = [parameter.detach().sum().item() for parameter in model.policy.parameters()]
+        return [episode["r"] for episode in model.ep_info_buffer] + weights
+
+    assert curve() == curve()
+
+
 def test_an_agent_learns_and_is_evaluated() -> None:
     env = native(max_episode_steps=8)
     model = PPO("CnnPolicy", env, n_steps=16, batch_size=24, n_epochs=1, seed=0, device="cpu").learn(96)
