@@ -34,7 +34,7 @@ def warp_through_cpu(image: Tensor, matrix: Tensor, displacement: Tensor, paddin
     return out.squeeze(2) if flat else out
 
 
-@numba.njit(inline="always", error_model="numpy")
+@numba.njit(error_model="numpy", cache=True)
 def _point(m, field, b, k, j, i):  # type: ignore[no-untyped-def]
     first = field.shape[1] - 2
     z, y, x = np.float32(k), np.float32(j) + field[b, first, k, j, i], np.float32(i) + field[b, first + 1, k, j, i]
@@ -57,20 +57,35 @@ def _voxel(at, size):  # type: ignore[no-untyped-def]
     return min(int(at), size - 1) if 0 < at < size else (size - 1 if at >= size else 0)
 
 
-@numba.njit(parallel=True, cache=True, nogil=True, error_model="numpy")
+@numba.njit(parallel=True, cache=True, nogil=True, error_model="numpy", fastmath={"contract", "nsz"})
 def _linear(image, matrix, field, border, out):  # type: ignore[no-untyped-def]
     lanes, channels, depth, height, width = out.shape
     d, h, w = image.shape[2:]
+    flat = image.reshape(lanes, channels, d * h * w)
+    one, down, back = np.uint64(1), np.uint64(w), np.uint64(h * w if d > 1 else 0)  # unsigned: none counts from the end
+    zero, top, end, side = np.float32(0), np.float32(max(d - 1, 1)), np.float32(h - 1), np.float32(w - 1)
     for row in numba.prange(lanes * depth * height):
         b, k, j = row // (depth * height), row // height % depth, row % height
         m = matrix[b]
         for i in range(width):
             z, y, x = _point(m, field, b, k, j, i)
-            if not border and not _inside(z, y, x, d, h, w):
+            if z >= zero and y >= zero and x >= zero and z < top and y < end and x < side and (d > 1 or z == zero):
+                zi, yi, xi = np.int32(z), np.int32(y), np.int32(x)
+                fz, fy, fx = z - np.float32(zi), y - np.float32(yi), x - np.float32(xi)
+                p = np.uint64((zi * h + yi) * w + xi)
+                q, r = p + down, p + back
+                s = q + back
+                for c in range(channels):
+                    v = flat[b, c]
+                    a0, a1 = v[p] + fx * (v[p + one] - v[p]), v[q] + fx * (v[q + one] - v[q])
+                    b0, b1 = v[r] + fx * (v[r + one] - v[r]), v[s] + fx * (v[s + one] - v[s])
+                    a0, b0 = a0 + fy * (a1 - a0), b0 + fy * (b1 - b0)
+                    out[b, c, k, j, i] = a0 + fz * (b0 - a0)
+            elif border or _inside(z, y, x, d, h, w):
+                interpolate(image, b, z, y, x, out, k, j, i)
+            else:
                 for c in range(channels):
                     out[b, c, k, j, i] = 0.0
-                continue
-            interpolate(image, b, z, y, x, out, k, j, i)
 
 
 @numba.njit(parallel=True, cache=True, nogil=True, error_model="numpy")
