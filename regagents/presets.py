@@ -140,10 +140,15 @@ PRESETS: dict[str, dict[str, Any]] = {
     "lung3d-l2o-first": {  # on parts of the image that is registered later
         "agent": "L2O", "env": "RegKeypoint3D-v0", "steps": 64_000, "env_kwargs": LUNGS,
         "algorithm": {"accumulate": 2, "cheap": False}, "policy_kwargs": {"pools": 3}},
-    "lung3d-l2o": {
+    "lung3d-l2o-second": {
         "agent": "L2O", "env": "RegKeypoint3D-v0", "steps": 80_000, "init": "lung3d-l2o-first",
         "env_kwargs": {**LUNGS, "source": {"name": "lungs", "patients": 48}},
         "algorithm": {"accumulate": 2, "cheap": False, "learning_rate": 5e-4, "halvings": 3},
+        "policy_kwargs": {"pools": 3}},
+    "lung3d-l2o": {  # on whole images: how much of one is lung tells in the normalisation
+        "agent": "L2O", "env": "RegKeypoint3D-v0", "steps": 32_000, "init": "lung3d-l2o-second",
+        "env_kwargs": {**LUNGS, "size": 64, "source": {"name": "lungs", "patients": 48}},
+        "algorithm": {"accumulate": 2, "cheap": False, "learning_rate": 2.5e-4, "halvings": 4},
         "policy_kwargs": {"pools": 3}},
     "lung3d-oneshot": {  # its opponent, without key-points
         "agent": "SPAC", "env": "RegDense3D-v0", "steps": 6_000,

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
+
 import gymnasium as gym
 import numpy as np
 import torch
@@ -9,11 +11,35 @@ import torch.nn.functional as F
 from stable_baselines3.common.torch_layers import BaseFeaturesExtractor
 from torch import Tensor, nn
 
-CONV = {2: nn.Conv2d, 3: nn.Conv3d}
 NORM = {2: nn.BatchNorm2d, 3: nn.BatchNorm3d}
 POOL = {2: nn.MaxPool2d, 3: nn.MaxPool3d}
 AVERAGE = {2: F.avg_pool2d, 3: F.avg_pool3d}
 CHANNELS_LAST = {2: torch.channels_last, 3: torch.channels_last_3d}
+
+
+def convolved(image: Tensor, weight: Tensor, bias: Tensor | None, padding: Sequence[int] = (1, 1, 1),
+              stride: Sequence[int] = (1, 1, 1)) -> Tensor:
+    """Convolution of volumes (B, C, *shape), which leaves channels last where they are.
+
+    A kernel of one voxel is a linear layer. In float32 on the CPU others are oneDNN's, several times as fast as what
+    torch takes for small volumes.
+    """
+    if weight[0, 0].numel() == 1 and set(stride) == {1} and set(padding) == {0}:
+        return F.linear(image.movedim(1, -1), weight.flatten(1), bias).movedim(-1, 1)
+    if image.device.type == "cpu" and not torch.is_autocast_enabled("cpu") and image.dtype == torch.float32 \
+            and torch.backends.mkldnn.is_available():
+        return torch.mkldnn_convolution(image, weight, bias, padding, stride, (1, 1, 1), 1)
+    return F.conv3d(image, weight, bias, stride, padding)  # type: ignore[arg-type]
+
+
+class Conv3d(nn.Conv3d):
+    """Convolution by :func:`convolved`."""
+
+    def forward(self, image: Tensor) -> Tensor:
+        return convolved(image, self.weight, self.bias, self.padding, self.stride)  # type: ignore[arg-type]
+
+
+CONV = {2: nn.Conv2d, 3: Conv3d}
 
 
 class ImageExtractor(BaseFeaturesExtractor):

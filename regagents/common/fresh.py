@@ -32,7 +32,7 @@ class FreshPoses:
         batch_size: samples a step.
         repose: steps on the same images, each from fresh poses, before new images are drawn.
         curriculum: see Curriculum; None trains at full difficulty from the start.
-        amp: bfloat16 layers.
+        amp: bfloat16 layers, where fast.
         sampler_kwargs: arguments of the training environment that differ from env's (``near=0.4``, ...).
     """
 

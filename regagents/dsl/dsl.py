@@ -16,6 +16,7 @@ from torch import Tensor
 from regagents.common import checkpoints
 from regagents.common.curriculum import Curriculum
 from regagents.common.fresh import FreshPoses
+from regagents.common.precision import mixed
 from regagents.dsl.policies import DSLPolicy, DualStreamPolicy, PaperPolicy
 
 
@@ -88,7 +89,7 @@ class DSL(FreshPoses, DQN):
 
     def loss(self, observations: Tensor, infos: dict[str, Tensor]) -> Tensor:
         """Eq. 5, over all actions."""
-        with torch.autocast(self.device.type, torch.bfloat16, enabled=self.amp):
+        with mixed(self.device, self.amp):
             values = self.q_net(observations)
         return F.mse_loss(values.float(), infos["q_star"].to(torch.float32))
 

@@ -16,6 +16,7 @@ from stable_baselines3.common.type_aliases import MaybeCallback
 from torch import Tensor
 
 from regagents.common.curriculum import Curriculum
+from regagents.common.precision import mixed
 from regagents.common.tasks import PolicyTrained, made_with
 from regagents.l2o.policies import L2OPolicy
 from regenv.ops.thin_plate import thin_plate
@@ -39,7 +40,7 @@ class L2O(PolicyTrained, BaseAlgorithm):
         lanes: pairs side by side; accumulate: batches of them whose gradients make an update.
         keypoints: drawn of each pair. augment: whether there are initial displacements.
         cheap: whether to save memory by computing each iteration again for its gradient.
-        curriculum: see Curriculum. amp: bfloat16 networks.
+        curriculum: see Curriculum. amp: bfloat16 networks, where fast.
     """
 
     policy_aliases: ClassVar[dict[str, type]] = {"MultiInputPolicy": L2OPolicy}  # type: ignore[assignment]
@@ -119,7 +120,7 @@ class L2O(PolicyTrained, BaseAlgorithm):
         """Loss of some pairs, and the error after no and every iteration (1 + steps,), voxels of the image."""
         chosen = torch.from_numpy(rng.permutation(keypoints.shape[1])[: self.keypoints]).to(keypoints.device)
         points, wanted = halved(keypoints[:, chosen]), halved(targets[:, chosen])
-        with torch.autocast(self.device.type, torch.bfloat16, enabled=self.amp):
+        with mixed(self.device, self.amp):
             memory = self.policy.begin(seen)
             if self.augment:
                 shape = tuple(memory.initial.shape[2:])

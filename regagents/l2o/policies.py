@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from copy import deepcopy
 from dataclasses import dataclass, replace
 from itertools import product
@@ -16,10 +16,12 @@ from stable_baselines3.common.policies import BasePolicy
 from torch import Tensor, nn
 from torch.utils.checkpoint import checkpoint
 
-from regagents.common.extractors import CHANNELS_LAST, CONV
+from regagents.common.extractors import CHANNELS_LAST, CONV, convolved
+from regagents.common.precision import fast_dtype
 from regenv.ops.features import costs, mind_ssc, pooled, spread
 
 LINEAR = {2: "bilinear", 3: "trilinear"}
+CONVOLVE: dict[int, Callable[..., Tensor]] = {2: F.conv2d, 3: convolved}
 DOWN = (16, 24, 24, 32)     # channels on the way down, finest first
 UP = (24, 24, 24, 32)       # on the way up, finest first
 OUT = (16, 32)              # at the end, on the finest level
@@ -40,11 +42,9 @@ class Normalisation(nn.GroupNorm):
         return F.batch_norm(image, None, None, self.weight, self.bias, training=True, eps=self.eps)
 
 
-class Block(nn.Sequential):
+def convolutions(ndim: int, before: int, middle: int, after: int) -> nn.Sequential:
     """Convolution of 3^D, then of 1, each with instance normalisation and ReLU."""
-
-    def __init__(self, ndim: int, before: int, middle: int, after: int) -> None:
-        super().__init__(CONV[ndim](before, middle, 3, padding=1, bias=False), Normalisation(middle),
+    return nn.Sequential(CONV[ndim](before, middle, 3, padding=1, bias=False), Normalisation(middle),
                          nn.ReLU(inplace=True),
                          CONV[ndim](middle, after, 1, bias=False), Normalisation(after), nn.ReLU(inplace=True))
 
@@ -59,25 +59,35 @@ class RecurrentUNet(nn.Module):
         super().__init__()
         self.ndim = ndim
         down, up = DOWN[:pools], UP[:pools]
-        self.down = nn.ModuleList(Block(ndim, before, width, width)
+        self.down = nn.ModuleList(convolutions(ndim, before, width, width)
                                   for before, width in zip((channels, *down), down, strict=False))
-        self.bottom = Block(ndim, down[-1], down[-1], down[-1])
-        self.up = nn.ModuleList(Block(ndim, deep + skip, width, width)
+        self.bottom = convolutions(ndim, down[-1], down[-1], down[-1])
+        self.up = nn.ModuleList(convolutions(ndim, deep + skip, width, width)
                                 for deep, skip, width in zip((*up[1:], down[-1]), down, up, strict=True))
-        self.end = Block(ndim, UP[0], *OUT)
+        self.end = convolutions(ndim, UP[0], *OUT)
         self.head = CONV[ndim](OUT[-1], outputs, 1)
         nn.init.normal_(self.head.weight, std=1e-2)
         nn.init.zeros_(self.head.bias)  # type: ignore[arg-type]
 
-    def forward(self, image: Tensor) -> Tensor:
-        """(B, outputs, *shape) of (B, channels, *shape); any shape, padded to what the pools divide."""
+    @property
+    def first(self) -> Tensor:
+        """Weights of the first convolution (width, channels, 3, ...)."""
+        return self.down[0][0].weight  # type: ignore[index]
+
+    def forward(self, image: Tensor, first: Tensor | None = None) -> Tensor:
+        """(B, outputs, *shape) of (B, channels, *shape); any shape, padded to what the pools divide.
+
+        Args: first: in place of the first convolution's weights, which may be for fewer channels.
+        """
         shape, unit = image.shape[2:], 2 ** len(self.down)
         lacking = [max(2 * unit, n + -n % unit) - n for n in shape]  # one voxel has no variance to be normalised by
         margin = [side for n in reversed(lacking) for side in (n // 2, n - n // 2)]
-        image = F.pad(image, margin)
+        if any(margin):  # else it would cost channels their place
+            image = F.pad(image, margin)
         skips = []
-        for block in self.down:
-            image = block(image)
+        image = CONVOLVE[self.ndim](image, self.first if first is None else first, None, padding=(1,) * self.ndim)
+        for number, block in enumerate(self.down):
+            image = block(image) if number else block[1:](image)  # type: ignore[operator, index]
             skips.append(image)
             image = paired(image)
         image = self.bottom(image)
@@ -176,19 +186,28 @@ class L2OPolicy(BasePolicy):
         return Memory(fixed, moving, initial, torch.zeros_like(initial), hidden)
 
     def advance(self, memory: Memory, network: nn.Module | None = None) -> Memory:
-        """One iteration, with gradients. Args: network: in place of the policy's own, such as its copy in bfloat16."""
+        """One iteration, with gradients. Args: network: in place of the policy's own, such as a copy of other dtype."""
         network = network or self.network
         dtype = next(network.parameters()).dtype
         with torch.no_grad():
             about = costs(memory.fixed, memory.moving, memory.total, self.corners)
-            around = memory.residual[:, None] + self.corners.view(-1, self.ndim, *(1,) * self.ndim)
-        parts = memory.residual / self.reach, around.flatten(1, 2) / self.reach, memory.hidden, about
+        parts = memory.residual / self.reach, torch.ones_like(about[:, :1]), memory.hidden, about
         seen = torch.cat([part.to(dtype) for part in parts], 1).contiguous(memory_format=self.layout)
-        out = network(seen).float()
+        out = network(seen, self._first().to(dtype)).float()
         residual, hidden = self.reach * out[:, : self.ndim], out[:, self.ndim:]
         for _ in range(self.smoothings):
             residual = smoothed(residual)
         return replace(memory, residual=residual, hidden=hidden)
+
+    def _first(self) -> Tensor:
+        """The first convolution's weights, which are for residual, corners about it, hidden state and costs, for an
+        input that has ones in the corners' place: a corner is the residual and what is everywhere the same."""
+        count, corners = len(self.corners), self.ndim * len(self.corners)
+        residual, around, others = self.network.first.split(
+            [self.ndim, corners, self.network.first.shape[1] - self.ndim - corners], 1)
+        around = around.unflatten(1, (count, self.ndim))
+        same = torch.einsum("wkd...,kd->w...", around, self.corners / self.reach)
+        return torch.cat([residual + around.sum(1), same[:, None], others], 1)
 
     def advance_cheaply(self, memory: Memory) -> Memory:
         """As :meth:`advance`, but what lies between is computed again for the gradient instead of being kept."""
@@ -203,7 +222,8 @@ class L2OPolicy(BasePolicy):
     @torch.no_grad()
     def path(self, fixed: Tensor, moving: Tensor, at: Sequence[int], fixed_mask: Tensor | None = None,
              moving_mask: Tensor | None = None, initial: Tensor | None = None) -> Tensor:
-        """Displacements on the way for images of any shape, as AdamInstance gives them; the network is in bfloat16.
+        """Displacements on the way for images of any shape, as AdamInstance gives them; the network is in bfloat16,
+        where that is fast.
 
         Args:
             fixed, moving: (B, 1, *shape) float32, [0, 1], in voxels about as large as those of the training.
@@ -216,7 +236,7 @@ class L2OPolicy(BasePolicy):
         masks = {f"{name}_mask": torch.ones_like(fixed) if mask is None else mask
                  for name, mask in (("fixed", fixed_mask), ("moving", moving_mask))}
         memory = self.begin({"fixed": fixed, "moving": moving, "displacement": start, **masks})
-        network = deepcopy(self.network).to(torch.bfloat16)
+        network = deepcopy(self.network).to(fast_dtype(fixed.device))
         found: dict[int, Tensor] = {}
         for iteration in range(max(at) + 1):
             if iteration:

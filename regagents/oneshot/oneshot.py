@@ -14,6 +14,7 @@ from torch import Tensor
 from regagents.common import checkpoints
 from regagents.common.curriculum import Curriculum
 from regagents.common.fresh import FreshPoses
+from regagents.common.precision import mixed
 from regagents.oneshot.policies import OneShotPolicy, scaled
 
 
@@ -62,7 +63,7 @@ class OneShot(FreshPoses, BaseAlgorithm):
 
     def loss(self, observations: Tensor, infos: dict[str, Tensor]) -> Tensor:
         """Mean D that is left after the action."""
-        with torch.autocast(self.device.type, torch.bfloat16, enabled=self.amp):
+        with mixed(self.device, self.amp):
             outputs = self.policy(observations).float()
         env: Any = self.sampler().unwrapped
         core, state = env.core, env.state

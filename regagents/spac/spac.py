@@ -18,6 +18,7 @@ from stable_baselines3.common.type_aliases import MaybeCallback
 from torch import Tensor
 
 from regagents.common.curriculum import Curriculum
+from regagents.common.precision import mixed
 from regagents.common.replay import Batch, FieldReplay
 from regagents.common.tasks import PolicyTrained, made_with
 from regagents.spac.policies import SPACPolicy, divergence
@@ -48,7 +49,7 @@ class SPAC(PolicyTrained, BaseAlgorithm):
         kl_coef: of the plan's divergence from a standard normal, mean over its numbers (the released 3D code: 0.01).
         window: of the local correlation.
         noise: whether plans are drawn; False takes their means, as a one-shot network does.
-        curriculum: see Curriculum. decay: whether the rates fall linearly to zero. amp: bfloat16 networks.
+        curriculum: see Curriculum. decay: whether the rates fall linearly to zero. amp: bfloat16 networks, where fast.
     """
 
     policy_aliases: ClassVar[dict[str, type]] = {"CnnPolicy": SPACPolicy}  # type: ignore[assignment]
@@ -228,7 +229,7 @@ class SPAC(PolicyTrained, BaseAlgorithm):
             group["lr"] = rate * left
 
     def _mixed(self) -> torch.autocast:
-        return torch.autocast(self.device.type, torch.bfloat16, enabled=self.amp)
+        return mixed(self.device, self.amp)
 
     def _log(self, losses: deque[dict[str, Tensor]], gains: deque[Tensor], begun: float, at_start: int) -> None:
         for name in losses[-1]:

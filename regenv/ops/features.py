@@ -59,11 +59,15 @@ def box_mean(image: Tensor, radius: int = 1) -> Tensor:
     """
     for axis in range(2, image.ndim):
         n = image.shape[axis]
-        margin = [0, 0] * (image.ndim - 1 - axis) + [radius, radius] + [0, 0] * (axis - 2)
-        padded = F.pad(image, margin, mode="replicate")
-        image = padded.narrow(axis, 0, n).clone()
-        for start in range(1, 2 * radius + 1):
-            image += padded.narrow(axis, start, n)
+        first, last = image.narrow(axis, 0, 1), image.narrow(axis, n - 1, 1)
+        total = image.clone()
+        for step in range(1, radius + 1):
+            near = min(step, n)
+            total.narrow(axis, near, n - near).add_(image.narrow(axis, 0, n - near))
+            total.narrow(axis, 0, near).add_(first)
+            total.narrow(axis, 0, n - near).add_(image.narrow(axis, near, n - near))
+            total.narrow(axis, n - near, near).add_(last)
+        image = total
     return image / (2 * radius + 1) ** (image.ndim - 2)
 
 

@@ -54,25 +54,28 @@ def test_the_network_has_the_papers_inputs_and_takes_any_shape() -> None:
 
 
 @NDIM
-def test_costs_are_those_of_a_literal_definition(ndim: int) -> None:
-    """Mean over the channels of the squared feature difference at x + initial + residual + corner."""
+def test_an_iteration_is_that_of_a_literal_definition(ndim: int) -> None:
+    """The network sees the residual, it plus every corner, the hidden state, and for every corner the mean over the
+    channels of the squared feature difference at x + initial + residual + corner."""
     policy, game = agent(ndim).policy, env(ndim)
     memory = policy.begin(seen(game))
     memory = type(memory)(memory.fixed, memory.moving, torch.randn_like(memory.initial),
                           torch.randn_like(memory.residual), torch.rand_like(memory.hidden))
-    caught: list[torch.Tensor] = []
-    policy.network.register_forward_pre_hook(lambda module, given: caught.append(given[0]))
-    policy.advance(memory)
-    [entered] = caught
     corners = [[policy.offset * (2 * side - 1) for side in sides] for sides in np.ndindex(*(2,) * ndim)]
-    for number, corner in enumerate(corners):
-        moved = memory.residual + torch.tensor(corner).view(1, -1, *(1,) * ndim)
-        part = entered[:, ndim * (1 + number): ndim * (2 + number)]
-        torch.testing.assert_close(part * policy.reach, moved, rtol=1e-4, atol=1e-4)
+    around = [memory.residual + torch.tensor(corner).view(1, -1, *(1,) * ndim) for corner in corners]
+    costs = []
+    for moved in around:
         points = identity(tuple(moved.shape[2:])) + memory.initial + moved
         there = sample(memory.moving, points.movedim(1, -1), padding="border")
-        cost = (memory.fixed - there).square().mean(1)
-        torch.testing.assert_close(entered[:, number - len(corners)], cost, rtol=1e-3, atol=1e-4)
+        costs.append((memory.fixed - there).square().mean(1, keepdim=True))
+    entered = torch.cat([memory.residual / policy.reach, *(moved / policy.reach for moved in around), memory.hidden,
+                         *costs], 1)
+    out = policy.network(entered)
+    expected = smoothed(smoothed(policy.reach * out[:, :ndim]))
+    after = policy.advance(memory)
+    torch.testing.assert_close(after.residual, expected, rtol=1e-3, atol=1e-3)
+    torch.testing.assert_close(after.hidden, out[:, ndim:], rtol=1e-3, atol=1e-4)
+    assert expected.std() > 0.01
 
 
 @NDIM
