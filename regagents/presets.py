@@ -146,7 +146,7 @@ PRESETS: dict[str, dict[str, Any]] = {
         "algorithm": {"accumulate": 2, "cheap": False, "learning_rate": 5e-4, "halvings": 3},
         "policy_kwargs": {"pools": 3}},
     "lung3d-l2o": {  # on whole images: how much of one is lung tells in the normalisation
-        "agent": "L2O", "env": "RegKeypoint3D-v0", "steps": 32_000, "init": "lung3d-l2o-second",
+        "agent": "L2O", "env": "RegKeypoint3D-v0", "steps": 14_400, "init": "lung3d-l2o-second",
         "env_kwargs": {**LUNGS, "size": 64, "source": {"name": "lungs", "patients": 48}},
         "algorithm": {"accumulate": 2, "cheap": False, "learning_rate": 2.5e-4, "halvings": 4},
         "policy_kwargs": {"pools": 3}},

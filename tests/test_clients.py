@@ -327,3 +327,46 @@ def pytest_generate_tests(metafunc: pytest.Metafunc) -> None:
 def test_client(env_id: str, name: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("MINARI_DATASETS_PATH", str(tmp_path / "minari"))
     CLIENTS[name][0](env_id, tmp_path)
+
+
+# --- our zoo --------------------------------------------------------------------------------------------------------
+
+def zoo_command(folder: Path, *words: str) -> str:
+    done = subprocess.run([sys.executable, "-W", "ignore", "-m", "regagents.zoo", *words], capture_output=True,
+                          text=True, cwd=folder)
+    assert done.returncode == 0, done.stderr[-3000:]
+    return done.stdout
+
+
+def test_the_zoo_trains_enjoys_records_plots_and_benchmarks(tmp_path: Path) -> None:
+    game = ["--algo", "ppo", "--env", "RegRigid2D-v0", "-f", "logs"]
+    zoo_command(tmp_path, "train", *game, "--seed", "0", "-n", "2048", "--eval-freq", "1024", "--eval-episodes", "2")
+    assert "Mean episode length: 50.00" in zoo_command(tmp_path, "enjoy", *game, "--no-render", "-n", "60")
+    zoo_command(tmp_path, "record_video", *game, "-n", "10", "-o", "videos")
+    zoo_command(tmp_path, "plot", *game, "-w", "3", "--output", "curves.png")
+    zoo_command(tmp_path, "benchmark", "--log-dir", "logs", "--benchmark-dir", "table", "--test-mode", "-n", "60")
+    assert list(tmp_path.glob("videos/*.mp4")) and (tmp_path / "curves.png").stat().st_size > 10_000
+    assert "RegRigid2D-v0" in (tmp_path / "table" / "benchmark.md").read_text()
+
+
+@pytest.mark.parametrize(("algo", "env_id"), [("dsl", "RegRigid2D-v0"), ("a3c", "RegSimilarity2D-v0"),
+                                              ("spac", "RegDenseDigits-v0"), ("l2o", "RegKeypoint2D-v0")])
+def test_the_zoo_knows_our_algorithms(tmp_path: Path, algo: str, env_id: str) -> None:
+    game = ["--algo", algo, "--env", env_id, "-f", "logs"]
+    zoo_command(tmp_path, "train", *game, "--seed", "0", "-n", "256", "--eval-freq", "128", "--eval-episodes", "1",
+                *(["-params", "n_workers:1"] if algo == "a3c" else []))
+    assert "Mean reward" in zoo_command(tmp_path, "enjoy", *game, "--no-render", "-n", "110")
+
+
+def test_processes_share_a_sweep_by_its_journal(tmp_path: Path) -> None:
+    import optuna
+
+    game = ["train", "--algo", "dsl", "--env", "RegRigid2D-v0", "-f", "logs", "-n", "192", "-optimize",
+            "--n-trials", "1", "--sampler", "random", "--pruner", "none", "--n-evaluations", "1", "--eval-episodes", "1",
+            "--no-optim-plots", "--storage", "logs/sweep.log", "--study-name", "shared"]
+    both = [subprocess.Popen([sys.executable, "-W", "ignore", "-m", "regagents.zoo", *game, "--seed", seed],
+                             cwd=tmp_path, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL) for seed in "12"]
+    assert [process.wait() for process in both] == [0, 0]
+    journal = optuna.storages.journal.JournalFileBackend(str(tmp_path / "logs" / "sweep.log"))
+    trials = optuna.load_study(study_name="shared", storage=optuna.storages.JournalStorage(journal)).trials
+    assert len(trials) == 2 and all(np.isfinite(trial.value) for trial in trials)

@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
+from typing import Any
 
 import gymnasium as gym
 import numpy as np
@@ -82,6 +83,33 @@ class CompactCNN(ImageExtractor):
             layers += [CONV[ndim](channels, width, 3, stride, 1), nn.ReLU()]
             channels = width
         super().__init__(observation_space, nn.Sequential(*layers, nn.Flatten()), [features_dim], norm=False)
+
+
+class DictCNN(BaseFeaturesExtractor):
+    """CompactCNN on all images of a Dict observation, as channels; what is no image goes past it as it is.
+
+    Images are entries (C, *shape) of one shape, uint8 from 0 to 255 or 0 to 1 (masks), or float32; each is scaled by
+    its space's larger bound, so that displacements, too, are within 1. Args: as CompactCNN's.
+    Raises ValueError where there is no image, or images of several shapes.
+    """
+
+    def __init__(self, observation_space: gym.spaces.Dict, **kwargs: Any) -> None:
+        spaces = observation_space.spaces
+        images = {name: space for name, space in spaces.items() if len(space.shape or ()) > 2}
+        shapes = {space.shape[1:] for space in images.values()}  # type: ignore[index]
+        if len(shapes) != 1:
+            raise ValueError(f"DictCNN: the images' shapes are {sorted(shapes)}; it needs images of one shape.")
+        channels = sum(space.shape[0] for space in images.values())  # type: ignore[index, misc]
+        cnn = CompactCNN(gym.spaces.Box(-1.0, 1.0, (channels, *shapes.pop()), np.float32), **kwargs)
+        plain = {name: space for name, space in spaces.items() if name not in images}
+        super().__init__(observation_space, cnn.features_dim + sum(map(gym.spaces.flatdim, plain.values())))
+        self.cnn, self.plain = cnn, tuple(plain)
+        self.bounds = {name: float(np.max(space.high)) for name, space in images.items()}  # type: ignore[attr-defined]
+
+    def forward(self, observations: Mapping[str, Tensor]) -> Tensor:
+        images = [observations[name].to(torch.float32) / bound for name, bound in self.bounds.items()]
+        plain = [observations[name].flatten(1).to(torch.float32) for name in self.plain]
+        return torch.cat([self.cnn(torch.cat(images, 1)), *plain], 1)
 
 
 class PaperCNN(ImageExtractor):

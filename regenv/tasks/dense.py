@@ -10,9 +10,8 @@ from regenv.data.clustered import Clustered
 from regenv.data.pairs import PairSource
 from regenv.data.perturb import Still
 from regenv.grid import Grid
-from regenv.tasks.action import ControlGrid, Field
 from regenv.tasks.observation import OBSERVATIONS, Everything
-from regenv.tasks.parts import OBS_DTYPES, named, pairs_of, shape_of
+from regenv.tasks.parts import OBS_DTYPES, field_actions, named, pairs_of, shape_of
 from regenv.tasks.reward import SIMILARITIES, DiceGain, SimilarityGain
 from regenv.tasks.termination import Never, ScoreReached
 from regenv.transforms.dense import Dense
@@ -86,8 +85,7 @@ def dense(ndim: int, size: int | Sequence[int] | None = None, spacing: float | N
         source=Clustered(pairs, clusters) if reward == "clusters" else pairs,
         grid=grid,
         transform=Dense(ndim),
-        actions=(Field(shape, max_displacement) if control_grid is None
-                 else ControlGrid(shape, shape_of(tuple(control_grid), ndim), max_displacement)),
+        actions=field_actions(shape, max_displacement, control_grid),
         start=Still(shape),
         distance=None,
         observation=seen(dtype),

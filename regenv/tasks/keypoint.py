@@ -10,9 +10,8 @@ from regenv.core import Task
 from regenv.data.pairs import PairSource
 from regenv.data.perturb import Still
 from regenv.grid import Grid
-from regenv.tasks.action import Field
 from regenv.tasks.observation import OBSERVATIONS, Everything
-from regenv.tasks.parts import OBS_DTYPES, named, pairs_of, shape_of
+from regenv.tasks.parts import OBS_DTYPES, field_actions, named, pairs_of, shape_of
 from regenv.tasks.reward import SIMILARITIES, LandmarkGain, SimilarityGain
 from regenv.tasks.termination import Never
 from regenv.transforms.dense import UPDATES, Dense
@@ -25,7 +24,8 @@ SUCCESS_MM = 3.0
 def keypoint(ndim: int, size: int | Sequence[int] | None = None, spacing: float | None = None,
              source: str | Mapping[str, Any] | PairSource = "lungs", observation: str = "pair",
              obs_dtype: str | None = None, reward: str = "tre", update: str = "replace",
-             max_displacement: float | None = None, success_mm: float = SUCCESS_MM,
+             max_displacement: float | None = None, control_grid: Sequence[int] | None = None,
+             success_mm: float = SUCCESS_MM,
              max_episode_steps: int = 8) -> Task:
     """Iterative dense registration with key-points as a Markov decision process (the learned optimiser's).
 
@@ -37,7 +37,7 @@ def keypoint(ndim: int, size: int | Sequence[int] | None = None, spacing: float 
     ## Action Space
     `Box(-max_displacement, max_displacement, (D, *shape), float32)`: voxels of the fixed grid, array-axis order; larger
     values are clipped. `update="replace"`: the action is the new displacement; `"add"`: it is added to the present one;
-    `"compose"`: it displaces what is seen (as in the RegDense ids).
+    `"compose"`: it displaces what is seen (as in the RegDense ids). With `control_grid=(8, 8)`: as of the RegDense ids.
 
     ## Observation Space
     `observation="pair"`: (fixed, warped), channel first; uint8 [0, 255] in 2D, float32 [0, 1] in 3D (`obs_dtype=`
@@ -81,7 +81,7 @@ def keypoint(ndim: int, size: int | Sequence[int] | None = None, spacing: float 
         source=pairs_of(source, ndim),
         grid=Grid.centered(shape, FIELD_MM / max(shape) if spacing is None else float(spacing)),
         transform=Dense(ndim, update),
-        actions=Field(shape, bound),
+        actions=field_actions(shape, bound, control_grid),
         start=Still(shape),
         distance=None,
         observation=seen(dtype),

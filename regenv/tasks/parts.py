@@ -7,6 +7,7 @@ from typing import Any
 
 from regenv.data.pairs import PairSource
 from regenv.data.sources import source_named
+from regenv.tasks.action import ControlGrid, Field
 
 OBS_DTYPES = {"uint8": "uint8", "float32": "float32"}
 
@@ -24,6 +25,13 @@ def shape_of(size: int | Sequence[int], ndim: int) -> tuple[int, ...]:
     if len(shape) != ndim or min(shape) < 1:
         raise ValueError(f"size is {size}; it must be a positive number of voxels, or {ndim} of them.")
     return shape
+
+
+def field_actions(shape: tuple[int, ...], bound: float, control_grid: Sequence[int] | None) -> Field | ControlGrid:
+    """Actions that displace: every voxel, or the control points of a cubic B-spline."""
+    if control_grid is None:
+        return Field(shape, bound)
+    return ControlGrid(shape, shape_of(tuple(control_grid), len(shape)), bound)
 
 
 def pairs_of(source: str | Mapping[str, Any] | PairSource, ndim: int) -> PairSource:
