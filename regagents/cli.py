@@ -13,7 +13,10 @@ from typing import Any
 
 from tqdm import tqdm
 
+from regagents.compare import compare
+from regagents.engines import ENGINES
 from regagents.evaluate import BASELINES, evaluate
+from regagents.recording import record
 from regagents.registration import AGENTS, DEFAULT, check_folder, register
 from regagents.train import resolve, shipped, train
 from regenv.data.datasets import DatasetError
@@ -71,7 +74,34 @@ def _parser() -> argparse.ArgumentParser:
                          help="of initial, mi, mi-multistart (the slowest agent's time); default initial,mi")
     command.add_argument("--json", metavar="FILE", help="write the report, every pair's error too")
     command.add_argument("--csv", metavar="FILE", help="write the table")
+    command.add_argument("--ledger", metavar="FILE", help="keep finished parts here; go on from them")
+    _engine(command)
     command.set_defaults(command=_evaluate)
+
+    command = commands.add_parser("compare", help="agents trained on one budget, on the same held-out pairs",
+                                  description="Writes OUT.md (the table), OUT.png (learning curves) and OUT.json; "
+                                  "keeps finished runs in OUT.jsonl and goes on from them.")
+    command.add_argument("--env", metavar="ID", required=True, help="environment id")
+    command.add_argument("--agents", metavar="LIST", required=True, help="such as ppo,dqn,dsl")
+    command.add_argument("--budget", metavar="STEPS", type=int, required=True, help="environment steps of each agent")
+    command.add_argument("--pairs", type=int, default=64, help="held out (default 64)")
+    command.add_argument("--seeds", type=int, default=3, help="runs of each agent (default 3)")
+    command.add_argument("--seed", type=int, default=900_000, help="of the first pair (default 900000)")
+    command.add_argument("--env-kwargs", metavar="JSON", default="{}", help="arguments of the environment")
+    command.add_argument("--held-out", metavar="JSON", default="{}", help="those that differ for the held-out pairs")
+    command.add_argument("--baselines", metavar="LIST", help="default: all that there are for the id")
+    command.add_argument("--out", metavar="OUT", help="default runs/compare-ID")
+    _engine(command)
+    command.set_defaults(command=_compare)
+
+    command = commands.add_parser("record", help="a Minari dataset of the expert's or an agent's episodes")
+    command.add_argument("dataset", metavar="DATASET", help="its id, such as regenv/rigid2d/expert-v0")
+    command.add_argument("--env", metavar="ID", help="environment id (default: the agent's)")
+    command.add_argument("--agent", metavar="NAME|PATH", default="expert", help="weights (default: expert)")
+    command.add_argument("--episodes", type=int, default=100, help="default 100")
+    command.add_argument("--seed", type=int, default=0, help="of the first episode (default 0)")
+    command.add_argument("--env-kwargs", metavar="JSON", default="{}", help="arguments of the environment")
+    command.set_defaults(command=_record)
 
     command = commands.add_parser("train", help="train a preset")
     command.add_argument("preset", metavar="PRESET", help="see regagents/presets.py")
@@ -86,6 +116,11 @@ def _parser() -> argparse.ArgumentParser:
     command = commands.add_parser("agents", help="list agents and shipped weights")
     command.set_defaults(command=_agents)
     return parser
+
+
+def _engine(command: argparse.ArgumentParser) -> None:
+    command.add_argument("--engine", choices=ENGINES, default="serial", help="where it runs (default serial)")
+    command.add_argument("--workers", type=int, metavar="N", help="how many parts at once (default: every core)")
 
 
 def _register(arguments: argparse.Namespace) -> int:
@@ -122,12 +157,33 @@ def _evaluate(arguments: argparse.Namespace) -> int:
             raise ValueError(f"evaluate: baseline is {name!r}; it must be one of {', '.join(BASELINES)}.")
     with _bar() as progress:
         report = evaluate(arguments.env, [*arguments.agent, *baselines], arguments.pairs, arguments.seed,
-                          _object(arguments.env_kwargs), arguments.refine, progress=progress)
+                          _object(arguments.env_kwargs), arguments.refine, progress=progress,
+                          engine=arguments.engine, workers=arguments.workers, ledger=arguments.ledger)
     if arguments.json is not None:
         report.save_json(arguments.json)
     if arguments.csv is not None:
         report.save_csv(arguments.csv)
     print(report.table())
+    return 0
+
+
+def _compare(arguments: argparse.Namespace) -> int:
+    out = Path(arguments.out or Path("runs") / f"compare-{arguments.env}")
+    baselines = None if arguments.baselines is None else [name for name in arguments.baselines.split(",") if name]
+    with _bar() as progress:
+        found = compare(arguments.env, arguments.agents.split(","), arguments.budget, arguments.pairs, arguments.seeds,
+                        arguments.seed, _object(arguments.env_kwargs), _object(arguments.held_out, "--held-out"),
+                        baselines, out, arguments.engine, arguments.workers, progress)
+    found.save(out, arguments.typed)
+    print(found.table(), end="")
+    return 0
+
+
+def _record(arguments: argparse.Namespace) -> int:
+    with _bar() as progress:
+        made = record(arguments.dataset, arguments.env, arguments.agent, arguments.episodes, arguments.seed,
+                      _object(arguments.env_kwargs), progress)
+    print(f"{made.spec.dataset_id}: {made.total_episodes} episodes, {made.total_steps} steps, {made.storage.data_path}")
     return 0
 
 
@@ -154,13 +210,13 @@ def _agents(arguments: argparse.Namespace) -> int:
     return 0
 
 
-def _object(text: str) -> dict[str, Any]:
+def _object(text: str, option: str = "--env-kwargs") -> dict[str, Any]:
     try:
         value = json.loads(text)
     except json.JSONDecodeError as error:
-        raise ValueError(f"evaluate: --env-kwargs is not JSON ({error}).") from None
+        raise ValueError(f"{option} is not JSON ({error}).") from None
     if not isinstance(value, dict):
-        raise ValueError(f"evaluate: --env-kwargs is {text}; it must be a JSON object, such as {{\"size\": 32}}.")
+        raise ValueError(f"{option} is {text}; it must be a JSON object, such as {{\"size\": 32}}.")
     return value
 
 

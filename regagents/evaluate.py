@@ -16,6 +16,7 @@ import torch
 from torch import Tensor
 
 import regenv  # noqa: F401  registers the ids
+from regagents import engines
 from regagents.classical import multi_start, random_starts
 from regagents.classical import refine as polish
 from regagents.methods import BASELINES, Case, Chunk, Policy, method_named
@@ -31,6 +32,7 @@ from regenv.state import EpisodeState
 
 CHUNK = 16          # pairs drawn at once; results do not depend on it
 SCHEMA = 1
+MULTI = "mi-multistart"
 PERCENTILES = (10, 50, 90)
 
 HELD_OUT: dict[str, tuple[str, dict[str, Any]]] = {
@@ -144,7 +146,8 @@ class Report:
 
 def evaluate(env_id: str, methods: Sequence[str | Pipeline | Policy], pairs: int, seed: int = 0,
              env_kwargs: Mapping[str, Any] | None = None, refine: bool = False, budget_seconds: float | None = None,
-             progress: Callable[[str, float], None] | None = None) -> Report:
+             progress: Callable[[str, float], None] | None = None, engine: str = "serial",
+             workers: int | None = None, ledger: str | Path | None = None) -> Report:
     """Run methods on the same pairs from the same starts; the truth serves only to measure.
 
     Pair i is what ``env_id`` gives for seed ``seed + i``, with episodes that no agent is told to end. Agents and
@@ -164,6 +167,9 @@ def evaluate(env_id: str, methods: Sequence[str | Pipeline | Policy], pairs: int
         refine: give every agent a second row, with the local refinement after it.
         budget_seconds: a pair's time for "mi-multistart"; default: what the slowest agent of this run took on average.
         progress: called with a method's name and the share of work done.
+        engine, workers: where it runs, see :func:`regagents.engines.run`; a part is a method on some pairs. Where
+            parts run beside each other, so are they timed.
+        ledger: a file of finished parts, one JSON line each; a run that was interrupted goes on from it.
     Raises: ValueError: unknown id, argument or method. CheckpointError: bad weights. DatasetError: no such images.
     """
     tell = progress or (lambda name, share: None)
@@ -177,54 +183,85 @@ def evaluate(env_id: str, methods: Sequence[str | Pipeline | Policy], pairs: int
     if len(set(names)) < len(names):
         raise ValueError(f"evaluate: methods are {', '.join(names)}; each may stand there once.")
     task = _env(env_id, 1, arguments).unwrapped.core.task  # type: ignore[attr-defined]
-    ready = {name: (method, True) if isinstance(method, Policy) else method_named(method, task)
-             for name, method in zip(names, methods, strict=True) if name != "mi-multistart"}
-    agents = [name for name, (_, learned) in ready.items() if learned]
+    ready = {name: isinstance(method, Policy) or method_named(method, task)[1]  # whether it is an agent
+             for name, method in zip(names, methods, strict=True) if name != MULTI}
+    agents = [name for name, learned in ready.items() if learned]
+    kept = None if ledger is None else engines.Ledger(ledger, {
+        "env": env_id, "env_kwargs": arguments, "pairs": pairs, "seed": seed, "refine": refine, "chunk": CHUNK})
 
-    rows: dict[str, list[tuple[float, float]]] = {}
-    work, done = pairs * (bool(ready) + ("mi-multistart" in names)), 0
-    for chunk in chunks(env_id, pairs, seed, arguments):
-        for name, (method, learned) in ready.items():
-            begun = perf_counter()
-            poses = method(chunk)
-            seconds = (perf_counter() - begun) / len(poses)
-            rows.setdefault(name, []).extend((case.error(pose), seconds)
-                                             for case, pose in zip(chunk.cases, poses, strict=True))
-            if refine and learned:
-                for case, pose in zip(chunk.cases, poses, strict=True):
-                    begun = perf_counter()
-                    polished = polish(to_sitk(case.fixed), to_sitk(case.moving), pose, case.center).pull_back
-                    rows.setdefault(_refined(name), []).append(
-                        (case.error(polished), seconds + perf_counter() - begun))
-            tell(name, (done + len(poses) * (list(ready).index(name) + 1) / len(ready)) / work)
-        done += len(chunk.cases) if ready else 0
-    if "mi-multistart" in names:
+    rows: dict[str, dict[int, list[tuple[float, float]]]] = {}
+    work, done = pairs * len(names), 0
+
+    def gather(jobs: Mapping[str, tuple[Any, ...]]) -> None:
+        nonlocal done
+        for key, found in engines.run(_measured, jobs, engine, workers, kept):
+            name, first, count = jobs[key][2:5]
+            done += count
+            for label, measured in found.items():
+                rows.setdefault(label, {})[first] = measured
+            tell(_name(name), done / work)
+
+    firsts = range(0, pairs, CHUNK)
+    gather({f"{name} {first}": (env_id, arguments, method, first, min(CHUNK, pairs - first), seed, refine, None)
+            for first in firsts for name, method in zip(names, methods, strict=True) if name != MULTI})
+    if MULTI in names:
         budget = _budget(rows, agents, refine) if budget_seconds is None else budget_seconds
-        for chunk in chunks(env_id, pairs, seed, arguments):
-            for case in chunk.cases:
-                begun = perf_counter()
-                starts = random_starts(case.start, case.center, np.random.default_rng(case.seed))
-                found = multi_start(to_sitk(case.fixed), to_sitk(case.moving), starts, case.center, budget)
-                rows.setdefault("mi-multistart", []).append((case.error(found.pull_back), perf_counter() - begun))
-                done += 1
-                tell("mi-multistart", done / work)
+        gather({f"{MULTI} {first}": (env_id, arguments, MULTI, first, min(CHUNK, pairs - first), seed, refine, budget)
+                for first in firsts})
     order = [label for name in names for label in (name, _refined(name)) if label in rows]
     return Report(env_id, arguments, pairs, seed, torch.get_num_threads(), task.success_mm, tuple(
-        Row(label, tuple(error for error, _ in rows[label]), float(np.mean([s for _, s in rows[label]])),
-            task.success_mm) for label in order))
+        Row(label, tuple(error for error, _ in whole), float(np.mean([s for _, s in whole])), task.success_mm)
+        for label in order for whole in [[pair for first in firsts for pair in rows[label][first]]]))
+
+
+def _measured(env_id: str, arguments: Mapping[str, Any], method: str | Pipeline | Policy, first: int, count: int,
+              seed: int, refine: bool, budget: float | None) -> dict[str, list[tuple[float, float]]]:
+    """Errors, mm, and seconds of a chunk's pairs, by row: a part of :func:`evaluate`."""
+    chunk, name = _chunk(env_id, arguments, first, count, seed), _name(method)
+    found: dict[str, list[tuple[float, float]]] = {name: []}
+    if method == MULTI:
+        assert budget is not None
+        for case in chunk.cases:
+            begun = perf_counter()
+            starts = random_starts(case.start, case.center, np.random.default_rng(case.seed))
+            best = multi_start(to_sitk(case.fixed), to_sitk(case.moving), starts, case.center, budget)
+            found[name].append((case.error(best.pull_back), perf_counter() - begun))
+        return found
+    play, learned = (method, True) if isinstance(method, Policy) else method_named(method, chunk.core.task)
+    begun = perf_counter()
+    poses = play(chunk)
+    seconds = (perf_counter() - begun) / count
+    found[name] += [(case.error(pose), seconds) for case, pose in zip(chunk.cases, poses, strict=True)]
+    if refine and learned:
+        found[_refined(name)] = []
+        for case, pose in zip(chunk.cases, poses, strict=True):
+            begun = perf_counter()
+            polished = polish(to_sitk(case.fixed), to_sitk(case.moving), pose, case.center).pull_back
+            found[_refined(name)].append((case.error(polished), seconds + perf_counter() - begun))
+    return found
+
+
+_LAST: list[tuple[Any, Chunk]] = []  # the chunk that this process drew last
+
+
+def _chunk(env_id: str, arguments: Mapping[str, Any], first: int, count: int, seed: int) -> Chunk:
+    """Pairs ``first`` and on of an evaluation; those of the last call are not drawn again."""
+    wanted = (env_id, arguments, first, count, seed)
+    if not _LAST or _LAST[0][0] != wanted:
+        env = _env(env_id, count, arguments)
+        env.reset(seed=seed + first)
+        core, state = env.unwrapped.core, env.unwrapped.state  # type: ignore[attr-defined]
+        if state.tre.isnan().any():
+            raise ValueError(f"evaluate: {env_id} gives pairs of unknown truth; they need a truth or landmarks.")
+        _LAST[:] = [(wanted, Chunk(core, state, tuple(
+            _case(state, lane, f"{env_id} seed {seed + first + lane}", seed + first + lane) for lane in range(count))))]
+    return _LAST[0][1]
 
 
 def chunks(env_id: str, pairs: int, seed: int, env_kwargs: Mapping[str, Any]) -> Iterator[Chunk]:
     """The pairs of an evaluation, some at a time."""
     for first in range(0, pairs, CHUNK):
-        count = min(CHUNK, pairs - first)
-        env = _env(env_id, count, env_kwargs)
-        env.reset(seed=seed + first)
-        core, state = env.unwrapped.core, env.unwrapped.state  # type: ignore[attr-defined]
-        if state.tre.isnan().any():
-            raise ValueError(f"evaluate: {env_id} gives pairs of unknown truth; they need a truth or landmarks.")
-        yield Chunk(core, state, tuple(_case(state, lane, f"{env_id} seed {seed + first + lane}", seed + first + lane)
-                                       for lane in range(count)))
+        yield _chunk(env_id, env_kwargs, first, min(CHUNK, pairs - first), seed)
 
 
 def _case(state: EpisodeState, lane: int, name: str, seed: int) -> Case:
@@ -276,8 +313,9 @@ def _refined(name: str) -> str:
     return f"{name}, refined"
 
 
-def _budget(rows: Mapping[str, list[tuple[float, float]]], agents: Sequence[str], refine: bool) -> float:
+def _budget(rows: Mapping[str, Mapping[int, list[tuple[float, float]]]], agents: Sequence[str], refine: bool) -> float:
     if not agents:
         raise ValueError("evaluate: mi-multistart takes the agent's time, and no agent was given; "
                          "give one, or budget_seconds=...")
-    return max(float(np.mean([s for _, s in rows[_refined(name) if refine else name]])) for name in agents)
+    return max(float(np.mean([seconds for part in rows[_refined(name) if refine else name].values()
+                              for _, seconds in part])) for name in agents)

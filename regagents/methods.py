@@ -24,6 +24,7 @@ from regenv.data.files import to_sitk
 from regenv.data.io import Image
 from regenv.state import EpisodeState
 from regenv.tasks.termination import Never
+from regenv.wrappers.sb3 import host
 
 BASELINES = ("initial", "mi", "mi-multistart", "sift", "elastix")
 
@@ -123,13 +124,17 @@ class Policy:
     task: Task | None = None
 
     def __call__(self, chunk: Chunk) -> np.ndarray:
+        return self.played(chunk).pull_back.cpu().numpy()
+
+    def played(self, chunk: Chunk) -> EpisodeState:
+        """The chunk's episodes at the time limit."""
         core, state = own_episodes(self.name, self.task, chunk)
         memory, starts = None, np.ones(state.lanes, dtype=bool)
         for _ in range(core.task.max_episode_steps):
-            actions, memory = self.model.predict(core.observe(state).cpu().numpy(), memory, starts, True)
+            actions, memory = self.model.predict(host(core.observe(state)), memory, starts, True)
             state = core.step(state, torch.as_tensor(actions).to(core.device))[0]
             starts = np.zeros_like(starts)
-        return state.pull_back.cpu().numpy()
+        return state
 
 
 @dataclass(frozen=True)

@@ -349,10 +349,10 @@ def test_the_zoo_trains_enjoys_records_plots_and_benchmarks(tmp_path: Path) -> N
     assert "RegRigid2D-v0" in (tmp_path / "table" / "benchmark.md").read_text()
 
 
-@pytest.mark.parametrize(("algo", "env_id"), [("dsl", "RegRigid2D-v0"), ("a3c", "RegSimilarity2D-v0"),
-                                              ("spac", "RegDenseDigits-v0"), ("l2o", "RegKeypoint2D-v0")])
-def test_the_zoo_knows_our_algorithms(tmp_path: Path, algo: str, env_id: str) -> None:
-    game = ["--algo", algo, "--env", env_id, "-f", "logs"]
+@pytest.mark.parametrize(("algo", "game_id"), [("dsl", "RegRigid2D-v0"), ("a3c", "RegSimilarity2D-v0"),
+                                               ("spac", "RegDenseDigits-v0"), ("l2o", "RegKeypoint2D-v0")])
+def test_the_zoo_knows_our_algorithms(tmp_path: Path, algo: str, game_id: str) -> None:
+    game = ["--algo", algo, "--env", game_id, "-f", "logs"]
     zoo_command(tmp_path, "train", *game, "--seed", "0", "-n", "256", "--eval-freq", "128", "--eval-episodes", "1",
                 *(["-params", "n_workers:1"] if algo == "a3c" else []))
     assert "Mean reward" in zoo_command(tmp_path, "enjoy", *game, "--no-render", "-n", "110")
@@ -362,11 +362,32 @@ def test_processes_share_a_sweep_by_its_journal(tmp_path: Path) -> None:
     import optuna
 
     game = ["train", "--algo", "dsl", "--env", "RegRigid2D-v0", "-f", "logs", "-n", "192", "-optimize",
-            "--n-trials", "1", "--sampler", "random", "--pruner", "none", "--n-evaluations", "1", "--eval-episodes", "1",
-            "--no-optim-plots", "--storage", "logs/sweep.log", "--study-name", "shared"]
+            "--n-trials", "1", "--sampler", "random", "--pruner", "none", "--n-evaluations", "1",
+            "--eval-episodes", "1", "--no-optim-plots", "--storage", "logs/sweep.log", "--study-name", "shared"]
     both = [subprocess.Popen([sys.executable, "-W", "ignore", "-m", "regagents.zoo", *game, "--seed", seed],
                              cwd=tmp_path, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL) for seed in "12"]
     assert [process.wait() for process in both] == [0, 0]
     journal = optuna.storages.journal.JournalFileBackend(str(tmp_path / "logs" / "sweep.log"))
     trials = optuna.load_study(study_name="shared", storage=optuna.storages.JournalStorage(journal)).trials
     assert len(trials) == 2 and all(np.isfinite(trial.value) for trial in trials)
+
+
+@pytest.mark.parametrize("words", [
+    ["--env", "RegRigid2D-v0", "--env-kwargs", '{"size": 40, "spacing": 6.0, "ranges": [6, 6, 6]}'],
+    ["--agent", "digits-spac"], ["--agent", "similarity-sl", "--env-kwargs", '{"max_episode_steps": 5}']])
+def test_one_command_makes_a_minari_dataset(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, words: list[str]) -> None:
+    import minari
+
+    from regagents.cli import main
+
+    monkeypatch.setenv("MINARI_DATASETS_PATH", str(tmp_path))
+    assert main(["record", "regenv/test/made-v0", *words, "--episodes", "2", "--seed", "3"]) == 0
+    data = minari.load_dataset("regenv/test/made-v0")
+    env = data.recover_environment()
+    for number, episode in enumerate(data.iterate_episodes()):
+        first, _ = env.reset(seed=3 + number)
+        np.testing.assert_array_equal(episode.observations[0], first)
+        rewards = [env.step(action)[1] for action in episode.actions]
+        np.testing.assert_allclose(episode.rewards, rewards, rtol=1e-5)
+        assert episode.rewards.sum() > 0 or "similarity-sl" in words  # its reward is the distance that is left
+    assert main(["record", "regenv/test/made-v0", *words]) == 2

@@ -4,11 +4,9 @@ from __future__ import annotations
 
 import copy
 import multiprocessing
-import os
 import sys
 import time
 from collections.abc import Iterator
-from contextlib import contextmanager
 from dataclasses import dataclass, field
 from multiprocessing.connection import Connection, wait
 from typing import Any
@@ -22,6 +20,7 @@ from torch import Tensor
 
 from regagents.a3c.policies import A3CPolicy, Memory, chosen
 from regagents.common.curriculum import Curriculum
+from regagents.common.threads import single_threaded
 
 PATIENCE = 60.0   # seconds that workers get to end by themselves
 LOOK_EVERY = 1.0  # seconds between looks at silent workers
@@ -93,7 +92,7 @@ class Crew:
         self.lock = context.Lock()  # kept: workers open it by name, some time after this
         moments = [{key: value.share_memory_() for key, value in self.optimizer.state[p].items()}
                    for p in self.policy.parameters()]
-        with _environment(OMP_NUM_THREADS="1", NUMBA_NUM_THREADS="1"):
+        with single_threaded():
             self._start(context, moments)
         return self
 
@@ -140,22 +139,6 @@ class Crew:
             if process.is_alive():
                 process.kill()
             process.join()
-
-
-@contextmanager
-def _environment(**values: str) -> Iterator[None]:
-    """Environment variables that new processes shall start with: setting torch's threads later is not enough, several
-    pools of threads on few cores are ten times slower than one thread each."""
-    before = {name: os.environ.get(name) for name in values}
-    os.environ.update(values)
-    try:
-        yield
-    finally:
-        for name, value in before.items():
-            if value is None:
-                del os.environ[name]
-            else:
-                os.environ[name] = value
 
 
 # ------------------------------------------------------------------------------------------------------- the workers
