@@ -14,7 +14,7 @@ from stable_baselines3.common.logger import configure
 
 import regenv  # noqa: F401  registers the ids
 from regagents.a3c import A3C
-from regagents.common import checkpoints
+from regagents.common import checkpoints, parallel
 from regagents.common.curriculum import Curriculum
 from regagents.common.fresh import FreshPoses
 from regagents.dsl import DSL
@@ -108,7 +108,8 @@ def train(preset: str, out: str | Path, steps: int | None = None, seed: int = 0,
     """Train a preset into folder ``out``; returns the weights' path.
 
     Args: steps: samples in all; init: checkpoint (or name of shipped weights) whose tensors are taken over where name
-    and shape agree, default the preset's; resume: go on from ``out``.
+    and shape agree, default the preset's; resume: go on from ``out``. Under torchrun its processes train together, see
+    :mod:`regagents.common.parallel`.
     Raises ValueError for an unknown preset or device; CheckpointError where resume or init do not fit.
     """
     if preset not in PRESETS:
@@ -119,16 +120,25 @@ def train(preset: str, out: str | Path, steps: int | None = None, seed: int = 0,
         raise ValueError(f"train: device is {device!r} ({error}); use cpu or cuda.") from None
     if missing:
         raise ValueError(f"train: device is {device!r}, but PyTorch finds no CUDA device; use cpu.")
-    out = Path(out)
+    with parallel.group(device) as device:
+        return _train(preset, Path(out), steps, seed, device, init, resume, amp, keep_every, command, progress_bar)
+
+
+def _train(preset: str, out: Path, steps: int | None, seed: int, device: str, init: str | None, resume: bool,
+           amp: bool, keep_every: float, command: str, progress_bar: bool) -> Path:
+    """As :func:`train`, by each of its processes; the first of them writes."""
     config = PRESETS[preset]
     total, init = steps or config["steps"], init or config.get("init")
     kind = config.get("agent", "DSL")
+    if parallel.world() > 1 and kind == "A3C":
+        raise ValueError("train: A3C has workers of its own; run it without torchrun.")
     mixed = issubclass(ALGORITHMS[kind][0], (FreshPoses, SPAC, L2O))
     agent = create(config, seed=seed, device=device, **({"amp": amp} if mixed else {}))
+    together = "" if parallel.world() == 1 else f", {parallel.world()} processes"
     card: dict[str, Any] = {
         "name": preset, "algorithm": kind, "env": config["env"], "config": config, "command": command, "seed": seed,
         "init": init, "steps": total, "samples": 0, "seconds": 0,
-        "machine": f"{_processor()}, {torch.get_num_threads()} thread(s), torch {torch.__version__}",
+        "machine": f"{_processor()}, {torch.get_num_threads()} thread(s){together}, torch {torch.__version__}",
         "licence": "Apache-2.0"}
     path = out / f"{preset}.safetensors"
     if resume and (out / "state.safetensors").is_file():
@@ -143,15 +153,17 @@ def train(preset: str, out: str | Path, steps: int | None = None, seed: int = 0,
     elif init is not None:
         tensors, _ = checkpoints.load(resolve(init))
         checkpoints.fit_shared(agent.network, tensors, init)
+    first = parallel.rank() == 0
     out.mkdir(parents=True, exist_ok=True)
-    agent.set_logger(configure(str(out), ["csv", "tensorboard"]))
+    agent.set_logger(configure(str(out), ["csv", "tensorboard"]) if first else configure(None, []))
     keeper = _Keeper(path, card, keep_every)
-    agent.learn(total - agent.num_timesteps if resume else total, callback=keeper, reset_num_timesteps=not resume,
-                progress_bar=progress_bar)
+    agent.learn(total - agent.num_timesteps if resume else total, callback=keeper if first else None,
+                reset_num_timesteps=not resume, progress_bar=progress_bar and first)
     if isinstance(agent, A3C):
         algorithm = {**config.get("algorithm", {}), "stop_values": list(agent.calibrate())}
         card["config"] = {**config, "algorithm": algorithm}
-    keeper.write()
+    if first:
+        keeper.write()
     return path
 
 

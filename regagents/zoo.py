@@ -27,7 +27,7 @@ import gymnasium as gym
 import yaml
 from sb3_contrib import TQC, MaskablePPO, RecurrentPPO
 from stable_baselines3 import A2C, DQN, PPO, SAC
-from stable_baselines3.common.vec_env import VecEnv, VecMonitor, VecNormalize
+from stable_baselines3.common.vec_env import VecEnv, VecMonitor
 
 import regenv  # noqa: F401  registers the ids
 from regagents.a3c import A3C
@@ -51,15 +51,13 @@ COMMANDS = ("train", "enjoy", "record_video", "plot", "benchmark")
 class Settings:
     """How an algorithm is tuned for an id.
 
-    Attributes: n_timesteps; n_envs: lanes; env_kwargs; policy: its name or class; normalize: arguments of
-    VecNormalize, none without it; arguments: of the algorithm.
+    Attributes: n_timesteps; n_envs: lanes; env_kwargs; policy: its name or class; arguments: of the algorithm.
     """
 
     n_timesteps: int
     n_envs: int
     env_kwargs: dict[str, Any]
     policy: Any
-    normalize: dict[str, Any] = field(default_factory=dict)
     arguments: dict[str, Any] = field(default_factory=dict)
 
 
@@ -76,7 +74,7 @@ def settings(algo: str, env_id: str) -> Settings:
         module, _, name = policy.rpartition(".")
         policy = getattr(importlib.import_module(module), name)
     return Settings(int(arguments.pop("n_timesteps")), arguments.pop("n_envs", 1), arguments.pop("env_kwargs", {}),
-                    policy, arguments.pop("normalize", {}), arguments)
+                    policy, arguments)
 
 
 def create(algo: str, env_id: str, seed: int = 0, device: str = "cpu",
@@ -85,8 +83,6 @@ def create(algo: str, env_id: str, seed: int = 0, device: str = "cpu",
     tuned = settings(algo, env_id)
     game = {**tuned.env_kwargs, **(env_kwargs or {})}
     env: Any = gym.make(env_id, **game) if algo in OWN else native(env_id, tuned.n_envs, game)
-    if tuned.normalize:
-        env = VecNormalize(env, **tuned.normalize, gamma=tuned.arguments["gamma"])
     return ALGORITHMS[algo](tuned.policy, env, seed=seed, device=device, **tuned.arguments)
 
 

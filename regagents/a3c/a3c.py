@@ -14,7 +14,7 @@ from stable_baselines3.common.base_class import BaseAlgorithm
 from stable_baselines3.common.type_aliases import MaybeCallback
 
 from regagents.a3c.policies import A3CPolicy, Lookahead, best_threshold
-from regagents.a3c.workers import Crew, Recipe, shared_adam
+from regagents.a3c.workers import CREWS, Recipe, shared_adam
 from regagents.common.curriculum import Curriculum
 from regagents.common.tasks import PolicyTrained, made_with
 from regenv.core import RegistrationCore
@@ -35,7 +35,8 @@ class A3C(PolicyTrained, BaseAlgorithm):
         n_steps: steps between updates (the paper's bootstrapping length). gamma: discount.
         ent_coef: weight of the entropy (eq. 1's beta). vf_coef: of the squared value error, 1/2 in eq. 2.
         max_grad_norm: bound of each gradient.
-        n_workers: processes. lanes: episodes that each of them plays side by side.
+        n_workers: how many. lanes: episodes that each of them plays side by side.
+        engine: "processes" of this machine, which share memory, or "ray", actors of a cluster.
         episodes_per_pair: episodes on a pair before a new one is drawn.
         supervised: the paper's SL twin: workers take the optimal action (largest decrease of D), the policy learns it
             by cross entropy, the value still by its squared error.
@@ -53,7 +54,8 @@ class A3C(PolicyTrained, BaseAlgorithm):
 
     def __init__(self, policy: str | type[A3CPolicy] = "CnnLstmPolicy", env: Any = None, learning_rate: float = 1e-4,
                  decay: bool = True, n_steps: int = 30, gamma: float = 0.99, ent_coef: float = 0.1,
-                 vf_coef: float = 0.5, max_grad_norm: float = 40.0, n_workers: int = 8, lanes: int = 1,
+                 vf_coef: float = 0.5, max_grad_norm: float = 40.0, n_workers: int = 8, engine: str = "processes",
+                 lanes: int = 1,
                  episodes_per_pair: int = 2,
                  supervised: bool = False, reward_scale: float = 1.0, value_first: float = 0.0,
                  stop_values: tuple[float, float] = (10.0, 9.0), curriculum: Curriculum | None = None,
@@ -64,11 +66,13 @@ class A3C(PolicyTrained, BaseAlgorithm):
                             ("episodes_per_pair", episodes_per_pair)):
             if value < 1:
                 raise ValueError(f"A3C: {name} is {value}; it must be at least 1.")
+        if engine not in CREWS:
+            raise ValueError(f"A3C: engine is {engine!r}; it must be one of {', '.join(CREWS)}.")
         if torch.device(device).type != "cpu":
             raise ValueError(f"A3C: device is {device!r}; its workers share memory on the CPU, use 'cpu'.")
         if policy == "CnnPolicy":
             policy_kwargs = {**(policy_kwargs or {}), "recurrent": False}
-        self.decay = decay
+        self.decay, self.engine = decay, engine
         self.n_steps, self.gamma, self.ent_coef, self.vf_coef = n_steps, gamma, ent_coef, vf_coef
         self.max_grad_norm, self.n_workers, self.lanes = max_grad_norm, n_workers, lanes
         self.episodes_per_pair, self.supervised, self.reward_scale = episodes_per_pair, supervised, reward_scale
@@ -100,7 +104,8 @@ class A3C(PolicyTrained, BaseAlgorithm):
         losses: deque[list[float]] = deque(maxlen=log_interval)
         episodes: deque[tuple[float, int, float]] = deque(maxlen=self._stats_window_size)
         progress = torch.tensor([self.num_timesteps / total]).share_memory_()
-        with Crew(self.policy, self.optimizer, self._recipe(), progress, self.updates, self.n_workers) as crew:
+        crew_of = CREWS[self.engine]
+        with crew_of(self.policy, self.optimizer, self._recipe(), progress, self.updates, self.n_workers) as crew:
             while self.num_timesteps < total:
                 for report in crew.reports():
                     self.updates += 1

@@ -6,7 +6,7 @@ import copy
 import multiprocessing
 import sys
 import time
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, field
 from multiprocessing.connection import Connection, wait
 from typing import Any
@@ -21,9 +21,11 @@ from torch import Tensor
 from regagents.a3c.policies import A3CPolicy, Memory, chosen
 from regagents.common.curriculum import Curriculum
 from regagents.common.threads import single_threaded
+from regagents.engines import ray_started
 
 PATIENCE = 60.0   # seconds that workers get to end by themselves
 LOOK_EVERY = 1.0  # seconds between looks at silent workers
+Gradients = list[Tensor | None]
 START_METHOD = "forkserver" if sys.platform == "linux" else "spawn"
 
 
@@ -141,7 +143,67 @@ class Crew:
             process.join()
 
 
+@dataclass
+class RayCrew:
+    """The same by actors of a Ray cluster, on any of its machines. Weights go to each of them before its round and its
+    gradient comes back; this process adds it to the network. ``lanes`` and ``n_steps`` say how much is played between.
+    """
+
+    policy: A3CPolicy
+    optimizer: torch.optim.Adam
+    recipe: Recipe
+    progress: Tensor
+    rounds: int
+    count: int
+    actors: list[Any] = field(default_factory=list)
+    running: dict[Any, int] = field(default_factory=dict)
+    ray: Any = None
+
+    def __enter__(self) -> RayCrew:
+        self.ray = ray_started()
+        actor = self.ray.remote(num_cpus=1)(Player)
+        policy = copy.deepcopy(self.policy)  # out of the shared memory
+        self.actors = [actor.remote(self.recipe, policy, seed_of(self.recipe, number, self.rounds))
+                       for number in range(self.count)]
+        for number in range(self.count):
+            self._send(number)
+        return self
+
+    def _send(self, number: int) -> None:
+        weights = {name: value.detach().clone() for name, value in self.policy.state_dict().items()}
+        self.running[self.actors[number].round.remote(weights, float(self.progress[0]))] = number
+
+    def reports(self) -> Iterator[dict[str, Any]]:
+        """What has come in; waits for something. Raises WorkerError where an actor has failed or died."""
+        for done in self.ray.wait(list(self.running), num_returns=1, timeout=LOOK_EVERY)[0]:
+            number = self.running.pop(done)
+            try:
+                gradients, report = self.ray.get(done)
+            except self.ray.exceptions.RayError as error:
+                raise WorkerError(f"A3C: worker {number} of {self.count} died ({type(error).__name__}: "
+                                  f"{str(error).strip().splitlines()[-1]}). Training has ended; go on from the last "
+                                  "checkpoint.") from None
+            mine = [None if gradient is None else gradient.clone() for gradient in gradients]  # Ray's cannot be written
+            apply(mine, self.policy, self.optimizer, self.recipe,
+                  report["progress"])
+            yield report
+            self._send(number)
+
+    def __exit__(self, *failure: Any) -> None:
+        for actor in self.actors:
+            self.ray.kill(actor)
+
+
+CREWS: dict[str, Any] = {"processes": Crew, "ray": RayCrew}
+
+
 # ------------------------------------------------------------------------------------------------------- the workers
+
+def seed_of(recipe: Recipe, number: int, rounds: int) -> int:
+    """A worker's own, also after resuming."""
+    return (recipe.seed * 10_007 + number) * 10_007 + rounds
+
+
 
 def _work(number: int, shared: A3CPolicy, moments: list[dict[str, Tensor]], recipe: Recipe, progress: Tensor,
           rounds: int, stop: Tensor, lock: Any, pipe: Connection) -> None:
@@ -150,9 +212,11 @@ def _work(number: int, shared: A3CPolicy, moments: list[dict[str, Tensor]], reci
     parent = multiprocessing.parent_process()
     try:
         optimizer = shared_adam(shared, recipe.learning_rate, moments)
-        player = Player(recipe, copy.deepcopy(shared), seed=(recipe.seed * 10_007 + number) * 10_007 + rounds)
+        player = Player(recipe, copy.deepcopy(shared), seed_of(recipe, number, rounds))
         while not stop[0] and parent is not None and parent.is_alive():
-            report = player.round(shared, optimizer, lock, float(progress[0]))
+            gradients, report = player.round(shared.state_dict(), float(progress[0]))
+            with lock:
+                apply(gradients, shared, optimizer, recipe, report["progress"])
             pipe.send(report)
     except (BrokenPipeError, KeyboardInterrupt):
         pass
@@ -180,21 +244,14 @@ class Player:
         self.observations: Tensor | None = None
         self.best: Tensor | None = None
 
-    def round(self, shared: A3CPolicy, optimizer: torch.optim.Optimizer, lock: Any, progress: float) -> dict[str, Any]:
-        """Take over the shared network, play ``n_steps``, add the gradient to it; what happened."""
-        self.policy.load_state_dict(shared.state_dict())
+    def round(self, weights: Mapping[str, Tensor], progress: float) -> tuple[Gradients, dict[str, Any]]:
+        """Take over the shared network's weights and play ``n_steps``: their gradient, and what happened."""
+        self.policy.load_state_dict(weights)
         loss, report = self.play(progress)
         self.policy.zero_grad(set_to_none=True)
         loss.backward()
         torch.nn.utils.clip_grad_norm_(self.policy.parameters(), self.recipe.max_grad_norm)
-        for group in optimizer.param_groups:
-            group["lr"] = self.recipe.learning_rate * (max(0.0, 1 - progress) if self.recipe.decay else 1.0)
-        with lock:
-            waiting = progress < self.recipe.value_first
-            for (name, mine), theirs in zip(self.policy.named_parameters(), shared.parameters(), strict=True):
-                theirs.grad = None if waiting and not name.startswith("value_head.") else mine.grad
-            optimizer.step()
-        return report
+        return [parameter.grad for parameter in self.policy.parameters()], {**report, "progress": progress}
 
     def play(self, progress: float) -> tuple[Tensor, dict[str, Any]]:
         """Loss of ``n_steps`` steps of every lane (eq. 1 and 2, or the supervised one), and the report."""
@@ -244,6 +301,17 @@ class Player:
                 self.seed = None
                 if self.recipe.supervised:
                     self.best = info["q_star"].argmax(1)
+
+
+def apply(gradients: Gradients, shared: A3CPolicy, optimizer: torch.optim.Optimizer, recipe: Recipe,
+          progress: float) -> None:
+    """Add a worker's gradient to the shared network; the caller sees to it that nobody else does so now."""
+    for group in optimizer.param_groups:
+        group["lr"] = recipe.learning_rate * (max(0.0, 1 - progress) if recipe.decay else 1.0)
+    waiting = progress < recipe.value_first
+    for (name, parameter), gradient in zip(shared.named_parameters(), gradients, strict=True):
+        parameter.grad = None if waiting and not name.startswith("value_head.") else gradient
+    optimizer.step()
 
 
 def a3c_loss(steps: list[dict[str, Tensor]], ahead: Tensor, recipe: Recipe) -> tuple[Tensor, list[float]]:

@@ -12,6 +12,7 @@ from stable_baselines3.common.type_aliases import MaybeCallback
 from torch import Tensor
 
 from regagents.common.curriculum import Curriculum
+from regagents.common.parallel import average, rank, world
 from regagents.common.tasks import task_of
 from regenv.core import Task
 
@@ -78,7 +79,7 @@ class FreshPoses:
         while self.num_timesteps < total:
             progress = self.num_timesteps / total
             losses.append(self._fit(*self._draw(sampler, progress), self._rate(progress)))
-            self.num_timesteps += self.batch_size
+            self.num_timesteps += self.batch_size * world()
             callbacks.update_locals(locals())
             if not callbacks.on_step():
                 break
@@ -117,7 +118,8 @@ class FreshPoses:
 
     def _draw(self: Any, sampler: gym.vector.VectorEnv, progress: float) -> tuple[Tensor, dict[str, Tensor]]:
         """Fresh poses; every batch has its seed, so a resumed run goes on as the first would have."""
-        seed = ((self.seed or 0) * 1_000_003 + self.updates) * self.batch_size % (1 << 31)
+        drawn = ((self.seed or 0) * 1_000_003 + self.updates) * world() + rank()
+        seed = drawn * self.batch_size % (1 << 31)
         options: dict[str, Any] = self._options(progress)
         if self.updates % self.repose and sampler.unwrapped._state is not None:  # type: ignore[attr-defined]
             options["same_pairs"] = True
@@ -139,6 +141,7 @@ class FreshPoses:
         loss = self.loss(observations, infos)
         self.optimizer.zero_grad(set_to_none=True)
         loss.backward()
+        average(self.network.parameters())
         torch.nn.utils.clip_grad_norm_(self.network.parameters(), self.max_grad_norm)
         self.optimizer.step()
         self.updates += 1

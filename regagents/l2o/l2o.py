@@ -16,6 +16,7 @@ from stable_baselines3.common.type_aliases import MaybeCallback
 from torch import Tensor
 
 from regagents.common.curriculum import Curriculum
+from regagents.common.parallel import average, rank, world
 from regagents.common.precision import mixed
 from regagents.common.tasks import PolicyTrained, made_with
 from regagents.l2o.policies import L2OPolicy
@@ -86,7 +87,7 @@ class L2O(PolicyTrained, BaseAlgorithm):
         env_id, arguments = made_with(self)
         env = gym.make_vec(env_id, num_envs=self.lanes, output="torch", device=str(self.device), privileged=True,
                            autoreset_mode=AutoresetMode.DISABLED, **arguments)
-        steps, rng = self.task().max_episode_steps, np.random.default_rng((self.seed or 0, self.num_timesteps))
+        steps, rng = self.task().max_episode_steps, np.random.default_rng((self.seed or 0, self.num_timesteps + rank()))
         told: deque[tuple[Tensor, Tensor]] = deque(maxlen=log_interval * self.accumulate)
         begun, at_start, going = time.monotonic(), self.num_timesteps, True
         while going and self.num_timesteps < total:
@@ -103,9 +104,10 @@ class L2O(PolicyTrained, BaseAlgorithm):
                 loss, errors = self._unrolled(seen, info["keypoints"], info["keypoint_targets"], steps, rng)
                 (loss / self.accumulate).backward()
                 told.append((loss.detach(), errors.detach()))
-                self.num_timesteps += self.lanes * steps
+                self.num_timesteps += self.lanes * steps * world()
                 callbacks.update_locals(locals())
                 going = callbacks.on_step() and going
+            average(self.policy.parameters())
             torch.nn.utils.clip_grad_norm_(self.policy.parameters(), 1.0)
             self.optimizer.step()
             self.updates += 1

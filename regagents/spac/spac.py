@@ -18,6 +18,7 @@ from stable_baselines3.common.type_aliases import MaybeCallback
 from torch import Tensor
 
 from regagents.common.curriculum import Curriculum
+from regagents.common.parallel import average, rank, world
 from regagents.common.precision import mixed
 from regagents.common.replay import Batch, FieldReplay
 from regagents.common.tasks import PolicyTrained, made_with
@@ -107,6 +108,8 @@ class SPAC(PolicyTrained, BaseAlgorithm):
         callbacks.on_training_start(locals(), globals())
         task = self.task()
         env, steps = self._batch(), task.max_episode_steps
+        if world() > 1:
+            torch.manual_seed((self.seed or 0) * world() + rank())  # noise and memories of its own
         losses: deque[dict[str, Tensor]] = deque(maxlen=log_interval)
         gains: deque[Tensor] = deque(maxlen=self._stats_window_size)
         begun, at_start, going = time.monotonic(), self.num_timesteps, True
@@ -124,7 +127,7 @@ class SPAC(PolicyTrained, BaseAlgorithm):
                 observation, reward, terminated, _, _ = env.step(field.float())
                 state = env.unwrapped.state  # type: ignore[attr-defined]
                 returns = returns + reward.mean()
-                self.num_timesteps += self.lanes
+                self.num_timesteps += self.lanes * world()
                 self._update_current_progress_remaining(self.num_timesteps, total)
                 self._set_rates(progress)
                 seen = Batch(fixed, moving, before, state.displacement, plan.float(), reward.float(),
@@ -174,6 +177,7 @@ class SPAC(PolicyTrained, BaseAlgorithm):
             loss, told = loss + self.kl_coef * away, told | {"kl": away}
         self.optimizer.zero_grad(set_to_none=True)
         loss.backward()
+        average(p for group in self.optimizer.param_groups for p in group["params"])
         for group in self.optimizer.param_groups:
             torch.nn.utils.clip_grad_norm_(group["params"], 10.0)
         self.optimizer.step()
@@ -248,7 +252,7 @@ class SPAC(PolicyTrained, BaseAlgorithm):
 
     def _episode_seed(self) -> int:
         """Every batch of episodes has its own, so that a resumed run draws other pairs than the first did."""
-        return ((self.seed or 0) * 1_000_003 + self.num_timesteps) % (1 << 31)
+        return ((self.seed or 0) * 1_000_003 + self.num_timesteps + rank() * self.lanes) % (1 << 31)
 
     def adopt(self, tensors: Mapping[str, Tensor], path: str | Path) -> None:
         """As the base; target networks that the checkpoint leaves out begin as what they follow."""

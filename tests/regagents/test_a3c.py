@@ -10,7 +10,6 @@ import subprocess
 import sys
 import textwrap
 import time
-from contextlib import nullcontext
 from pathlib import Path
 from typing import Any
 
@@ -25,7 +24,7 @@ import regenv  # noqa: F401
 from regagents import presets
 from regagents.a3c import A3C, A3CPolicy, Lookahead, play
 from regagents.a3c.policies import LEFT, best_threshold, weighted_mean
-from regagents.a3c.workers import Player, Recipe, WorkerError, a3c_loss, shared_adam
+from regagents.a3c.workers import Player, RayCrew, Recipe, WorkerError, a3c_loss, apply, shared_adam
 from regagents.train import load, train
 from regenv.core import RegistrationCore
 from regenv.registry import build
@@ -145,12 +144,18 @@ def test_shared_adam_is_adam_wherever_it_steps() -> None:
         torch.testing.assert_close(mine, theirs)
 
 
+def turn(player: Player, shared: A3CPolicy, optimizer: torch.optim.Optimizer, progress: float) -> None:
+    """What a worker does again and again."""
+    gradients, report = player.round(shared.state_dict(), progress)
+    apply(gradients, shared, optimizer, player.recipe, report["progress"])
+
+
 @pytest.mark.parametrize(("decay", "rate"), [(True, 0.75e-3), (False, 1e-3)])
 def test_the_rate_falls_with_progress(decay: bool, rate: float) -> None:
     shared = agent().policy
     optimizer = shared_adam(shared, 1e-3)
     player = Player(recipe(decay=decay, n_steps=1), agent().policy, seed=0)
-    player.round(shared, optimizer, nullcontext(), 0.25)
+    turn(player, shared, optimizer, 0.25)
     assert optimizer.param_groups[0]["lr"] == pytest.approx(rate)
 
 
@@ -158,10 +163,10 @@ def test_at_first_only_the_value_learns() -> None:
     shared = agent().policy
     before = {name: tensor.clone() for name, tensor in shared.state_dict().items()}
     player = Player(recipe(value_first=0.3), agent().policy, seed=0)
-    player.round(shared, shared_adam(shared, 1e-3), nullcontext(), 0.2)
+    turn(player, shared, shared_adam(shared, 1e-3), 0.2)
     changed = {name for name, tensor in shared.state_dict().items() if not torch.equal(tensor, before[name])}
     assert changed == {"value_head.weight", "value_head.bias"}
-    player.round(shared, shared_adam(shared, 1e-3), nullcontext(), 0.3)
+    turn(player, shared, shared_adam(shared, 1e-3), 0.3)
     assert not torch.equal(shared.policy_head.weight, before["policy_head.weight"])
 
 
@@ -407,6 +412,43 @@ def test_a_dead_worker_ends_training_with_its_name() -> None:
         agent().learn(100_000, callback=Assassin())
     import multiprocessing
     assert not [child for child in multiprocessing.active_children() if "a3c" in child.name]
+
+
+@pytest.mark.clients
+def test_ray_actors_learn_as_processes_do() -> None:
+    """One worker, no races: the weights are those of a process."""
+    import ray
+
+    ray.init(num_cpus=2, include_dashboard=False, log_to_driver=False)
+    try:
+        learners = [agent(n_workers=1, engine=engine).learn(96) for engine in ("processes", "ray")]
+        for mine, theirs in zip(*(learner.policy.parameters() for learner in learners), strict=True):
+            torch.testing.assert_close(mine, theirs, rtol=1e-4, atol=1e-6)
+        both = agent(n_workers=2, engine="ray").learn(160)
+        assert both.num_timesteps >= 160 and both.updates >= 10
+    finally:
+        ray.shutdown()
+
+
+@pytest.mark.clients
+def test_a_dead_actor_ends_training_with_its_name(monkeypatch: pytest.MonkeyPatch) -> None:
+    import ray
+
+    enter, crews = RayCrew.__enter__, []
+    monkeypatch.setattr(RayCrew, "__enter__", lambda crew: crews.append(crew) or enter(crew))
+
+    class Killer(BaseCallback):
+        def _on_step(self) -> bool:
+            if self.n_calls == 3:
+                ray.kill(crews[0].actors[0])
+            return True
+
+    ray.init(num_cpus=2, include_dashboard=False, log_to_driver=False)
+    try:
+        with pytest.raises(WorkerError, match=r"worker \d of 2 died .*last checkpoint"):
+            agent(engine="ray").learn(100_000, callback=Killer())
+    finally:
+        ray.shutdown()
 
 
 def test_workers_end_with_their_parent(tmp_path: Path) -> None:
