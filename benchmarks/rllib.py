@@ -1,6 +1,6 @@
 """RLlib's PPO on every id. RLlib pins another Gymnasium, so it has an environment of its own:
 
-    python3 -m venv .venv-rllib && .venv-rllib/bin/pip install torch "ray[rllib]==2.60.0" -e .
+    python3 -m venv .venv-rllib && .venv-rllib/bin/pip install torch "ray[rllib]==2.60.0" -e ".[data]"
     .venv-rllib/bin/python benchmarks/rllib.py            # prints the table and writes results/rllib.md
     .venv-rllib/bin/python benchmarks/rllib.py RegRigid2D-v0
 
@@ -23,6 +23,7 @@ from typing import Any
 os.environ.setdefault("RAY_USAGE_STATS_ENABLED", "0")
 
 import gymnasium as gym
+import numpy as np
 import ray
 from ray.rllib.algorithms.ppo import PPOConfig
 from ray.tune.registry import register_env
@@ -42,7 +43,7 @@ def flattened(config: dict[str, Any]) -> gym.Env:
     small = {} if env_id in SDM else {} if "Digits" in env_id else SOLID if "3D" in env_id else FLAT
     control = {"control_grid": (4,) * (3 if "3D" in env_id else 2)} if "Dense" in env_id or "Keypoint" in env_id else {}
     env: gym.Env = gym.make(env_id, max_episode_steps=8, **small, **control)
-    env = gym.wrappers.DtypeObservation(gym.wrappers.FlattenObservation(env), "float32")
+    env = gym.wrappers.DtypeObservation(gym.wrappers.FlattenObservation(env), np.float32)
     if isinstance(env.action_space, gym.spaces.Box):
         space, shape = gym.spaces.utils.flatten_space(env.action_space), env.action_space.shape
         env = gym.wrappers.TransformAction(env, lambda action: action.reshape(shape), space)
@@ -53,8 +54,8 @@ def played(env_id: str) -> dict[str, float]:
     """Two iterations of PPO; steps, mean return, and seconds."""
     config = (PPOConfig().environment("flattened", env_config={"id": env_id}).framework("torch")
               .env_runners(num_env_runners=0).learners(num_learners=0)
-              .training(train_batch_size=64, minibatch_size=32, num_epochs=2, lr=3e-4,
-                        model={"fcnet_hiddens": [32]}))
+              .rl_module(model_config={"fcnet_hiddens": [32]})
+              .training(train_batch_size=64, minibatch_size=32, num_epochs=2, lr=3e-4))
     algorithm, begun = config.build_algo(), perf_counter()
     for _ in range(2):
         result = algorithm.train()

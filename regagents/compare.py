@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import hashlib
 import json
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
@@ -179,7 +180,9 @@ def compare(env_id: str, agents: Sequence[str], budget: int, pairs: int = 64, se
         "pairs": pairs, "seed": seed})
     jobs: dict[str, tuple[Any, ...]] = {f"{name}": (env_id, measured, name, pairs, seed) for name in names}
     told, results = progress or (lambda name, share: None), {}
-    training = {f"{agent} {run}": (env_id, games[agent], measured, agent, run, budget, pairs, seed)
+    runs_of = {agent: [f"{agent} {run} {_digest(zoo.settings(agent, env_id), games[agent], measured)}"
+                       for run in range(seeds)] for agent in agents}
+    training = {runs_of[agent][run]: (env_id, games[agent], measured, agent, run, budget, pairs, seed)
                 for run in range(seeds) for agent in agents}
     for function, part in ((_classical, jobs), (_trained, training)):
         for key, result in engines.run(function, part, engine, workers, kept):
@@ -187,11 +190,16 @@ def compare(env_id: str, agents: Sequence[str], budget: int, pairs: int = 64, se
             told(key, len(results) / (len(jobs) + len(training)))
     entries = [Entry(name, np.array([results[name]["scores"]]), results[name]["seconds_per_pair"]) for name in names]
     for agent in agents:
-        runs = [results[f"{agent} {run}"] for run in range(seeds)]
+        runs = [results[key] for key in runs_of[agent]]
         seconds, per_pair = (float(np.mean([run[name] for run in runs])) for name in ("seconds", "seconds_per_pair"))
         entries.append(Entry(agent, np.array([run["scores"] for run in runs]), per_pair, np.array(runs[0]["steps"]),
                              np.array([run["curve"] for run in runs]), seconds))
     return Comparison(env_id, measured, budget, pairs, seeds, DICE if deforming else TRE, tuple(entries))
+
+
+def _digest(*what: Any) -> str:
+    """Of all that a run depends on beside the comparison itself: other settings are another run."""
+    return hashlib.sha256(repr(what).encode()).hexdigest()[:8]
 
 
 PAIRS = ("size", "spacing", "source", "ranges", "perturbation", "landmarks", "whole", "model", "max_episode_steps")

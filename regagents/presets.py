@@ -145,10 +145,15 @@ PRESETS: dict[str, dict[str, Any]] = {
         "env_kwargs": {**LUNGS, "source": {"name": "lungs", "patients": 48}},
         "algorithm": {"accumulate": 2, "cheap": False, "learning_rate": 5e-4, "halvings": 3},
         "policy_kwargs": {"pools": 3}},
-    "lung3d-l2o": {  # on whole images: how much of one is lung tells in the normalisation
+    "lung3d-l2o-third": {  # on whole images: how much of one is lung tells in the normalisation
         "agent": "L2O", "env": "RegKeypoint3D-v0", "steps": 14_400, "init": "lung3d-l2o-second",
         "env_kwargs": {**LUNGS, "size": 64, "source": {"name": "lungs", "patients": 48}},
         "algorithm": {"accumulate": 2, "cheap": False, "learning_rate": 2.5e-4, "halvings": 4},
+        "policy_kwargs": {"pools": 3}},
+    "lung3d-l2o": {  # to stay where it has come to
+        "agent": "L2O", "env": "RegKeypoint3D-v0", "steps": 4_800, "init": "lung3d-l2o-third",
+        "env_kwargs": {**LUNGS, "size": 64, "source": {"name": "lungs", "patients": 48}},
+        "algorithm": {"accumulate": 2, "cheap": False, "learning_rate": 1e-4, "halvings": 3, "settle": 1.0},
         "policy_kwargs": {"pools": 3}},
     "lung3d-oneshot": {  # its opponent, without key-points
         "agent": "SPAC", "env": "RegDense3D-v0", "steps": 6_000,

@@ -39,6 +39,8 @@ class L2O(PolicyTrained, BaseAlgorithm):
         env: id or environment, RegKeypoint with ``update="replace"`` and pairs whose key-points are known.
         learning_rate: at first; it is halved ``halvings`` times, at equal intervals.
         lanes: pairs side by side; accumulate: batches of them whose gradients make an update.
+        settle: weight of what the error of an iteration is above the one before, which later iterations are to take
+            back; 0 is the paper's loss.
         keypoints: drawn of each pair. augment: whether there are initial displacements.
         cheap: whether to save memory by computing each iteration again for its gradient.
         curriculum: see Curriculum. amp: bfloat16 networks, where fast.
@@ -49,7 +51,7 @@ class L2O(PolicyTrained, BaseAlgorithm):
 
     def __init__(self, policy: str | type[L2OPolicy] = "MultiInputPolicy", env: Any = None,
                  learning_rate: float = 1e-3, halvings: int = 7, lanes: int = 1, accumulate: int = 3,
-                 keypoints: int = 1024, augment: bool = True, cheap: bool = True,
+                 settle: float = 0.0, keypoints: int = 1024, augment: bool = True, cheap: bool = True,
                  curriculum: Curriculum | None = None, amp: bool = False,
                  policy_kwargs: dict[str, Any] | None = None, stats_window_size: int = 100,
                  tensorboard_log: str | None = None, verbose: int = 0, seed: int | None = None, device: str = "cpu",
@@ -59,7 +61,9 @@ class L2O(PolicyTrained, BaseAlgorithm):
                 raise ValueError(f"L2O: {name} is {value}; it must be at least 1.")
         if halvings < 0:
             raise ValueError(f"L2O: halvings is {halvings}; it must not be negative.")
-        self.halvings, self.lanes, self.accumulate = halvings, lanes, accumulate
+        if settle < 0:
+            raise ValueError(f"L2O: settle is {settle}; it must not be negative.")
+        self.halvings, self.lanes, self.accumulate, self.settle = halvings, lanes, accumulate, settle
         self.keypoints, self.augment, self.cheap = keypoints, augment, cheap
         self.curriculum, self.amp = curriculum, amp
         super().__init__(policy, env, learning_rate, policy_kwargs=policy_kwargs, stats_window_size=stats_window_size,
@@ -135,7 +139,10 @@ class L2O(PolicyTrained, BaseAlgorithm):
                 errors.append(apart(points, wanted, memory.total))
         after = torch.stack(errors[1:])
         weight = torch.arange(1, steps + 1, device=after.device, dtype=after.dtype)
-        return (weight * after).sum() / weight.sum(), 2 * torch.stack(errors)
+        loss = (weight * after).sum() / weight.sum()
+        if self.settle:
+            loss = loss + self.settle * (after[1:] - after[:-1].detach()).clamp(min=0).sum()
+        return loss, 2 * torch.stack(errors)
 
     def _log(self, told: deque[tuple[Tensor, Tensor]], begun: float, at_start: int) -> None:
         losses, errors = zip(*told, strict=True)
