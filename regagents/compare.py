@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import hashlib
+import itertools
 import json
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
@@ -95,20 +96,20 @@ class Comparison:
         self.draw(path.with_name(f"{path.name}.png"))
 
     def draw(self, path: Path) -> None:
-        """Learning curves: mean over the runs and their range; dashed, what does not learn."""
+        """Learning curves: mean over the runs and their range; grey, what does not learn."""
         import matplotlib
         matplotlib.use("Agg")
         import matplotlib.pyplot as plt
 
         figure, axis = plt.subplots(figsize=(7, 4.5))
+        styles = itertools.cycle((":", "--", "-."))
         for entry in self.entries:
             if len(entry.steps):
                 [line] = axis.plot(entry.steps, entry.curves.mean(0), label=entry.method, marker=".")
                 axis.fill_between(entry.steps, entry.curves.min(0), entry.curves.max(0), alpha=0.15, lw=0,
                                   color=line.get_color())
             else:
-                axis.axhline(entry.scores.mean(), label=entry.method, linestyle="--", lw=1,
-                             color="0.2" if entry.method == "initial" else "0.55")
+                axis.axhline(entry.scores.mean(), label=entry.method, linestyle=next(styles), lw=1, color="0.3")
         axis.set(xlabel="environment steps", ylabel=f"{self.measure}, mean of held-out pairs", title=self.env)
         axis.grid(alpha=0.3)
         axis.legend(fontsize=8)
