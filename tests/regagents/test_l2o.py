@@ -118,6 +118,21 @@ def test_costs_carry_no_gradient_but_residual_and_hidden_do() -> None:
     assert leaves["moving"].grad is None
 
 
+def test_settling_adds_what_the_error_rises() -> None:
+    """In the loss, though no gradient reaches the iteration before."""
+    losses, rises = [], []
+    for settle in (0.0, 2.0):
+        learner, game = agent(settle=settle, augment=False), env(privileged=True)
+        each = [game.reset(seed=lane) for lane in range(2)]
+        points, targets = (torch.from_numpy(np.stack([info[name] for _, info in each]))
+                           for name in ("keypoints", "keypoint_targets"))
+        loss, errors = learner._unrolled(seen(game), points, targets, 4, np.random.default_rng(0))
+        losses.append(float(loss))
+        rises.append(float((errors[2:] - errors[1:-1]).clamp(min=0).sum()) / 2)
+    assert rises[0] == pytest.approx(rises[1]) and rises[0] > 0
+    assert losses[1] - losses[0] == pytest.approx(2 * rises[0], rel=1e-3)
+
+
 def test_saving_memory_changes_no_gradient() -> None:
     learners = [agent(cheap=cheap) for cheap in (False, True)]
     grads = []
@@ -197,7 +212,7 @@ def test_pooling_and_smoothing_are_torchs(ndim: int) -> None:
 
 @pytest.mark.parametrize(("arguments", "words"), [
     ({"observation": "pair"}, "observations lack"), ({"lanes": 0}, "lanes is 0"),
-    ({"halvings": -1}, "halvings is -1"),
+    ({"halvings": -1}, "halvings is -1"), ({"settle": -1.0}, "settle is -1.0"),
     ({"update": "add"}, "update is 'add'"), ({"policy_kwargs": {"pools": 5}}, "pools 5"),
     ({"policy_kwargs": {"offset": 0.0}}, "offset 0.0")])
 def test_what_it_cannot_do_is_named(arguments: dict[str, Any], words: str) -> None:
