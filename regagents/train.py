@@ -157,8 +157,11 @@ def _train(preset: str, out: Path, steps: int | None, seed: int, device: str, in
     out.mkdir(parents=True, exist_ok=True)
     agent.set_logger(configure(str(out), ["csv", "tensorboard"]) if first else configure(None, []))
     keeper = _Keeper(path, card, keep_every)
-    agent.learn(total - agent.num_timesteps if resume else total, callback=keeper if first else None,
-                reset_num_timesteps=not resume, progress_bar=progress_bar and first)
+    try:
+        agent.learn(total - agent.num_timesteps if resume else total, callback=keeper if first else None,
+                    reset_num_timesteps=not resume, progress_bar=progress_bar and first)
+    finally:
+        agent.logger.close()
     if isinstance(agent, A3C):
         algorithm = {**config.get("algorithm", {}), "stop_values": list(agent.calibrate())}
         card["config"] = {**config, "algorithm": algorithm}
