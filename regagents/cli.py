@@ -8,6 +8,7 @@ import shlex
 import sys
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
+from importlib.util import find_spec
 from pathlib import Path
 from typing import Any
 
@@ -168,6 +169,8 @@ def _evaluate(arguments: argparse.Namespace) -> int:
 
 
 def _compare(arguments: argparse.Namespace) -> int:
+    if find_spec("matplotlib") is None:
+        raise ValueError('compare: no matplotlib to draw curves with; pip install "regenv[viz]".')
     out = Path(arguments.out or Path("runs") / f"compare-{arguments.env}")
     baselines = None if arguments.baselines is None else [name for name in arguments.baselines.split(",") if name]
     with _bar() as progress:

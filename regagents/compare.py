@@ -64,7 +64,7 @@ class Comparison:
     def table(self) -> str:
         """Markdown: interquartile mean over runs and pairs with its interval, mean, median, and times."""
         lines = [f"| method | {self.measure}: IQM | {CONFIDENCE} % interval | mean | median | "
-                 f"{'within 5 mm | ' if self.measure == TRE else ''}training, s | s/pair |",
+                 f"{f'within {SUCCESS_MM:g} mm | ' if self.measure == TRE else ''}training, s | s/pair |",
                  f"| --- | ---: | ---: | ---: | ---: | {'---: | ' if self.measure == TRE else ''}---: | ---: |"]
         for entry in self.entries:
             low, high = interval(entry.scores)
@@ -249,7 +249,7 @@ def _trained(env_id: str, game: Mapping[str, Any], measured: Mapping[str, Any], 
     torch.set_num_threads(1)
     agent = zoo.create(algo, env_id, run, env_kwargs=game)
     task = build(env_id, **{**game, **{key: value for key, value in measured.items() if key != "source"}})
-    exam = _Exam(Policy(algo, agent, task), drawn(env_id, {**measured, "stop": "never"}, pairs, seed), budget)
+    exam = _Exam(Policy(algo, agent, task), drawn(env_id, measured, pairs, seed), budget)
     begun = perf_counter()
     agent.learn(budget, callback=exam)
     exam.take(POINTS)

@@ -69,7 +69,7 @@ def run(function: Callable[..., Any], jobs: Mapping[str, tuple[Any, ...]], engin
         function: of a module, of arguments and with results that can be pickled, and be JSON where there is a ledger.
         engine: "serial", "processes" (spawned, a thread each) or "ray" (needs the extra ``ray``).
         workers: how many at once; default a process a core, or what the cluster has.
-    Raises ValueError for an unknown engine or number; ImportError without Ray. What a job raises ends the run; the
+    Raises ValueError for an unknown engine or number, and without Ray. What a job raises ends the run; the
     ledger keeps what was finished.
     """
     if engine not in ENGINES:
@@ -124,11 +124,11 @@ def _ray(function: Callable[..., Any], jobs: Mapping[str, tuple[Any, ...]],
 
 
 def ray_started() -> Any:
-    """Ray, connected to the cluster of RAY_ADDRESS or started here. Raises ImportError without it."""
+    """Ray, connected to the cluster of RAY_ADDRESS or started here. Raises ValueError without it."""
     try:
         ray = importlib.import_module("ray")
     except ImportError as error:
-        raise ImportError(f'{error}: engine "ray" needs it; pip install "regenv[ray]".') from None
+        raise ValueError(f'engine is "ray": {error}; pip install "regenv[ray]".') from None
     if not ray.is_initialized():
         ray.init(log_to_driver=False, include_dashboard=False if "RAY_ADDRESS" not in os.environ else None)
     return ray

@@ -6,6 +6,7 @@ import csv
 import json
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import asdict, dataclass, fields, replace
+from hashlib import sha256
 from pathlib import Path
 from time import perf_counter
 from typing import Any
@@ -20,7 +21,8 @@ from regagents import engines
 from regagents.classical import multi_start, random_starts
 from regagents.classical import refine as polish
 from regagents.methods import BASELINES, Case, Chunk, Policy, method_named
-from regagents.registration import Pipeline
+from regagents.registration import AGENTS, Pipeline
+from regagents.train import resolve
 from regenv.core import SUCCESS_MM
 from regenv.data.files import to_sitk
 from regenv.data.io import Image, atomic
@@ -170,6 +172,7 @@ def evaluate(env_id: str, methods: Sequence[str | Pipeline | Policy], pairs: int
         engine, workers: where it runs, see :func:`regagents.engines.run`; a part is a method on some pairs. Where
             parts run beside each other, so are they timed.
         ledger: a file of finished parts, one JSON line each; a run that was interrupted goes on from it.
+            Methods are names then; other weights or arguments are refused.
     Raises: ValueError: unknown id, argument or method. CheckpointError: bad weights. DatasetError: no such images.
     """
     tell = progress or (lambda name, share: None)
@@ -186,8 +189,11 @@ def evaluate(env_id: str, methods: Sequence[str | Pipeline | Policy], pairs: int
     ready = {name: isinstance(method, Policy) or method_named(method, task)[1]  # whether it is an agent
              for name, method in zip(names, methods, strict=True) if name != MULTI}
     agents = [name for name, learned in ready.items() if learned]
+    if ledger is not None and not all(isinstance(method, str) for method in methods):
+        raise ValueError("evaluate: ledger is given, and a method that is no name; only files can be told apart again.")
     kept = None if ledger is None else engines.Ledger(ledger, {
-        "env": env_id, "env_kwargs": arguments, "pairs": pairs, "seed": seed, "refine": refine, "chunk": CHUNK})
+        "env": env_id, "env_kwargs": arguments, "pairs": pairs, "seed": seed, "refine": refine, "chunk": CHUNK,
+        "budget_seconds": budget_seconds, "weights": {name: _digest(name) for name in agents}})
 
     rows: dict[str, dict[int, list[tuple[float, float]]]] = {}
     work, done = pairs * len(names), 0
@@ -307,6 +313,12 @@ def _name(method: str | Pipeline | Policy) -> str:
     if isinstance(method, Policy):
         return method.name
     return " + ".join(method.stages) if isinstance(method, Pipeline) else str(method)
+
+
+def _digest(name: str) -> str:
+    """Of an agent's weights, all stages: other weights of the same name are another agent."""
+    chain = AGENTS[name].stages if name in AGENTS else (name.removesuffix("+mc"),)
+    return sha256(b"".join(resolve(stage).read_bytes() for stage in chain)).hexdigest()[:8]
 
 
 def _refined(name: str) -> str:

@@ -29,8 +29,8 @@ def record(dataset_id: str, env_id: str | None = None, agent: str = EXPERT, epis
         env_kwargs: arguments of the environment; they go before the agent's.
         progress: called with the agent's name and the share of work done.
     Returns: the ``minari.MinariDataset``, which can make its environment again.
-    Raises: ValueError: an unknown id, one without an expert, or a dataset that is there; CheckpointError: bad weights;
-        ImportError: without Minari.
+    Raises: ValueError: an unknown id, one without an expert, a dataset that is there, or no Minari. CheckpointError:
+        bad weights.
     """
     try:
         minari = importlib.import_module("minari")

@@ -119,6 +119,11 @@ def main(argv: Sequence[str] | None = None) -> int:
 def _option(*names: str, remove: bool = False) -> str | None:
     """The value given to an option of the command line; None without."""
     for place, word in enumerate(sys.argv):
+        name, joined, value = word.partition("=")
+        if joined and name in names:
+            if remove:
+                del sys.argv[place]
+            return value
         if word in names and place + 1 < len(sys.argv):
             value = sys.argv[place + 1]
             if remove:

@@ -171,3 +171,16 @@ def test_unknown_truth_is_refused(tmp_path: Path) -> None:
 def test_deformable_ids_are_sent_elsewhere(name: str) -> None:
     with pytest.raises(ValueError, match=f"'{name}', which deforms"):
         evaluate(name, ["initial"], 1)
+
+
+def test_a_ledger_is_gone_on_from_but_not_with_other_weights(tmp_path: Path) -> None:
+    toy = checkpoint(tmp_path / "toy.safetensors", 2)
+    asked: dict[str, Any] = {"pairs": 2, "seed": SEED, "env_kwargs": KWARGS, "ledger": tmp_path / "parts.jsonl"}
+    first = evaluate(ENV, [str(toy), "initial"], **asked)
+    again = evaluate(ENV, [str(toy), "initial"], **asked)
+    assert again == first  # seconds, too: nothing was done again
+    toy.write_bytes(toy.read_bytes()[:-4] + b"\0\0\0\1")
+    with pytest.raises(ValueError, match="weights is"):
+        evaluate(ENV, [str(toy), "initial"], **asked)
+    with pytest.raises(ValueError, match="no name"):
+        evaluate(ENV, [Pipeline((str(toy),))], **asked)
