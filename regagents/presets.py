@@ -150,10 +150,15 @@ PRESETS: dict[str, dict[str, Any]] = {
         "env_kwargs": {**LUNGS, "size": 64, "source": {"name": "lungs", "patients": 48}},
         "algorithm": {"accumulate": 2, "cheap": False, "learning_rate": 2.5e-4, "halvings": 4},
         "policy_kwargs": {"pools": 3}},
-    "lung3d-l2o": {  # to stay where it has come to
+    "lung3d-l2o-fourth": {  # to stay where it has come to
         "agent": "L2O", "env": "RegKeypoint3D-v0", "steps": 4_800, "init": "lung3d-l2o-third",
         "env_kwargs": {**LUNGS, "size": 64, "source": {"name": "lungs", "patients": 48}},
         "algorithm": {"accumulate": 2, "cheap": False, "learning_rate": 1e-4, "halvings": 3, "settle": 1.0},
+        "policy_kwargs": {"pools": 3}},
+    "lung3d-l2o": {  # for longer, and after a coupled convex search
+        "agent": "L2O", "env": "RegKeypoint3D-v0", "steps": 14_400, "init": "lung3d-l2o-fourth",
+        "env_kwargs": {**LUNGS, "size": 64, "source": {"name": "lungs", "patients": 48}, "max_episode_steps": 12},
+        "algorithm": {"accumulate": 2, "cheap": False, "learning_rate": 2e-4, "halvings": 4, "settle": 1.0},
         "policy_kwargs": {"pools": 3}},
     "lung3d-oneshot": {  # its opponent, without key-points
         "agent": "SPAC", "env": "RegDense3D-v0", "steps": 6_000,

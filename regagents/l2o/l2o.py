@@ -32,7 +32,8 @@ class L2O(PolicyTrained, BaseAlgorithm):
 
     The loss is the key-points' mean distance from where they belong after every iteration, weighted by the iteration's
     number. A pair counts as many environment steps as it has iterations. Half of the pairs and more begin from an
-    initial displacement of some error, as pre-registrations leave it: see :func:`initial_displacement`.
+    initial displacement of some error, as pre-registrations leave it: one in six is that of a coupled convex search,
+    the others are made of the key-points, see :func:`initial_displacement`.
 
     Args:
         policy: "MultiInputPolicy", or an L2OPolicy subclass.
@@ -130,9 +131,11 @@ class L2O(PolicyTrained, BaseAlgorithm):
             memory = self.policy.begin(seen)
             if self.augment:
                 shape = tuple(memory.initial.shape[2:])
-                initial = torch.cat([initial_displacement(p, w - p, shape, rng)
-                                     for p, w in zip(points, wanted, strict=True)])
-                memory = replace(memory, initial=initial.to(memory.initial))
+                initial = [
+                    self.policy.searched({name: part[lane: lane + 1] for name, part in seen.items()})
+                    if not rng.integers(6) else initial_displacement(p, w - p, shape, rng).to(p)
+                    for lane, (p, w) in enumerate(zip(points, wanted, strict=True))]
+                memory = replace(memory, initial=torch.cat(initial))
             errors = [apart(points, wanted, memory.total)]
             for _ in range(steps):
                 memory = (self.policy.advance_cheaply if self.cheap else self.policy.advance)(memory)

@@ -16,6 +16,7 @@ from stable_baselines3.common.policies import BasePolicy
 from torch import Tensor, nn
 from torch.utils.checkpoint import checkpoint
 
+from regagents.classical.instance import CoupledConvex
 from regagents.common.extractors import CHANNELS_LAST, CONV, convolved
 from regagents.common.precision import fast_dtype
 from regenv.ops.features import costs, mind_ssc, pooled, spread
@@ -185,6 +186,12 @@ class L2OPolicy(BasePolicy):
         hidden = torch.zeros(len(initial), self.hidden, *initial.shape[2:], device=initial.device)
         return Memory(fixed, moving, initial, torch.zeros_like(initial), hidden)
 
+    @torch.no_grad()
+    def searched(self, observation: Mapping[str, Tensor]) -> Tensor:
+        """What a coupled convex search finds, to begin from (B, D, *half), voxels of the half grid."""
+        return self.halved(CoupledConvex().solve(scaled(observation["fixed"]), scaled(observation["moving"]),
+                                                 observation["fixed_mask"], observation["moving_mask"]))
+
     def advance(self, memory: Memory, network: nn.Module | None = None) -> Memory:
         """One iteration, with gradients. Args: network: in place of the policy's own, such as a copy of other dtype."""
         network = network or self.network
@@ -285,8 +292,7 @@ class L2OPolicy(BasePolicy):
 
     def _features(self, image: Tensor, mask: Tensor) -> Tensor:
         """Masked MIND-SSC features (B, C, *half) of images (B, 1, *shape)."""
-        scaled = image.to(torch.float32) / (255 if image.dtype == torch.uint8 else 1)
-        return pooled(mind_ssc(scaled) * mask, 2).contiguous(memory_format=self.layout)
+        return pooled(mind_ssc(scaled(image)) * mask, 2).contiguous(memory_format=self.layout)
 
     def play(self, observation: Mapping[str, Tensor], allowed: Tensor | None,
              memory: Memory | None) -> tuple[Tensor, Memory]:
@@ -305,6 +311,11 @@ class L2OPolicy(BasePolicy):
         return super()._get_constructor_parameters() | {
             "lr_schedule": None, "hidden": self.hidden, "offset": self.offset, "reach": self.reach,
             "smoothings": self.smoothings, "pools": self.pools}
+
+
+def scaled(image: Tensor) -> Tensor:
+    """An observed image, float32 in [0, 1]."""
+    return image.to(torch.float32) / (255 if image.dtype == torch.uint8 else 1)
 
 
 def astuple_of(memory: Memory) -> tuple[Tensor, ...]:
