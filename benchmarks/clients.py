@@ -29,7 +29,7 @@ class Matrix:
 
     def pytest_runtest_logreport(self, report: pytest.TestReport) -> None:
         env_id, _, client = report.nodeid.partition("[")[2].rstrip("]").partition(" | ")
-        if report.when == "call" or report.failed:
+        if client and (report.when == "call" or report.failed):
             self.cells[env_id, client] = report.passed and self.cells.get((env_id, client), True)
 
     def table(self) -> str:

@@ -68,7 +68,7 @@ class A3C(PolicyTrained, BaseAlgorithm):
                 raise ValueError(f"A3C: {name} is {value}; it must be at least 1.")
         if engine not in CREWS:
             raise ValueError(f"A3C: engine is {engine!r}; it must be one of {', '.join(CREWS)}.")
-        if torch.device(device).type != "cpu":
+        if device != "auto" and torch.device(device).type != "cpu":
             raise ValueError(f"A3C: device is {device!r}; its workers share memory on the CPU, use 'cpu'.")
         if policy == "CnnPolicy":
             policy_kwargs = {**(policy_kwargs or {}), "recurrent": False}
@@ -79,7 +79,7 @@ class A3C(PolicyTrained, BaseAlgorithm):
         self.value_first = value_first
         self.stop_values, self.curriculum = stop_values, curriculum
         super().__init__(policy, env, learning_rate, policy_kwargs=policy_kwargs, stats_window_size=stats_window_size,
-                         tensorboard_log=tensorboard_log, verbose=verbose, device=device, seed=seed,
+                         tensorboard_log=tensorboard_log, verbose=verbose, device="cpu", seed=seed,
                          support_multi_env=True, supported_action_spaces=(gym.spaces.Discrete,))
         if _init_setup_model:
             self._setup_model()
@@ -89,7 +89,7 @@ class A3C(PolicyTrained, BaseAlgorithm):
         self.set_random_seed(self.seed)
         self.policy = self.policy_class(self.observation_space, self.action_space, self.lr_schedule,  # type: ignore[assignment]
                                         **self.policy_kwargs)
-        self.optimizer = shared_adam(self.policy, self.learning_rate)  # type: ignore[arg-type]
+        self.optimizer = shared_adam(self.policy, self.lr_schedule(1.0))
         self.updates = getattr(self, "updates", 0)
 
     def learn(self, total_timesteps: int, callback: MaybeCallback = None, log_interval: int = 100,
@@ -144,7 +144,7 @@ class A3C(PolicyTrained, BaseAlgorithm):
     def _recipe(self) -> Recipe:
         return Recipe(*made_with(self), self.n_steps, self.gamma, self.ent_coef, self.vf_coef, self.max_grad_norm,
                       self.lanes, self.episodes_per_pair, self.supervised, self.reward_scale,
-                      float(self.learning_rate), self.decay, self.value_first, self.curriculum, self.seed or 0)  # type: ignore[arg-type]
+                      self.lr_schedule(1.0), self.decay, self.value_first, self.curriculum, self.seed or 0)  # type: ignore[arg-type]
 
     def calibrate(self, pairs: int = 128, steps: int = 150, seed: int = 9_000_000) -> tuple[float, float]:
         """Set ``stop_values`` to those that end nearest to alignment on training pairs from new random starts.

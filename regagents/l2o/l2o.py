@@ -76,12 +76,13 @@ class L2O(PolicyTrained, BaseAlgorithm):
     def _setup_model(self) -> None:
         self._setup_lr_schedule()
         self.set_random_seed(self.seed)
-        update = getattr(self.task().transform, "update", None)
-        if update != "replace":
-            raise ValueError(f'L2O: update is {update!r}; it needs a RegKeypoint id with "replace".')
+        if self.env is not None:
+            update = getattr(self.task().transform, "update", None)
+            if update != "replace":
+                raise ValueError(f'L2O: update is {update!r}; it needs a RegKeypoint id with "replace".')
         self.policy = self.policy_class(self.observation_space, self.action_space, self.lr_schedule,  # type: ignore[assignment]
                                         **self.policy_kwargs).to(self.device)
-        self.optimizer = torch.optim.Adam(self.policy.parameters(), lr=float(self.learning_rate))  # type: ignore[arg-type]
+        self.optimizer = torch.optim.Adam(self.policy.parameters(), lr=self.lr_schedule(1.0))
         self.updates = getattr(self, "updates", 0)
 
     def learn(self, total_timesteps: int, callback: MaybeCallback = None, log_interval: int = 10,
@@ -98,7 +99,7 @@ class L2O(PolicyTrained, BaseAlgorithm):
         while going and self.num_timesteps < total:
             progress = self.num_timesteps / total
             for group in self.optimizer.param_groups:
-                group["lr"] = float(self.learning_rate) * 0.5 ** int(progress * (self.halvings + 1))  # type: ignore[arg-type]
+                group["lr"] = self.lr_schedule(1 - progress) * 0.5 ** int(progress * (self.halvings + 1))
             self.optimizer.zero_grad(set_to_none=True)
             for _ in range(self.accumulate):
                 options = {} if self.curriculum is None else self.curriculum.at(progress)

@@ -80,7 +80,7 @@ def test_processes_keep_the_same_weights(tmp_path: Path) -> None:
 
 @pytest.mark.slow
 def test_the_command_trains_together_and_one_process_writes(tmp_path: Path) -> None:
-    torchrun(2, "-m", "regagents", "train", "digits-spac", "--steps", "960", "--out", str(tmp_path))
+    torchrun(2, "-m", "regagents", "train", "digits-spac", "--steps", "1280", "--out", str(tmp_path))
     card = json.loads((tmp_path / "digits-spac.json").read_text())
-    assert card["samples"] == 960 and "2 processes" in card["machine"]
+    assert card["samples"] == 1280 and "2 processes" in card["machine"]
     assert (tmp_path / "progress.csv").is_file()

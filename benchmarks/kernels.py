@@ -1,0 +1,236 @@
+"""Warps and field compositions beside their peers on the CPU: torch, SimpleITK, SciPy and, where installed, MONAI.
+
+    python benchmarks/kernels.py                             # all sizes, on one thread and on all
+    python benchmarks/kernels.py --sizes 64x64x64 --lanes 1  # one row per warp
+
+All methods of a row do the same work on the same numbers, in turn, so the ratios hold whatever else the machine does.
+"""
+
+from __future__ import annotations
+
+import argparse
+import importlib.util
+import json
+import math
+import os
+import platform
+import sys
+from collections.abc import Callable, Sequence
+from datetime import date
+from pathlib import Path
+from time import perf_counter
+from typing import Any
+
+import matplotlib.pyplot as plt
+import numba
+import numpy as np
+import scipy.ndimage
+import SimpleITK as sitk
+import torch
+import torch.nn.functional as F
+from figures import keep
+from torch import Tensor
+
+from regenv.data.io import atomic
+from regenv.ops import warp
+
+RESULTS = Path(__file__).parent / "results"
+SIZES = ("64x64", "128x128", "256x256", "512x512", "32x32x32", "64x64x64", "128x128x128", "192x192x192")
+LANES = (1, 16, 256)
+MOST = 1 << 24                      # voxels of a batch: larger ones are left out
+PEERS_MOST = 1 << 23                # of a batch for peers that take one image after the other
+COPIED = 1 << 28                    # bytes, by which the bandwidth is measured
+Method = Callable[[], Any]
+
+
+def problem(shape: tuple[int, ...], lanes: int) -> tuple[Tensor, Tensor, Tensor]:
+    """Images (lanes, 1, *shape), affine maps of voxels (lanes, D+1, D+1) and smooth fields (lanes, D, *shape)."""
+    draw, ndim = torch.Generator().manual_seed(0), len(shape)
+    image = torch.rand((lanes, 1, *shape), generator=draw)
+    turn = torch.eye(ndim)
+    turn[-2:, -2:] = torch.tensor([[math.cos(0.2), -math.sin(0.2)], [math.sin(0.2), math.cos(0.2)]])
+    turn[0, -1] += 0.05
+    middle = torch.tensor(shape, dtype=torch.float32) / 2
+    matrix = torch.eye(ndim + 1)
+    matrix[:ndim, :ndim], matrix[:ndim, ndim] = turn, middle - turn @ middle + 1.3
+    coarse = torch.randn((lanes, ndim, *(max(n // 16, 2) for n in shape)), generator=draw)
+    field = 4 * F.interpolate(coarse, size=shape, mode="bilinear" if ndim == 2 else "trilinear", align_corners=True)
+    return image, matrix.expand(lanes, -1, -1).contiguous(), field.contiguous()
+
+
+def as_image(array: np.ndarray) -> sitk.Image:
+    return sitk.GetImageFromArray(array)
+
+
+def as_transform(matrix: Tensor) -> sitk.AffineTransform:
+    """The same map of points in SimpleITK's order of axes."""
+    ndim = len(matrix) - 1
+    transform = sitk.AffineTransform(ndim)
+    transform.SetMatrix(matrix[:ndim, :ndim].flip(0, 1).double().flatten().tolist())
+    transform.SetTranslation(matrix[:ndim, ndim].flip(0).double().tolist())
+    return transform
+
+
+def affine(image: Tensor, matrix: Tensor, field: Tensor) -> dict[str, Method]:
+    shape = tuple(image.shape[2:])
+    sizes = torch.tensor(shape, dtype=torch.float32)
+    scale, ndim = 2 / (sizes - 1), len(shape)
+    norm, back = torch.eye(ndim + 1), torch.eye(ndim + 1)  # of voxels to +-1 and back
+    norm[:ndim, :ndim], norm[:ndim, ndim] = torch.diag(scale), -1
+    back[:ndim, :ndim], back[:ndim, ndim] = torch.diag(1 / scale), 1 / scale
+    theta = (norm @ matrix @ back)[:, :ndim].flip(1)
+    theta = torch.cat([theta[..., :ndim].flip(2), theta[..., ndim:]], 2)
+    found: dict[str, Method] = {
+        "regenv": lambda: warp.warp_affine(image, matrix, shape),
+        "torch affine_grid": lambda: F.grid_sample(image, F.affine_grid(theta, list(image.shape), align_corners=True),
+                                                   align_corners=True),
+        "torch broadcast grid": lambda: warp.sample(image, warp.affine_coordinates(matrix, shape))}
+    if image.numel() <= PEERS_MOST:
+        arrays = image[:, 0].numpy()
+        images, transform = [as_image(array) for array in arrays], as_transform(matrix[0])
+        linear, offset = matrix[0, :ndim, :ndim].numpy(), matrix[0, :ndim, ndim].numpy()
+        found["SimpleITK"] = lambda: [sitk.Resample(one, one, transform, sitk.sitkLinear, 0.0) for one in images]
+        found["SciPy"] = lambda: [scipy.ndimage.affine_transform(one, linear, offset, order=1) for one in arrays]
+    return found
+
+
+def dense(image: Tensor, matrix: Tensor, field: Tensor) -> dict[str, Method]:
+    shape, ndim = tuple(image.shape[2:]), image.ndim - 2
+    found: dict[str, Method] = {
+        "regenv": lambda: warp.warp_dense(image, field),
+        "torch broadcast grid": lambda: warp.sample(image, (warp.identity(shape) + field).movedim(1, -1))}
+    if image.numel() <= PEERS_MOST:
+        arrays, images = image[:, 0].numpy(), [as_image(array) for array in image[:, 0].numpy()]
+        transforms = [sitk.DisplacementFieldTransform(sitk.GetImageFromArray(
+            each.flip(0).movedim(0, -1).double().numpy(), isVector=True)) for each in field]
+        points = (warp.identity(shape) + field).numpy()
+        found["SimpleITK"] = lambda: [sitk.Resample(one, one, transform, sitk.sitkLinear, 0.0)
+                                      for one, transform in zip(images, transforms, strict=True)]
+        found["SciPy"] = lambda: [scipy.ndimage.map_coordinates(one, where, order=1)
+                                  for one, where in zip(arrays, points, strict=True)]
+    if ndim == 3 and importlib.util.find_spec("monai"):
+        from monai.networks.blocks import Warp
+        theirs = Warp("bilinear", "zeros")
+        found["MONAI"] = lambda: theirs(image, field)
+    return found
+
+
+def composition(image: Tensor, matrix: Tensor, field: Tensor) -> dict[str, Method]:
+    shape, other = tuple(image.shape[2:]), field.flip(0).contiguous()
+    return {"regenv": lambda: warp.compose(other, field),
+            "torch broadcast grid": lambda: field + warp.sample(
+                other, (warp.identity(shape) + field).movedim(1, -1), padding="border")}
+
+
+def labels(image: Tensor, matrix: Tensor, field: Tensor) -> dict[str, Method]:
+    shape, classes = tuple(image.shape[2:]), (9 * image).to(torch.int16)
+    found: dict[str, Method] = {
+        "regenv": lambda: warp.warp_through(classes, matrix, field, shape, mode="nearest"),
+        "torch broadcast grid": lambda: warp.warp_labels(classes, warp.transform_points(
+            matrix, (warp.identity(shape) + field).flatten(2).transpose(1, 2)).unflatten(1, shape))}
+    return found
+
+
+WARPS: dict[str, tuple[Callable[[Tensor, Tensor, Tensor], dict[str, Method]], Callable[[int], int]]] = {
+    "affine": (affine, lambda ndim: 8), "dense": (dense, lambda ndim: 8 + 4 * ndim),  # and bytes moved a voxel, least
+    "composition": (composition, lambda ndim: 12 * ndim), "labels": (labels, lambda ndim: 4 + 4 * ndim)}
+
+
+def seconds(methods: dict[str, Method], repeats: int) -> dict[str, float]:
+    """Median seconds of every method, taken in turn; the first time, which may compile, is not counted."""
+    for method in methods.values():
+        method()
+    taken: dict[str, list[float]] = {name: [] for name in methods}
+    for _ in range(repeats):
+        for name, method in methods.items():
+            begin = perf_counter()
+            method()
+            taken[name].append(perf_counter() - begin)
+    return {name: float(np.median(each)) for name, each in taken.items()}
+
+
+def bandwidth() -> float:
+    """Bytes a second of a large copy, read and written."""
+    source = torch.ones(COPIED // 4)
+    target = torch.empty_like(source)
+    return 2 * COPIED / seconds({"copy": lambda: target.copy_(source)}, 5)["copy"]
+
+
+def threaded(threads: int) -> None:
+    torch.set_num_threads(threads)
+    numba.set_num_threads(threads)
+    sitk.ProcessObject.SetGlobalDefaultNumberOfThreads(threads)
+
+
+def table(rows: Sequence[dict[str, Any]]) -> str:
+    """Milliseconds of ours, and how many times as long the others take."""
+    names = list(dict.fromkeys(name for row in rows for name in row["seconds"] if name != "regenv"))
+    lines = [f"| warp | shape | lanes | threads | regenv, ms | of copy bandwidth | {' | '.join(names)} |",
+             "| --- | --- | ---: | ---: | ---: | ---: |" + " ---: |" * len(names)]
+    for row in rows:
+        ours = row["seconds"]["regenv"]
+        ratios = (f"{row['seconds'][name] / ours:.1f} x" if name in row["seconds"] else "" for name in names)
+        lines.append(f"| {row['warp']} | {row['shape']} | {row['lanes']} | {row['threads']} | {1e3 * ours:.3g} | "
+                     f"{row['share']:.0%} | {' | '.join(ratios)} |")
+    return "\n".join(lines) + "\n"
+
+
+def draw(path: Path, rows: Sequence[dict[str, Any]]) -> None:
+    """How many times as long torch takes, over the voxels of a batch, on one thread."""
+    figure, axis = plt.subplots(figsize=(7, 4.5))
+    for name in WARPS:
+        for ndim, marker in ((2, "s"), (3, "o")):
+            shown = [row for row in rows if row["warp"] == name and row["shape"].count("x") == ndim - 1
+                     and row["threads"] == 1]
+            axis.plot([row["voxels"] for row in shown],
+                      [row["seconds"]["torch broadcast grid"] / row["seconds"]["regenv"] for row in shown], marker,
+                      label=f"{name}, {ndim}D")
+    axis.axhline(1, color="0.7", lw=1)
+    axis.set(xlabel="voxels of a batch", ylabel="torch's time / regenv's, one thread", xscale="log", yscale="log")
+    axis.grid(alpha=0.3)
+    axis.legend(fontsize=8, ncols=2)
+    keep(figure, path)
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+    typed = list(sys.argv[1:] if argv is None else argv)
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--sizes", default=",".join(SIZES), help="such as 64x64,128x128x128")
+    parser.add_argument("--lanes", type=int, nargs="+", default=LANES)
+    parser.add_argument("--warps", nargs="+", choices=WARPS, default=list(WARPS))
+    parser.add_argument("--repeats", type=int, default=7)
+    parser.add_argument("--out", type=Path, default=RESULTS / "kernels")
+    arguments = parser.parse_args(typed)
+    rows, everything = [], min(numba.config.NUMBA_NUM_THREADS, os.cpu_count() or 1)
+    copied = {}
+    for threads in dict.fromkeys((1, everything)):
+        threaded(threads)
+        copied[threads] = bandwidth()
+        for size in arguments.sizes.split(","):
+            shape = tuple(int(n) for n in size.split("x"))
+            for lanes in arguments.lanes:
+                voxels = lanes * math.prod(shape)
+                if voxels > MOST:
+                    continue
+                given = problem(shape, lanes)
+                for name in arguments.warps:
+                    make, moved = WARPS[name]
+                    taken = seconds(make(*given), arguments.repeats)
+                    rows.append({"warp": name, "shape": size, "lanes": lanes, "threads": threads, "voxels": voxels,
+                                 "seconds": taken, "bytes": moved(len(shape)) * voxels,
+                                 "share": moved(len(shape)) * voxels / taken["regenv"] / copied[threads]})
+                    print(table(rows[-1:]).splitlines()[-1], flush=True)
+    told = (f"# Kernels\n\nMade by `{' '.join(['python benchmarks/kernels.py', *typed])}` on {date.today()}, "
+            f"{platform.machine()}, torch {torch.__version__}; a copy moves "
+            f"{', '.join(f'{rate / 1e9:.1f} GB/s on {threads}' for threads, rate in copied.items())} threads. Times of "
+            f"others are multiples of ours.\n\n{table(rows)}")
+    with atomic(arguments.out.with_suffix(".md")) as temporary:
+        temporary.write_text(told)
+    with atomic(arguments.out.with_suffix(".json")) as temporary:
+        temporary.write_text(json.dumps({"copy_bytes_per_second": copied, "rows": rows}, indent=1) + "\n")
+    draw(arguments.out.with_suffix(".png"), rows)
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())
