@@ -124,11 +124,10 @@ def composition(image: Tensor, matrix: Tensor, field: Tensor) -> dict[str, Metho
 
 def labels(image: Tensor, matrix: Tensor, field: Tensor) -> dict[str, Method]:
     shape, classes = tuple(image.shape[2:]), (9 * image).to(torch.int16)
-    found: dict[str, Method] = {
+    return {
         "regenv": lambda: warp.warp_through(classes, matrix, field, shape, mode="nearest"),
         "torch broadcast grid": lambda: warp.warp_labels(classes, warp.transform_points(
             matrix, (warp.identity(shape) + field).flatten(2).transpose(1, 2)).unflatten(1, shape))}
-    return found
 
 
 WARPS: dict[str, tuple[Callable[[Tensor, Tensor, Tensor], dict[str, Method]], Callable[[int], int]]] = {
@@ -219,7 +218,8 @@ def main(argv: Sequence[str] | None = None) -> int:
                     rows.append({"warp": name, "shape": size, "lanes": lanes, "threads": threads, "voxels": voxels,
                                  "seconds": taken, "bytes": moved(len(shape)) * voxels,
                                  "share": moved(len(shape)) * voxels / taken["regenv"] / copied[threads]})
-                    print(table(rows[-1:]).splitlines()[-1], flush=True)
+                    print(f"{name}, {size}, {lanes} lanes, {threads} threads: " + ", ".join(
+                        f"{who} {1e3 * each:.3g} ms" for who, each in taken.items()), flush=True)
     told = (f"# Kernels\n\nMade by `{' '.join(['python benchmarks/kernels.py', *typed])}` on {date.today()}, "
             f"{platform.machine()}, torch {torch.__version__}; a copy moves "
             f"{', '.join(f'{rate / 1e9:.1f} GB/s on {threads}' for threads, rate in copied.items())} threads. Times of "
