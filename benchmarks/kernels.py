@@ -32,7 +32,7 @@ from figures import keep
 from torch import Tensor
 
 from regenv.data.io import atomic
-from regenv.ops import warp
+from regenv.ops import sampling, warp
 
 RESULTS = Path(__file__).parent / "results"
 SIZES = ("64x64", "128x128", "256x256", "512x512", "32x32x32", "64x64x64", "128x128x128", "192x192x192")
@@ -84,7 +84,7 @@ def affine(image: Tensor, matrix: Tensor, field: Tensor) -> dict[str, Method]:
         "regenv": lambda: warp.warp_affine(image, matrix, shape),
         "torch affine_grid": lambda: F.grid_sample(image, F.affine_grid(theta, list(image.shape), align_corners=True),
                                                    align_corners=True),
-        "torch broadcast grid": lambda: warp.sample(image, warp.affine_coordinates(matrix, shape))}
+        "torch broadcast grid": lambda: sampling.sample(image, sampling.affine_coordinates(matrix, shape))}
     if image.numel() <= PEERS_MOST:
         arrays = image[:, 0].numpy()
         images, transform = [as_image(array) for array in arrays], as_transform(matrix[0])
@@ -98,12 +98,12 @@ def dense(image: Tensor, matrix: Tensor, field: Tensor) -> dict[str, Method]:
     shape, ndim = tuple(image.shape[2:]), image.ndim - 2
     found: dict[str, Method] = {
         "regenv": lambda: warp.warp_dense(image, field),
-        "torch broadcast grid": lambda: warp.sample(image, (warp.identity(shape) + field).movedim(1, -1))}
+        "torch broadcast grid": lambda: sampling.sample(image, (sampling.identity(shape) + field).movedim(1, -1))}
     if image.numel() <= PEERS_MOST:
         arrays, images = image[:, 0].numpy(), [as_image(array) for array in image[:, 0].numpy()]
         transforms = [sitk.DisplacementFieldTransform(sitk.GetImageFromArray(
             each.flip(0).movedim(0, -1).double().numpy(), isVector=True)) for each in field]
-        points = (warp.identity(shape) + field).numpy()
+        points = (sampling.identity(shape) + field).numpy()
         found["SimpleITK"] = lambda: [sitk.Resample(one, one, transform, sitk.sitkLinear, 0.0)
                                       for one, transform in zip(images, transforms, strict=True)]
         found["SciPy"] = lambda: [scipy.ndimage.map_coordinates(one, where, order=1)
@@ -118,16 +118,16 @@ def dense(image: Tensor, matrix: Tensor, field: Tensor) -> dict[str, Method]:
 def composition(image: Tensor, matrix: Tensor, field: Tensor) -> dict[str, Method]:
     shape, other = tuple(image.shape[2:]), field.flip(0).contiguous()
     return {"regenv": lambda: warp.compose(other, field),
-            "torch broadcast grid": lambda: field + warp.sample(
-                other, (warp.identity(shape) + field).movedim(1, -1), padding="border")}
+            "torch broadcast grid": lambda: field + sampling.sample(
+                other, (sampling.identity(shape) + field).movedim(1, -1), padding="border")}
 
 
 def labels(image: Tensor, matrix: Tensor, field: Tensor) -> dict[str, Method]:
     shape, classes = tuple(image.shape[2:]), (9 * image).to(torch.int16)
     return {
         "regenv": lambda: warp.warp_through(classes, matrix, field, shape, mode="nearest"),
-        "torch broadcast grid": lambda: warp.warp_labels(classes, warp.transform_points(
-            matrix, (warp.identity(shape) + field).flatten(2).transpose(1, 2)).unflatten(1, shape))}
+        "torch broadcast grid": lambda: sampling.sample_labels(classes, warp.transform_points(
+            matrix, (sampling.identity(shape) + field).flatten(2).transpose(1, 2)).unflatten(1, shape))}
 
 
 WARPS: dict[str, tuple[Callable[[Tensor, Tensor, Tensor], dict[str, Method]], Callable[[int], int]]] = {

@@ -23,8 +23,8 @@ from regagents.classical.common import (
 from regagents.common.threads import one_thread
 from regenv.data.io import normalize
 from regenv.grid import Grid
+from regenv.ops.sampling import sample
 from regenv.ops.similarity import mi, nmi
-from regenv.ops.warp import sample
 
 _RIDGE = 0.01            # keeps the preconditioner regular where the image does not show a motion (a disc, a slab)
 _LEAST_CONTRAST = 1e-12  # variance of the fixed samples, intensities in [0, 1]

@@ -12,7 +12,7 @@ from torch import Tensor
 from regenv.data.pairs import PairBatch
 from regenv.grid import Grid
 from regenv.ops import bspline
-from regenv.ops.warp import identity, sample, warp_labels
+from regenv.ops.sampling import identity, sample, sample_labels
 
 SPLITS = ("train", "test")
 STEEPEST = 0.4      # of a control point's displacement to their distance: up to there nothing folds (Choi and Lee 2000)
@@ -56,7 +56,7 @@ def random_bending(rngs: Sequence[np.random.Generator], grid: Grid, knots_mm: fl
 def bent(images: Tensor, labels: Tensor, displacement: Tensor) -> tuple[Tensor, Tensor]:
     """Images (B, C, *shape) float32 and labels (B, 1, *shape) integer through displacements (B, D, *shape), voxels."""
     points = (identity(tuple(displacement.shape[2:]), displacement.device) + displacement).movedim(1, -1)
-    return sample(images, points), warp_labels(labels, points)
+    return sample(images, points), sample_labels(labels, points)
 
 
 def check_split(name: str, split: str) -> None:

@@ -25,8 +25,9 @@ from torch import Tensor
 from regenv.data.io import atomic
 from regenv.data.organs import Population, surface_points
 from regenv.ops import bspline, regularity
+from regenv.ops.sampling import identity, sample
 from regenv.ops.similarity import mi
-from regenv.ops.warp import identity, sample, warp_points
+from regenv.ops.warp import warp_points
 from regenv.transforms.sdm import DeformationModel, ModelError
 
 MODELS = Path(__file__).parents[1] / "models"

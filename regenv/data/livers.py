@@ -17,7 +17,8 @@ from regenv.data.phantoms.bank import Bank, build, check
 from regenv.data.phantoms.effects import noise_at, per_lane
 from regenv.data.phantoms.liver_anatomy import paint_liver
 from regenv.grid import Grid
-from regenv.ops.warp import identity, matmul, sample, transform_points
+from regenv.ops.sampling import identity, sample
+from regenv.ops.warp import matmul, transform_points
 
 LIVER = 1
 _EXTENT_MM = (352.0, 288.0, 320.0)      # painted, x, y, z

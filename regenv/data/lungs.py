@@ -18,7 +18,8 @@ from regenv.data.phantoms.bank import check
 from regenv.data.phantoms.effects import noise_at
 from regenv.data.phantoms.lung_anatomy import Chest, Patient, paint_chest
 from regenv.grid import Grid
-from regenv.ops.warp import affine_coordinates, matmul, sample, transform_points
+from regenv.ops.sampling import affine_coordinates, sample
+from regenv.ops.warp import matmul, transform_points
 from regenv.transforms.rigid import invert_affine
 
 LUNG = 1

@@ -10,7 +10,8 @@ from torch import Tensor
 from regenv.data.io import Image, ImageError, normalize
 from regenv.data.perturb import about
 from regenv.grid import Grid
-from regenv.ops.warp import matmul, sample, transform_points
+from regenv.ops.sampling import sample
+from regenv.ops.warp import matmul, transform_points
 from regenv.transforms.rigid import Rigid, homogeneous
 
 THINNEST = 4                    # voxels along an axis, for ITK's recursive filters

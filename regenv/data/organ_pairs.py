@@ -16,16 +16,8 @@ from regenv.data.organs import ORGAN, Population, population, surface_points
 from regenv.data.pairs import PairBatch
 from regenv.data.perturb import about
 from regenv.grid import Grid
-from regenv.ops.warp import (
-    affine_coordinates,
-    compose,
-    identity,
-    invert,
-    matmul,
-    transform_points,
-    warp_dense,
-    warp_through,
-)
+from regenv.ops.sampling import affine_coordinates, identity
+from regenv.ops.warp import compose, invert, matmul, transform_points, warp_dense, warp_through
 from regenv.transforms.rigid import Rigid, invert_affine
 
 SPLITS = ("train", "test")

@@ -25,7 +25,7 @@ from regenv.data.io import Image, ImageError, atomic, normalize
 from regenv.data.organ_alignment import THINNEST, framed, rigid, translation, working
 from regenv.data.organ_anatomy import BLADDER, ORGAN, RECTUM, Organ, paint_pelvis
 from regenv.grid import Grid
-from regenv.ops.warp import sample
+from regenv.ops.sampling import sample
 
 __all__ = ["BLADDER", "ORGAN", "RECTUM", "Population", "Subject", "aligned_by_labels", "population", "prepared",
            "split", "surface_points", "translations"]

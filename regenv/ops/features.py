@@ -9,8 +9,9 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
+from regenv.ops.kernels import cpu, operators
 from regenv.ops.kernels.costs_cpu import costs_cpu
-from regenv.ops.warp import plain, warp_dense
+from regenv.ops.warp import warp_dense
 
 _VARIANCE = (1e-3, 1e3)  # bounds of the local variance, in units of the image's mean variance
 _TINY = 1e-30            # variance of an image without any contrast, whose features are all 1
@@ -97,7 +98,9 @@ def costs(fixed: Tensor, moving: Tensor, displacement: Tensor, offsets: Tensor) 
         offsets: (K, D), voxels, array-axis order.
     Returns: (B, K, *shape).
     """
-    if plain(fixed, moving, displacement, offsets):
+    given = (fixed, moving, displacement, offsets)
+    differentiable = torch.is_grad_enabled() and any(each.requires_grad for each in given)
+    if operators.backend(fixed.device) is cpu and fixed.dtype == torch.float32 and not differentiable:
         return costs_cpu(fixed, moving, displacement, offsets)
     ndim = displacement.shape[1]
     return torch.stack([(fixed - warp_dense(moving, displacement + offset.view(ndim, *(1,) * ndim), padding="border")

@@ -7,118 +7,43 @@ that the value is zero.
 
 from __future__ import annotations
 
-from functools import lru_cache
-
-import torch
-import torch.nn.functional as F
 from torch import Tensor
 
-from regenv.ops.kernels.affine_cpu import warp_affine_cpu
-from regenv.ops.kernels.dense_cpu import warp_through_cpu
+from regenv.ops.kernels import operators
+from regenv.ops.sampling import sample
 
-
-def affine_coordinates(matrix: Tensor, shape: tuple[int, ...]) -> Tensor:
-    """Images of all voxels of a grid under an affine map, built by broadcasting (no matrix product over voxels).
-
-    Args:
-        matrix: (B, D+1, D+1), voxel points of the output grid to voxel points of the input grid.
-        shape: output grid.
-    Returns: (B, *shape, D) float32, voxel points of the input grid, array-axis order.
-    """
-    ndim = len(shape)
-    matrix = matrix.to(torch.float32)
-    columns = []
-    for row in range(ndim):
-        total = matrix[:, row, ndim].view(-1, *(1,) * ndim)
-        for axis in range(ndim):
-            span = [1] * ndim
-            span[axis] = shape[axis]
-            ticks = torch.arange(shape[axis], dtype=torch.float32, device=matrix.device).view(1, *span)
-            total = total + matrix[:, row, axis].view(-1, *(1,) * ndim) * ticks
-        columns.append(total)
-    return torch.stack(columns, dim=-1)
-
-
-@lru_cache(maxsize=64)
-@torch.inference_mode(False)  # what is kept must serve autograd later
-def _axes(shape: tuple[int, ...], device: torch.device, dtype: torch.dtype) -> tuple[Tensor, Tensor]:
-    """Axis lengths and the factors from voxels to normalised coordinates, kept on the device: no copy in a step."""
-    sizes = torch.tensor(shape, dtype=dtype, device=device)
-    return sizes, 2 / (sizes - 1).clamp(min=1)
-
-
-def sample(image: Tensor, points_vox: Tensor, mode: str = "bilinear", padding: str = "zeros") -> Tensor:
-    """Values of an image at voxel points: the one place that knows ``grid_sample``'s conventions.
-
-    Args:
-        image: (B, C, *input_shape) float.
-        points_vox: (B, *shape, D), array-axis order.
-        mode: "bilinear" (linear in any D) or "nearest".
-        padding: "zeros" (outside the image's edges) or "border" (the nearest voxel's value).
-    Returns: (B, C, *shape).
-    """
-    sizes, scale = _axes(tuple(image.shape[2:]), points_vox.device, points_vox.dtype)
-    nearest = (points_vox + 0.5).floor() if mode == "nearest" else points_vox  # ITK rounds halves up, torch to even
-    normalized = (nearest * scale - 1).flip(-1)
-    values = F.grid_sample(image, normalized, mode=mode, padding_mode="border", align_corners=True)
-    if padding == "border":
-        return values
-    inside = ((points_vox >= -0.5) & (points_vox < sizes - 0.5)).all(-1)
-    return values * inside.unsqueeze(1)
+VIEWS = ("", "difference", "pair")
 
 
 def warp_affine(image: Tensor, matrix: Tensor, shape: tuple[int, ...], mode: str = "bilinear") -> Tensor:
     """An image resampled through an affine map: ``out(x) = image(matrix x)``.
 
     Args:
-        image: (B, C, *input_shape) float32; with ``mode="nearest"`` any type, for labels.
-        matrix: (B, D+1, D+1), voxel points of the output grid to voxel points of the input grid.
+        image: (B, C, *input_shape) float; with ``mode="nearest"`` any type, for labels.
+        matrix: (B or 1, D+1, D+1), voxel points of the output grid to voxel points of the input grid.
         shape: output grid.
+        mode: "bilinear" (linear in any D) or "nearest".
     Returns: (B, C, *shape), dtype of ``image``.
+    Raises: ValueError: the lanes or the dimensions differ.
     """
-    if mode == "bilinear" and plain(image, matrix):
-        return warp_affine_cpu(image, matrix, shape)
-    points = affine_coordinates(matrix, shape)
-    return warp_labels(image, points) if mode == "nearest" else sample(image, points)
-
-
-def plain(image: Tensor, *others: Tensor) -> bool:
-    """Whether the CPU kernels apply: float32 in main memory, no gradient asked for."""
-    return image.device.type == "cpu" and image.dtype == torch.float32 and not any(
-        torch.is_grad_enabled() and each.requires_grad for each in (image, *others))
-
-
-def warp_labels(labels: Tensor, points_vox: Tensor) -> Tensor:
-    """Integer labels at voxel points, nearest neighbour, 0 outside.
-
-    Args: labels (B, 1, *input_shape) integer; points_vox (B, *shape, D).
-    Returns: (B, 1, *shape), dtype of ``labels``.
-    """
-    return sample(labels.to(torch.float32), points_vox, mode="nearest").to(labels.dtype)
-
-
-@lru_cache(maxsize=8)
-@torch.inference_mode(False)  # what is kept must serve autograd later
-def identity(shape: tuple[int, ...], device: torch.device | str = "cpu") -> Tensor:
-    """Voxel points of a grid: (1, D, *shape) float32, array-axis order. Shared: do not write to it."""
-    ticks = torch.meshgrid(*(torch.arange(n, dtype=torch.float32, device=device) for n in shape), indexing="ij")
-    return torch.stack(ticks)[None]
+    _check("warp_affine", image, matrix, None)
+    if mode == "nearest":
+        return operators.warp_labels(image, matrix, None, shape)
+    return operators.warp_affine(image, matrix, shape)
 
 
 def warp_dense(image: Tensor, displacement: Tensor, padding: str = "zeros") -> Tensor:
     """An image resampled through a displacement field: ``out(x) = image(x + displacement(x))``.
 
     Args:
-        image: (B, C, *shape) float32.
+        image: (B, C, *input_shape) float.
         displacement: (B, D, *shape), voxels of the grid, array-axis order.
-        padding: "zeros" or "border".
-    Returns: (B, C, *shape).
+        padding: "zeros" (outside the image's edges) or "border" (the nearest voxel's value).
+    Returns: (B, C, *shape), dtype of ``image``.
+    Raises: ValueError: the lanes or the dimensions differ.
     """
-    if plain(image, displacement) and displacement.dtype == torch.float32 and len(image) == len(displacement):
-        unmoved = torch.eye(displacement.shape[1] + 1)[None]
-        return warp_through_cpu(image, unmoved, displacement, padding)
-    points = identity(tuple(displacement.shape[2:]), displacement.device) + displacement
-    return sample(image, points.movedim(1, -1), padding=padding)
+    _check("warp_dense", image, None, displacement)
+    return operators.warp_dense(image, None, displacement, padding == "border")
 
 
 def warp_through(image: Tensor, matrix: Tensor, displacement: Tensor | None, shape: tuple[int, ...],
@@ -130,11 +55,39 @@ def warp_through(image: Tensor, matrix: Tensor, displacement: Tensor | None, sha
     """
     if displacement is None:
         return warp_affine(image, matrix, shape, mode)
-    if plain(displacement, matrix) and (mode == "nearest" or plain(image)):
-        return warp_through_cpu(image, matrix, displacement, mode=mode)
-    points = (identity(shape, displacement.device) + displacement).flatten(2).transpose(1, 2)
-    moved = transform_points(matrix.to(displacement.dtype), points).unflatten(1, shape)
-    return warp_labels(image, moved) if mode == "nearest" else sample(image, moved)
+    _check("warp_through", image, matrix, displacement)
+    if mode == "nearest":
+        return operators.warp_labels(image, matrix, displacement, shape)
+    return operators.warp_dense(image, matrix, displacement, False)
+
+
+def look(fixed: Tensor, moving: Tensor, matrix: Tensor, displacement: Tensor | None,
+         view: str = "") -> tuple[Tensor, Tensor, Tensor]:
+    """What a step of an environment needs of its images, in one pass over the voxels. Not differentiable.
+
+    Args:
+        fixed: (B, C, *shape) float. moving, matrix, displacement: as in :func:`warp_through`.
+        view: "difference" (``fixed - warped``), "pair" (fixed, then warped, clipped to [0, 1]) or "" for none.
+    Returns: the warped image (B, C, *shape), dtype of ``moving``; the view (B, C or 2C, *shape) float32, empty for none;
+        and the moments (B, C, 5) float64, sums over the voxels of f, w, f f, w w and f w, where f is ``fixed`` and w
+        the warped image.
+    Raises: ValueError: the view is unknown, or lanes or dimensions differ.
+    """
+    if view not in VIEWS:
+        raise ValueError(f"look: view is {view!r}; it must be one of {', '.join(map(repr, VIEWS))}.")
+    _check("look", moving, matrix, displacement)
+    return operators.look(fixed, moving, matrix, displacement, view)
+
+
+def _check(name: str, image: Tensor, matrix: Tensor | None, displacement: Tensor | None) -> None:
+    lanes, ndim = len(image), image.ndim - 2
+    if matrix is not None and (len(matrix) not in (1, lanes) or matrix.shape[1:] != (ndim + 1, ndim + 1)):
+        raise ValueError(f"{name}: the image is {tuple(image.shape)}, the matrix {tuple(matrix.shape)}; "
+                         f"the matrix must be ({lanes}, {ndim + 1}, {ndim + 1}).")
+    if displacement is not None and (len(displacement) != lanes or displacement.shape[1] != ndim
+                                     or displacement.ndim != image.ndim):
+        raise ValueError(f"{name}: the image is {tuple(image.shape)}, the displacement {tuple(displacement.shape)}; "
+                         f"the displacement must be ({lanes}, {ndim}, *shape).")
 
 
 def warp_points(points_vox: Tensor, displacement: Tensor) -> Tensor:
@@ -155,7 +108,8 @@ def compose(a: Tensor, b: Tensor) -> Tensor:
     Args: a, b: (B, D, *shape), voxels of the grid, array-axis order.
     Returns: (B, D, *shape), ``b(x) + a(x + b(x))``.
     """
-    return b + warp_dense(a, b, padding="border")
+    _check("compose", a, None, b)
+    return operators.compose(a, b)
 
 
 def exponential(velocity: Tensor, squarings: int = 7) -> Tensor:

@@ -20,7 +20,7 @@ from regagents.l2o.policies import Normalisation, paired, smoothed
 from regagents.train import load
 from regenv.core import RegistrationCore
 from regenv.ops.features import mind_ssc
-from regenv.ops.warp import identity, sample
+from regenv.ops.sampling import identity, sample
 from regenv.registry import build
 
 NDIM = pytest.mark.parametrize("ndim", [2, 3])

@@ -15,7 +15,7 @@ from regenv.data.io import Image, ImageError
 from regenv.data.organs import BLADDER, ORGAN, RECTUM, Population, Subject, population, surface_points
 from regenv.grid import Grid
 from regenv.ops.overlap import dice, hausdorff
-from regenv.ops.warp import sample
+from regenv.ops.sampling import sample
 
 DIMENSIONS = pytest.mark.parametrize("ndim", [2, 3])
 SHAPES = {2: (100, 100), 3: (20, 75, 75)}

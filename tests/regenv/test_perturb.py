@@ -16,7 +16,8 @@ from regenv.data.pairs import PairBatch, PairSource
 from regenv.data.perturb import CoDeformed, UniformStart, about, random_affine, random_rigid
 from regenv.data.phantoms import SpinePhantom
 from regenv.grid import Grid
-from regenv.ops.warp import affine_coordinates, matmul, transform_points, warp_affine, warp_labels
+from regenv.ops.sampling import affine_coordinates, sample_labels
+from regenv.ops.warp import matmul, transform_points, warp_affine
 from regenv.transforms.rigid import homogeneous, invert_affine
 
 CPU = torch.device("cpu")
@@ -167,7 +168,7 @@ def test_codeformed_labels_and_landmarks_go_with_the_images(ndim: int) -> None:
     inside = (slice(None), slice(None), *(slice(4, -4),) * ndim)
     assert float(((pair.fixed > 0.5) == pair.fixed_labels.bool())[inside].double().mean()) > 0.9
     matrix = matmul(pair.world_to_moving, matmul(pair.truth, pair.fixed_to_world))
-    warped = warp_labels(pair.moving_labels, affine_coordinates(matrix, grid.shape))
+    warped = sample_labels(pair.moving_labels, affine_coordinates(matrix, grid.shape))
     assert float((warped == pair.fixed_labels)[inside].double().mean()) > 0.9
 
 

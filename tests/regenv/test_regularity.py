@@ -6,7 +6,7 @@ import scipy.ndimage
 import torch
 from monai.losses import BendingEnergyLoss, DiffusionLoss
 
-from regenv.ops import regularity, warp
+from regenv.ops import regularity, sampling
 
 TOLERANCE = 1e-12  # of float64 arithmetic on numbers around 1
 SHAPES = pytest.mark.parametrize("shape", [(12, 15), (9, 11, 10)])
@@ -22,7 +22,7 @@ def random_field(shape: tuple[int, ...], lanes: int = 2, size: float = 0.4) -> t
 def linear_field(shape: tuple[int, ...]) -> tuple[torch.Tensor, torch.Tensor]:
     """u = A x, and A (D, D)."""
     matrix = 0.3 * torch.randn(len(shape), len(shape), generator=torch.Generator().manual_seed(1), dtype=torch.float64)
-    return torch.einsum("ka,ba...->bk...", matrix, warp.identity(shape).to(torch.float64)), matrix
+    return torch.einsum("ka,ba...->bk...", matrix, sampling.identity(shape).to(torch.float64)), matrix
 
 
 @SHAPES
@@ -41,7 +41,7 @@ def test_linear_field(shape):
 def test_quadratic_field_has_the_bending_energy_of_its_hessian(shape):
     """u_k = x^T H_k x / 2 has second derivatives H_k everywhere: the energy is the squared Frobenius norm."""
     ndim = len(shape)
-    x = warp.identity(shape)[0].to(torch.float64)
+    x = sampling.identity(shape)[0].to(torch.float64)
     hessians = torch.randn(ndim, ndim, ndim, generator=torch.Generator().manual_seed(2), dtype=torch.float64)
     hessians = hessians + hessians.transpose(1, 2)
     u = torch.einsum("kab,a...,b...->k...", hessians, x, x)[None] / 2
@@ -82,7 +82,7 @@ def test_diffusion_is_monais_on_linear_fields_but_for_the_sum_over_axes(shape):
     """On others it is not: MONAI's central differences do not see a checkerboard."""
     u, _ = linear_field(shape)
     torch.testing.assert_close(len(shape) * regularity.diffusion(u).mean(), DiffusionLoss()(u))
-    checkerboard = ((-1.0) ** warp.identity(shape).sum(1, keepdim=True)).expand(1, len(shape), *shape)
+    checkerboard = ((-1.0) ** sampling.identity(shape).sum(1, keepdim=True)).expand(1, len(shape), *shape)
     assert DiffusionLoss()(checkerboard) == 0
     assert regularity.diffusion(checkerboard) == 4
 
@@ -103,7 +103,7 @@ def test_jacobian_against_numpy_gradient(shape):
 
 @SHAPES
 def test_mirrored_space_is_folded_everywhere_and_a_flattened_one_too(shape):
-    x = warp.identity(shape)
+    x = sampling.identity(shape)
     mirrored = torch.cat([-2 * x[:, :1], 0 * x[:, 1:]], dim=1)
     assert regularity.folding(0 * x) == 0
     assert regularity.folding(mirrored) == 1
@@ -143,7 +143,7 @@ def test_sd_log_jacobian_is_learn2regs(shape, masked, dtype, tolerance):
 @SHAPES
 def test_sd_log_jacobian_without_offset(shape):
     """u_k = c x_k^2 / 2 stretches axis k by 1 + c x_k, so log det J is a sum of logarithms."""
-    x = warp.identity(shape).to(torch.float64)
+    x = sampling.identity(shape).to(torch.float64)
     logs = (1 + 0.05 * x[0]).log().sum(0)[(slice(2, -2),) * len(shape)]
     torch.testing.assert_close(regularity.sd_log_jacobian(0.025 * x**2)[0], logs.std(correction=0))
 

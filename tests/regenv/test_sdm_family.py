@@ -20,7 +20,8 @@ from regenv.data.ground_truth import CONTROL_VOXELS, MODELS, GroundTruth, pairs_
 from regenv.data.organ_pairs import OrganPairs, composition_error, turned
 from regenv.data.organs import ORGAN, population
 from regenv.ops import bspline, overlap
-from regenv.ops.warp import compose, identity, warp_dense, warp_through
+from regenv.ops.sampling import identity
+from regenv.ops.warp import compose, warp_dense, warp_through
 from regenv.registry import build
 from regenv.transforms.sdm import ModelError
 

@@ -8,7 +8,7 @@ import SimpleITK as sitk
 import torch
 
 from regenv.grid import Grid
-from regenv.ops import warp
+from regenv.ops import sampling, warp
 
 RANGE_TOLERANCE = 1e-4  # of the intensity range, which is 1 here
 VOXEL_TOLERANCE = 1e-3  # voxels, of a field's algebra
@@ -92,8 +92,8 @@ def test_label_warp_equals_simpleitk_nearest(combination):
     fixed, moving, pull_back = make_pair(*combination)
     labels = np.random.default_rng(1).integers(1, 3000, moving.shape).astype(np.int16)
     expected = resample(labels, moving, fixed, affine_to_sitk(pull_back), sitk.sitkNearestNeighbor)
-    points = warp.affine_coordinates(voxel_matrix(fixed, moving, pull_back), fixed.shape)
-    warped = warp.warp_labels(torch.from_numpy(labels)[None, None], points)
+    points = sampling.affine_coordinates(voxel_matrix(fixed, moving, pull_back), fixed.shape)
+    warped = sampling.sample_labels(torch.from_numpy(labels)[None, None], points)
     assert warped.dtype == torch.int16
     np.testing.assert_array_equal(warped[0, 0].numpy(), expected)
 
@@ -106,8 +106,8 @@ def test_labels_half_way_between_voxels_round_as_simpleitk_rounds(shift, shape):
     pull_back = np.eye(len(shape) + 1)
     pull_back[:-1, -1] = shift
     expected = resample(labels, grid, grid, affine_to_sitk(pull_back), sitk.sitkNearestNeighbor)
-    warped = warp.warp_labels(torch.from_numpy(labels)[None, None],
-                              warp.affine_coordinates(voxel_matrix(grid, grid, pull_back), shape))
+    warped = sampling.sample_labels(torch.from_numpy(labels)[None, None],
+                              sampling.affine_coordinates(voxel_matrix(grid, grid, pull_back), shape))
     np.testing.assert_array_equal(warped[0, 0].numpy(), expected)
 
 
@@ -177,7 +177,7 @@ def test_compose_with_zero_changes_nothing(shape):
 @FIELDS
 def test_compose_is_one_map_after_the_other(shape):
     a, b = smooth_field(shape, 1.0, seed=1), smooth_field(shape, 1.5, seed=2)
-    points = warp.identity(shape).flatten(2).transpose(1, 2).expand(2, -1, -1)
+    points = sampling.identity(shape).flatten(2).transpose(1, 2).expand(2, -1, -1)
     stepwise = warp.warp_points(warp.warp_points(points, b), a)
     torch.testing.assert_close(warp.warp_points(points, warp.compose(a, b)), stepwise, rtol=0, atol=VOXEL_TOLERANCE)
 
@@ -214,7 +214,7 @@ def test_exponential_of_zero_is_the_identity(shape):
 def test_exponential_of_a_linear_velocity_is_the_matrix_exponential():
     shape, generator = (41, 41), torch.tensor([[-0.2, -0.3], [0.3, -0.1]])
     center = torch.tensor([20.0, 20.0])
-    position = warp.identity(shape) - center.view(1, 2, 1, 1)
+    position = sampling.identity(shape) - center.view(1, 2, 1, 1)
     velocity = torch.einsum("ij,bj...->bi...", generator, position)
     expected = torch.einsum("ij,bj...->bi...", torch.matrix_exp(generator) - torch.eye(2), position)
     inner = (slice(None), slice(None), slice(12, 29), slice(12, 29))
@@ -226,7 +226,7 @@ def test_points_move_against_the_image_they_are_sampled_from(shape):
     """A point p of the fixed image shows the moving image at warp_points(p)."""
     u = smooth_field(shape, 2.0)
     ndim = len(shape)
-    ramp = warp.identity(shape).expand(2, -1, *shape)  # channel k of the image is coordinate k
+    ramp = sampling.identity(shape).expand(2, -1, *shape)  # channel k of the image is coordinate k
     points = torch.stack([torch.randint(3, n - 3, (2, 50)) for n in shape], dim=-1)
     warped = warp.warp_dense(ramp, u, padding="border")
     seen = torch.stack([warped[(lane, slice(None), *points[lane].T)].T for lane in range(2)])

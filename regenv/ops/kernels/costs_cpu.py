@@ -7,7 +7,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from regenv.ops.kernels.affine_cpu import SERIAL_BELOW
+from regenv.ops.kernels.threads import threads_for
 
 
 def costs_cpu(fixed: Tensor, moving: Tensor, displacement: Tensor, offsets: Tensor) -> Tensor:
@@ -22,11 +22,8 @@ def costs_cpu(fixed: Tensor, moving: Tensor, displacement: Tensor, offsets: Tens
     field, shift = (torch.nn.functional.pad(part.detach().to(torch.float32), (3 - ndim, 0)) for part in (
         displacement.movedim(1, -1).reshape(-1, ndim), offsets))
     out = torch.empty((lanes, len(offsets), *shape), dtype=torch.float32)
-    threads = numba.get_num_threads()
-    if out.numel() * channels < SERIAL_BELOW:
-        numba.set_num_threads(1)
-    _costs(here.numpy(), there.numpy(), field.numpy(), shift.numpy(), out.numpy())
-    numba.set_num_threads(threads)
+    with threads_for(out.numel() * channels):
+        _costs(here.numpy(), there.numpy(), field.numpy(), shift.numpy(), out.numpy())
     return out.view(lanes, len(offsets), *fixed.shape[2:])
 
 

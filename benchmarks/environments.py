@@ -1,0 +1,536 @@
+"""Speed of the environments: rigid registration of volumes here and as SimpleITK would do it, under four vectorisers.
+
+    python benchmarks/environments.py                                      # everything, about a quarter of an hour
+    python benchmarks/environments.py --kinds native sitk-async --tiers 1  # steps alone, of two kinds
+    python benchmarks/environments.py --size 16 --rounds 1 --no-growth     # a first look, two minutes
+
+Three tiers, as in EnvPool's paper: steps with actions drawn beforehand; steps whose actions a policy of SB3's PPO
+chooses; PPO learning. Every kind runs in processes of its own, kinds in turn, so that the ratios hold whatever else
+the machine does. All play ``RegRigid3D-v0`` on one pair from the same poses; no episode ends meanwhile. A last part
+tells how the time of a native step grows with voxels and with lanes.
+"""
+
+# Workers import this file: what not every process needs is imported where it is needed.
+from __future__ import annotations
+
+import argparse
+import itertools
+import json
+import multiprocessing
+import os
+import platform
+import subprocess
+import sys
+import tempfile
+import threading
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, fields
+from datetime import date
+from functools import partial
+from pathlib import Path
+from time import perf_counter
+from typing import Any
+
+import gymnasium as gym
+import numpy as np
+import SimpleITK as sitk
+from scipy.spatial.transform import Rotation
+
+RESULTS = Path(__file__).parent / "results"
+ENV, RANGE = "RegRigid3D-v0", 30.0                 # starting poses, mm and degrees
+ENDLESS = 1_000_000                                # steps, which no episode here comes to
+TOLERANCE = 1e-3                                   # of an observation, between SimpleITK's environment and ours
+WARM_UP, ROLLOUT, BATCH, EPOCHS = 3, 8, 64, 2      # vector steps; PPO's n_steps, batch_size and n_epochs
+WIDTHS, FEATURES = (8, 16, 32, 32), 64             # of the policy's network: convolutions of stride 2, dense layer
+DRAWN = 256                                        # actions a lane, over and over
+LOOK = 0.02                                        # seconds between two looks at the memory
+GROWTH = {"size": [(size, 4) for size in (16, 24, 32, 48, 64, 96)],  # and lanes
+          "lanes": [(32, lanes) for lanes in (1, 4, 16, 64)]}
+GROWTH_STEPS, ABOVE = 5, 3.0                       # steps of a round; times the fastest, from where overhead is small
+TIERS = {1: "steps", 2: "steps and inference", 3: "steps, inference and learning"}
+REFERENCE = "sitk-async"
+THREADS = ("OMP_NUM_THREADS", "NUMBA_NUM_THREADS", "ITK_GLOBAL_DEFAULT_NUMBER_OF_THREADS")
+CPUS = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
+Work = Callable[[int], int]
+"""Does at least so many vector steps and returns how many it has done."""
+
+
+@dataclass(frozen=True)
+class Kind:
+    """What is compared. Args: lanes: None for as many as asked for; tiers: it can be measured in."""
+
+    engine: str
+    way: str
+    device: str = "cpu"
+    lanes: int | None = None
+    tiers: tuple[int, ...] = tuple(TIERS)
+
+    @property
+    def label(self) -> str:
+        return f"{self.engine}, {self.way}" + (", CUDA" if self.device == "cuda" else "")
+
+    @property
+    def threads(self) -> int:
+        """Of each process that steps environments."""
+        return 1 if self.way in PRELOADED else CPUS
+
+
+KINDS = {
+    "native": Kind("regenv", "native"),
+    "dummy": Kind("regenv", "DummyVecEnv"),
+    "subproc": Kind("regenv", "SubprocVecEnv"),
+    "async": Kind("regenv", "AsyncVectorEnv"),
+    "sitk-dummy": Kind("SimpleITK", "DummyVecEnv"),
+    "sitk-subproc": Kind("SimpleITK", "SubprocVecEnv"),
+    "sitk-async": Kind("SimpleITK", "AsyncVectorEnv"),
+    "cuda": Kind("regenv", "native", "cuda"),
+    "cuda-1024": Kind("regenv", "native", "cuda", 1024, (1, 2)),  # whose rollouts would fill the memory
+}
+PRELOADED = {"regenv": ["regenv.env"], "SimpleITK": ["gymnasium", "SimpleITK", "scipy.spatial.transform"],
+             "SubprocVecEnv": ["stable_baselines3.common.vec_env"], "AsyncVectorEnv": ["gymnasium.vector"]}
+
+
+def as_image(array: np.ndarray, voxel_to_world: np.ndarray) -> sitk.Image:
+    """Args: array (D, H, W); voxel_to_world (4, 4), of voxel points in the order of its axes."""
+    image = sitk.GetImageFromArray(array)
+    columns = voxel_to_world[:3, 2::-1]
+    spacing = np.linalg.norm(columns, axis=0)
+    image.SetSpacing(spacing.tolist())
+    image.SetDirection((columns / spacing).ravel().tolist())
+    image.SetOrigin(voxel_to_world[:3, 3].tolist())
+    return image
+
+
+class SimpleITKRigid(gym.Env):
+    """``RegRigid3D-v0`` as one would write it with SimpleITK: one filter, kept, that resamples once a step.
+
+    Args: path: of the pair that ``keep_pair`` wrote.
+    """
+
+    def __init__(self, path: Path) -> None:
+        with np.load(path) as kept:
+            pair = {name: kept[name][0] for name in kept}
+        self.fixed = pair["fixed"][0]
+        self.moving = as_image(pair["moving"][0], np.linalg.inv(pair["world_to_moving"]))
+        self.truth, self.center = pair["truth"], pair["center"]
+        self.resample = sitk.ResampleImageFilter()
+        self.resample.SetReferenceImage(as_image(self.fixed, pair["fixed_to_world"]))
+        self.resample.SetInterpolator(sitk.sitkLinear)
+        self.observation_space = gym.spaces.Box(-1.0, 1.0, (1, *self.fixed.shape), np.float32)
+        self.action_space = gym.spaces.Discrete(12)
+        self.pose = np.zeros(6)
+
+    def reset(self, *, seed: int | None = None,
+              options: dict[str, Any] | None = None) -> tuple[np.ndarray, dict[str, Any]]:
+        super().reset(seed=seed)
+        self.pose = self.np_random.uniform(-RANGE, RANGE, 6)
+        return self._look(), {"distance": self._distance()}
+
+    def step(self, action: Any) -> tuple[np.ndarray, float, bool, bool, dict[str, Any]]:
+        before = self._distance()
+        self.pose[action // 2] += 1 - 2 * (action % 2)
+        distance = self._distance()
+        arrived = distance <= 0.5 or bool(np.abs(self.pose).max() <= 0.5)
+        return self._look(), before - distance + 10 * arrived, arrived, False, {"distance": distance}
+
+    def _distance(self) -> float:
+        return float(np.linalg.norm(self.pose))
+
+    def _look(self) -> np.ndarray:
+        """Fixed minus warped, (1, D, H, W)."""
+        residual = np.eye(4)
+        residual[:3, :3] = Rotation.from_euler("XYZ", self.pose[3:], degrees=True).as_matrix()
+        residual[:3, 3] = self.pose[:3] + self.center - residual[:3, :3] @ self.center
+        pull_back = self.truth @ residual
+        transform = sitk.AffineTransform(3)
+        transform.SetMatrix(pull_back[:3, :3].ravel().tolist())
+        transform.SetTranslation(pull_back[:3, 3].tolist())
+        self.resample.SetTransform(transform)
+        warped = self.resample.Execute(self.moving)  # which must outlive its view
+        return (self.fixed - sitk.GetArrayViewFromImage(warped))[None]
+
+
+@dataclass(frozen=True)
+class Kept:
+    """A source of regenv's that knows the one pair of ``keep_pair``: a reset costs next to nothing."""
+
+    path: Path
+    ndim: int = 3
+
+    def draw(self, rngs: Sequence[np.random.Generator], grid: Any, device: Any, difficulty: float = 1.0) -> Any:
+        import torch
+
+        from regenv import PairBatch
+        with np.load(self.path) as kept:
+            return PairBatch(**{name: torch.from_numpy(kept[name]).to(device).repeat_interleave(len(rngs), 0)
+                                for name in kept})
+
+
+def keep_pair(folder: Path, size: int) -> Path:
+    """Draw the id's first pair and write what is known of it, one lane each, into a file."""
+    from regenv.core import RegistrationCore
+    from regenv.registry import build
+    pair = RegistrationCore(build(ENV, size=size)).reset([np.random.default_rng(0)]).pair
+    known = {field.name: value.numpy() for field in fields(pair) if (value := getattr(pair, field.name)) is not None}
+    np.savez(folder / f"pair-{size}.npz", **known)
+    return folder / f"pair-{size}.npz"
+
+
+def single(engine: str, size: int, path: Path) -> gym.Env:
+    if engine == "SimpleITK":
+        return SimpleITKRigid(path)
+    import regenv  # noqa: F401  registers the ids
+    return gym.make(ENV, size=size, source=Kept(path), max_episode_steps=ENDLESS)
+
+
+def native(lanes: int, size: int, path: Path, device: str = "cpu") -> gym.vector.VectorEnv:
+    """Our vector environment: arrays from the CPU, tensors that stay where they are from another device."""
+    from regenv.vector import RegistrationVectorEnv
+    return RegistrationVectorEnv(ENV, num_envs=lanes, device=device, output="numpy" if device == "cpu" else "torch",
+                                 autoreset_mode="SameStep", max_episode_steps=ENDLESS, size=size, source=Kept(path))
+
+
+def vectorised(kind: Kind, lanes: int, size: int, path: Path) -> Any:
+    """A VectorEnv of Gymnasium's or a VecEnv of SB3's. Workers come from a server that has imported what they need."""
+    if kind.way == "native":
+        return native(lanes, size, path, kind.device)
+    functions = [partial(single, kind.engine, size, path)] * lanes
+    if kind.way in PRELOADED:
+        multiprocessing.set_forkserver_preload(PRELOADED[kind.engine] + PRELOADED[kind.way])
+    if kind.way == "AsyncVectorEnv":
+        return gym.vector.AsyncVectorEnv(functions, shared_memory=True, context="forkserver",
+                                         autoreset_mode="SameStep")
+    from stable_baselines3.common import vec_env
+    return getattr(vec_env, kind.way)(functions)
+
+
+def difference(size: int, path: Path) -> float:
+    """How far SimpleITK's environment is from ours, the worst voxel or reward of an episode's beginning."""
+    ours, theirs = single("regenv", size, path), single("SimpleITK", size, path)
+    off = [np.abs(ours.reset(seed=0)[0] - theirs.reset(seed=0)[0]).max()]
+    for action in range(12):
+        one, other = ours.step(action), theirs.step(action)
+        off += [np.abs(one[0] - other[0]).max(), abs(float(one[1]) - float(other[1]))]
+    return float(max(off))
+
+
+def stepping(env: Any, lanes: int) -> Work:
+    """Tier 1."""
+    if isinstance(env, gym.vector.VectorEnv):
+        env.reset(seed=0)
+    else:
+        env.seed(0)
+        env.reset()
+    drawn = itertools.cycle(np.random.default_rng(0).integers(12, size=(DRAWN, lanes)))
+
+    def work(steps: int) -> int:
+        for actions in itertools.islice(drawn, steps):
+            env.step(actions)
+        return steps
+    return work
+
+
+def learner(env: Any) -> Any:
+    """SB3's PPO with a small network, on the GPU where there is one, else on all CPUs."""
+    import torch
+    from stable_baselines3 import PPO
+
+    from regagents.common.extractors import CompactCNN
+    from regenv.wrappers.sb3 import SB3VecEnv
+    torch.set_num_threads(CPUS)
+    network = {"features_extractor_class": CompactCNN, "normalize_images": False, "net_arch": [],
+               "features_extractor_kwargs": {"widths": WIDTHS, "strides": (2,) * len(WIDTHS),
+                                             "features_dim": FEATURES}}
+    return PPO("MlpPolicy", SB3VecEnv(env) if isinstance(env, gym.vector.VectorEnv) else env, n_steps=ROLLOUT,
+               batch_size=BATCH, n_epochs=EPOCHS, policy_kwargs=network, seed=0)
+
+
+def acting(env: Any, lanes: int) -> Work:
+    """Tier 2."""
+    model = learner(env)
+    seen = [model.env.reset()]
+
+    def work(steps: int) -> int:
+        for _ in range(steps):
+            seen[0] = model.env.step(model.policy.predict(seen[0])[0])[0]
+        return steps
+    return work
+
+
+def learning(env: Any, lanes: int) -> Work:
+    """Tier 3, in whole rollouts."""
+    model = learner(env)
+
+    def work(steps: int) -> int:
+        before = model.num_timesteps
+        model.learn(steps * lanes, reset_num_timesteps=False)
+        return (model.num_timesteps - before) // lanes
+    return work
+
+
+WORKS = {1: stepping, 2: acting, 3: learning}
+
+
+def family() -> set[int]:
+    """This process and all that it has started, directly or not; empty without /proc."""
+    parents = {}
+    for stat in Path("/proc").glob("[0-9]*/stat"):
+        try:
+            parents[int(stat.parent.name)] = int(stat.read_text().rpartition(")")[2].split()[1])
+        except OSError:  # it has ended
+            continue
+    found = {os.getpid()} & set(parents)
+    while new := {pid for pid, parent in parents.items() if parent in found} - found:
+        found |= new
+    return found
+
+
+def resident() -> int:
+    """Bytes of memory of the family, pages that processes share counted once (PSS); 0 where that is not told."""
+    total = 0
+    for pid in family():
+        try:
+            lines = Path(f"/proc/{pid}/smaps_rollup").read_text().splitlines()
+        except OSError:
+            continue
+        total += sum(1024 * int(line.split()[1]) for line in lines if line.startswith("Pss:"))
+    return total
+
+
+def peak(work: Callable[[], Any]) -> int:
+    """The most bytes that the family held while ``work`` ran, looked at every ``LOOK`` seconds."""
+    most, done = [resident()], threading.Event()
+
+    def watch() -> None:
+        while not done.wait(LOOK):
+            most.append(resident())
+    watcher = threading.Thread(target=watch)
+    watcher.start()
+    try:
+        work()
+    finally:
+        done.set()
+        watcher.join()
+    return max(*most, resident())
+
+
+def timed(work: Work, steps: int, device: str = "cpu") -> tuple[int, float]:
+    """Vector steps done, and their seconds."""
+    begin = perf_counter()
+    done = work(steps)
+    if device == "cuda":
+        import torch
+        torch.cuda.synchronize()
+    return done, perf_counter() - begin
+
+
+def measured(name: str, tiers: Sequence[int], steps: int, lanes: int, size: int, pair: str) -> list[dict[str, Any]]:
+    """A kind in its tiers: environment steps a second, and the most memory it held while it warmed up."""
+    kind, found = KINDS[name], []
+    env = vectorised(kind, lanes, size, Path(pair))
+    for tier in tiers:
+        work = WORKS[tier](env, lanes)
+        held = peak(partial(timed, work, WARM_UP, kind.device))
+        done, taken = timed(work, steps, kind.device)
+        found.append({"kind": name, "tier": tier, "lanes": lanes, "steps_per_second": done * lanes / taken,
+                      "peak_bytes": held})
+    env.close()
+    return found
+
+
+def growing(rounds: int, folder: str) -> dict[str, list[dict[str, float]]]:
+    """Median seconds of a native step as sizes and as lanes grow, in turn."""
+    works = {(size, lanes): stepping(native(lanes, size, keep_pair(Path(folder), size)), lanes)
+             for size, lanes in dict.fromkeys(itertools.chain(*GROWTH.values()))}
+    taken: dict[tuple[int, int], list[float]] = {case: [] for case in works}
+    for work in works.values():
+        work(WARM_UP)
+    for _ in range(rounds):
+        for case, work in works.items():
+            taken[case] += [timed(work, 1)[1] for _ in range(GROWTH_STEPS)]
+    return {name: [{"size": size, "lanes": lanes, "voxels": lanes * size**3,
+                    "seconds": float(np.median(taken[size, lanes]))} for size, lanes in each]
+            for name, each in GROWTH.items()}
+
+
+JOBS: dict[str, Callable[..., Any]] = {"measured": measured, "growing": growing}
+
+
+def exponent(points: Sequence[dict[str, float]]) -> tuple[float, int]:
+    """Slope of log seconds over log voxels, least squares, and of how many points: the last ones, those that take at
+    least ``ABOVE`` times as long as the fastest, and no fewer than two."""
+    least = ABOVE * min(point["seconds"] for point in points)
+    used = max(2, sum(point["seconds"] >= least for point in points))
+    voxels, taken = (np.log([point[name] for point in points[-used:]]) for name in ("voxels", "seconds"))
+    return float(np.polyfit(voxels, taken, 1)[0]), used
+
+
+def alone(job: str, threads: int, **given: Any) -> Any:
+    """A job's result from a process of its own. Raises RuntimeError where it fails."""
+    run = subprocess.run([sys.executable, __file__, "--job", job, json.dumps(given)], capture_output=True, text=True,
+                         env=os.environ | dict.fromkeys(THREADS, str(threads)))
+    if run.returncode:
+        raise RuntimeError(f"{job} of {given} ended with {run.returncode}: {run.stderr.strip()[-2000:]}")
+    return json.loads(run.stdout.splitlines()[-1])
+
+
+def summary(runs: Sequence[dict[str, Any]]) -> list[dict[str, Any]]:
+    """A row for every tier and kind: medians over the rounds; ratios to the reference within each round."""
+    rates = {(run["tier"], run["kind"], run["round"]): run["steps_per_second"] for run in runs}
+    rows = []
+    for tier, name in dict.fromkeys((run["tier"], run["kind"]) for run in sorted(runs, key=lambda run: run["tier"])):
+        mine = [run for run in runs if (run["tier"], run["kind"]) == (tier, name)]
+        each = [run["steps_per_second"] for run in mine]
+        ratios = [rates[tier, name, run["round"]] / rates[tier, REFERENCE, run["round"]] for run in mine
+                  if (tier, REFERENCE, run["round"]) in rates]
+        rows.append({"tier": tier, "kind": name, "lanes": mine[0]["lanes"], "steps_per_second": float(np.median(each)),
+                     "least": min(each), "most": max(each), "ratio": float(np.median(ratios)) if ratios else None,
+                     "peak_bytes": float(np.median([run["peak_bytes"] for run in mine]))})
+    return rows
+
+
+def table(rows: Sequence[dict[str, Any]], size: int) -> str:
+    lines = [f"| tier | kind | lanes | steps/s | least to most | million voxels/s | peak memory, MB | "
+             f"of {KINDS[REFERENCE].label} |", "| --- | --- | ---: | ---: | ---: | ---: | ---: | ---: |"]
+    for row in rows:
+        rate, held, ratio = row["steps_per_second"], row["peak_bytes"], row["ratio"]
+        lines.append(f"| {row['tier']} | {KINDS[row['kind']].label} | {row['lanes']} | {rate:.4g} | "
+                     f"{row['least']:.4g} to {row['most']:.4g} | {rate * size**3 / 1e6:.4g} | "
+                     f"{f'{held / 1e6:.0f}' if held else '-'} | {f'{ratio:.2f} x' if ratio else '-'} |")
+    return "\n".join(lines) + "\n"
+
+
+def growth_table(growth: dict[str, list[dict[str, float]]]) -> str:
+    lines = ["| grows | size | lanes | ms | ns a voxel |", "| --- | ---: | ---: | ---: | ---: |"]
+    lines += [f"| {name} | {point['size']} | {point['lanes']} | {1e3 * point['seconds']:.3g} | "
+              f"{1e9 * point['seconds'] / point['voxels']:.3g} |" for name, each in growth.items() for point in each]
+    return "\n".join(lines) + "\n"
+
+
+def draw(path: Path, rows: Sequence[dict[str, Any]], growth: dict[str, list[dict[str, float]]]) -> None:
+    """Steps a second of every kind in every tier; and how the time of a native step grows."""
+    import matplotlib.pyplot as plt
+    from figures import keep
+    figure, axes = plt.subplots(1, 2 if growth else 1, figsize=(12 if growth else 7, 4.5), squeeze=False)
+    names, tiers = (list(dict.fromkeys(row[part] for row in rows)) for part in ("kind", "tier"))
+    left, high = axes[0, 0], 0.8 / len(tiers)
+    for number, tier in enumerate(tiers):
+        shown = [row for row in rows if row["tier"] == tier]
+        bars = left.barh([names.index(row["kind"]) + high * (number - (len(tiers) - 1) / 2) for row in shown],
+                         [row["steps_per_second"] for row in shown], high, label=TIERS[tier])
+        left.bar_label(bars, [f"{row['steps_per_second']:.3g}" for row in shown], padding=2, fontsize=7)
+    left.set(yticks=range(len(names)), yticklabels=[KINDS[name].label for name in names], xscale="log",
+             xlabel="environment steps a second")
+    left.invert_yaxis()
+    left.margins(x=0.15)
+    left.grid(alpha=0.3, axis="x")
+    left.legend(fontsize=8)
+    for name, points in growth.items():
+        power, used = exponent(points)
+        voxels, taken = (np.array([point[part] for point in points]) for part in ("voxels", "seconds"))
+        line, = axes[0, 1].plot(voxels, 1e3 * taken, "o", label=f"{name} grow: power {power:.2f} of the last {used}")
+        fitted = np.exp(np.log(taken[-used:]).mean()) * (voxels / np.exp(np.log(voxels[-used:]).mean())) ** power
+        axes[0, 1].plot(voxels[-used:], 1e3 * fitted[-used:], color=line.get_color())
+    if growth:
+        axes[0, 1].set(xlabel="voxels of a batch", ylabel="ms a native step, one thread", xscale="log", yscale="log")
+        axes[0, 1].grid(alpha=0.3)
+        axes[0, 1].legend(fontsize=8)
+    keep(figure, path)
+
+
+def machine() -> str:
+    import torch
+    model = ""
+    if Path("/proc/cpuinfo").exists():
+        models = [line.partition(":")[2].strip() for line in Path("/proc/cpuinfo").read_text().splitlines()
+                  if line.startswith("model name")]
+        model = f" ({models[0]})" if models else ""
+    graphics = f", {torch.cuda.get_device_name()}" if torch.cuda.is_available() else ""
+    return f"{platform.machine()}, {CPUS} CPUs{model}{graphics}, torch {torch.__version__}"
+
+
+def page(command: str, size: int, rows: Sequence[dict[str, Any]], growth: dict[str, list[dict[str, float]]]) -> str:
+    tiers = "; ".join(f"{tier}: {TIERS[tier]}" for tier in dict.fromkeys(row["tier"] for row in rows))
+    told = f"""# Speed of the environments
+
+Made by `{command}` on {date.today()}, {machine()}.
+
+Rigid registration of {size} x {size} x {size} voxels, one pair. Tiers: {tiers}. Medians over the rounds; ratios are
+taken within each round. A step is one of one lane. In the first tier the native environment and AsyncVectorEnv are
+stepped as they are and give arrays (on CUDA: tensors there); in the others SB3VecEnv hands them to SB3. Workers compute
+on one thread each, the policy and all else on all CPUs. Memory is that of all processes together, shared pages counted
+once (PSS), the most while a tier warms up.
+
+{table(rows, size)}"""
+    if growth:
+        told += f"""
+## Growth
+
+A native step on the CPU, on one thread. {" ".join(
+    "Time grows with the {}'s power {:.2f} of the voxels of a batch (least squares over the logarithms of the last {}, "
+    "which take at least {:g} times as long as the fastest).".format(name, *exponent(points), ABOVE)
+    for name, points in growth.items())}
+
+{growth_table(growth)}"""
+    return told
+
+
+def positive(text: str) -> int:
+    if not text.isdecimal() or int(text) < 1:
+        raise argparse.ArgumentTypeError(f"{text!r} is not a positive whole number")
+    return int(text)
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+    typed = list(sys.argv[1:] if argv is None else argv)
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--kinds", nargs="+", choices=KINDS, help="default: all that this machine can run")
+    parser.add_argument("--tiers", type=int, nargs="+", choices=TIERS, default=list(TIERS))
+    parser.add_argument("--rounds", type=positive, default=5)
+    parser.add_argument("--steps", type=positive, default=24, help="of all lanes, a round; whole rollouts in tier 3")
+    parser.add_argument("--size", type=positive, default=64, help="voxels an axis")
+    parser.add_argument("--lanes", type=positive, default=16)
+    parser.add_argument("--growth", action=argparse.BooleanOptionalAction, default=True, help="the last part")
+    parser.add_argument("--out", type=Path, default=RESULTS / "environments")
+    parser.add_argument("--job", nargs=2, help=argparse.SUPPRESS)
+    arguments = parser.parse_args(typed)
+    if arguments.job:
+        name, given = arguments.job
+        print(json.dumps(JOBS[name](**json.loads(given))))
+        return 0
+    import torch
+
+    from regenv.data.io import atomic
+    able = {name for name, kind in KINDS.items() if kind.device == "cpu" or torch.cuda.is_available()}
+    if lacking := set(arguments.kinds or ()) - able:
+        parser.error(f"--kinds {' '.join(sorted(lacking))}: torch finds no CUDA device.")
+    arguments.out.parent.mkdir(parents=True, exist_ok=True)
+    runs: list[dict[str, Any]] = []
+    with tempfile.TemporaryDirectory() as folder:
+        pair = keep_pair(Path(folder), arguments.size)
+        if (off := difference(arguments.size, pair)) > TOLERANCE:
+            raise RuntimeError(f"SimpleITK's environment is {off:.2g} off ours; at most {TOLERANCE} is the same work.")
+        for turn in range(arguments.rounds):
+            for name in arguments.kinds or [name for name in KINDS if name in able]:
+                kind = KINDS[name]
+                tiers = [tier for tier in arguments.tiers if tier in kind.tiers]
+                found = alone("measured", kind.threads, name=name, tiers=tiers, steps=arguments.steps,
+                              lanes=kind.lanes or arguments.lanes, size=arguments.size, pair=str(pair))
+                runs += [{"round": turn, **run} for run in found]
+                print(f"round {turn + 1}, {kind.label}: " + ", ".join(
+                    f"{run['steps_per_second']:.4g} steps/s in tier {run['tier']}" for run in found), flush=True)
+        growth = alone("growing", 1, rounds=arguments.rounds, folder=folder) if arguments.growth else {}
+    rows, command = summary(runs), " ".join(["python benchmarks/environments.py", *typed])
+    with atomic(arguments.out.with_suffix(".md")) as temporary:
+        temporary.write_text(page(command, arguments.size, rows, growth))
+    with atomic(arguments.out.with_suffix(".json")) as temporary:
+        temporary.write_text(json.dumps({
+            "command": command, "date": str(date.today()), "machine": machine(), "size": arguments.size, "rows": rows,
+            "runs": runs, "growth": growth, "exponents": {name: exponent(each) for name, each in growth.items()}},
+            indent=1) + "\n")
+    draw(arguments.out.with_suffix(".png"), rows, growth)
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())

@@ -1,0 +1,175 @@
+"""The operators: ``torch.ops.regenv.*``. They take part in autograd, ``torch.compile`` and ``torch.export``."""
+
+from __future__ import annotations
+
+import importlib.util
+import os
+from types import ModuleType
+from typing import Any
+
+import torch
+from torch import Tensor
+from torch.library import custom_op
+
+from regenv.ops.kernels import cpu, reference
+
+VARIABLE = "REGENV_KERNELS"
+BACKENDS = ("torch", "numba", "triton")
+_HAS_TRITON = importlib.util.find_spec("triton") is not None
+
+
+def backend(device: torch.device, displacement: Tensor | None = None) -> ModuleType:
+    """The implementation for a device. Raises ValueError where ``REGENV_KERNELS`` names none, or none that fits."""
+    forced = os.environ.get(VARIABLE, "")
+    if forced not in ("", *BACKENDS):
+        raise ValueError(f"{VARIABLE} is {forced!r}; it must be one of {', '.join(BACKENDS)}.")
+    if forced == "numba" and device.type != "cpu":
+        raise ValueError(f"{VARIABLE} is 'numba', and a tensor is on {device}; numba's kernels run on the CPU.")
+    if forced == "torch" or (displacement is not None and displacement.dtype == torch.float64):
+        return reference
+    if forced == "triton" or (not forced and device.type == "cuda" and _HAS_TRITON):
+        from regenv.ops.kernels import cuda
+        return cuda
+    return cpu if device.type == "cpu" else reference
+
+
+@custom_op("regenv::warp_affine", mutates_args=(), schema="(Tensor image, Tensor matrix, SymInt[] shape) -> Tensor")
+def warp_affine(image: Tensor, matrix: Tensor, shape: tuple[int, ...]) -> Tensor:
+    """An image through an affine map, linear, 0 outside."""
+    return backend(image.device).warp(image, matrix, None, tuple(shape), False)
+
+
+@custom_op("regenv::warp_dense", mutates_args=(),
+           schema="(Tensor image, Tensor? matrix, Tensor displacement, bool border) -> Tensor")
+def warp_dense(image: Tensor, matrix: Tensor | None, displacement: Tensor, border: bool) -> Tensor:
+    """An image through a displacement, and an affine map after it if there is one."""
+    return backend(image.device, displacement).warp(image, matrix, displacement, tuple(displacement.shape[2:]), border)
+
+
+@custom_op("regenv::compose", mutates_args=(), schema="(Tensor a, Tensor b) -> Tensor")
+def compose(a: Tensor, b: Tensor) -> Tensor:
+    """``b + a(x + b)``, at the border repeated."""
+    return backend(a.device, b).warp(a, None, b, tuple(b.shape[2:]), True, add=True)
+
+
+@custom_op("regenv::warp_labels", mutates_args=(),
+           schema="(Tensor labels, Tensor? matrix, Tensor? displacement, SymInt[] shape) -> Tensor")
+def warp_labels(labels: Tensor, matrix: Tensor | None, displacement: Tensor | None, shape: tuple[int, ...]) -> Tensor:
+    """The nearest voxels' labels, 0 outside."""
+    return backend(labels.device, displacement).warp_labels(labels, matrix, displacement, tuple(shape))
+
+
+@custom_op("regenv::look", mutates_args=(),
+           schema="(Tensor fixed, Tensor moving, Tensor? matrix, Tensor? displacement, str view) "
+                  "-> (Tensor, Tensor, Tensor)")
+def look(fixed: Tensor, moving: Tensor, matrix: Tensor | None, displacement: Tensor | None,
+         view: str) -> tuple[Tensor, Tensor, Tensor]:
+    """The step of an environment in one pass: warp, observation, and the sums that rewards are made of."""
+    return backend(fixed.device, displacement).look(fixed, moving, matrix, displacement, view)
+
+
+@custom_op("regenv::warp_vjp", mutates_args=(),
+           schema="(Tensor grad, Tensor image, Tensor? matrix, Tensor? displacement, bool border, bool want_image, "
+                  "bool want_points) -> (Tensor, Tensor)")
+def warp_vjp(grad: Tensor, image: Tensor, matrix: Tensor | None, displacement: Tensor | None, border: bool,
+             want_image: bool, want_points: bool) -> tuple[Tensor, Tensor]:
+    """Gradients of a linear warp; empty where not wanted."""
+    found = backend(image.device, displacement).vjp(grad, image, matrix, displacement, border, want_image, want_points)
+    of_image, of_points = (image.new_empty(0) if each is None else each for each in found)
+    return of_image, of_points
+
+
+@warp_affine.register_fake
+def _(image: Tensor, matrix: Tensor, shape: tuple[int, ...]) -> Tensor:
+    return image.new_empty((*image.shape[:2], *shape))
+
+
+@warp_dense.register_fake
+def _(image: Tensor, matrix: Tensor | None, displacement: Tensor, border: bool) -> Tensor:
+    return image.new_empty((*image.shape[:2], *displacement.shape[2:]))
+
+
+@compose.register_fake
+def _(a: Tensor, b: Tensor) -> Tensor:
+    return a.new_empty(b.shape)
+
+
+@warp_labels.register_fake
+def _(labels: Tensor, matrix: Tensor | None, displacement: Tensor | None, shape: tuple[int, ...]) -> Tensor:
+    return labels.new_empty((*labels.shape[:2], *shape))
+
+
+@look.register_fake
+def _(fixed: Tensor, moving: Tensor, matrix: Tensor | None, displacement: Tensor | None,
+      view: str) -> tuple[Tensor, Tensor, Tensor]:
+    lanes, channels, shape = *moving.shape[:2], fixed.shape[2:]
+    seen = (lanes, 0) if not view else (lanes, (2 if view == "pair" else 1) * channels, *shape)
+    return (moving.new_empty((lanes, channels, *shape)), fixed.new_empty(seen, dtype=torch.float32),
+            fixed.new_empty((lanes, channels, reference.MOMENTS), dtype=torch.float64))
+
+
+@warp_vjp.register_fake
+def _(grad: Tensor, image: Tensor, matrix: Tensor | None, displacement: Tensor | None, border: bool,
+      want_image: bool, want_points: bool) -> tuple[Tensor, Tensor]:
+    points = (len(image), image.ndim - 2, *grad.shape[2:]) if want_points else (0,)
+    kind = torch.float32 if displacement is None else torch.promote_types(displacement.dtype, torch.float32)
+    return image.new_empty(image.shape if want_image else (0,)), image.new_empty(points, dtype=kind)
+
+
+def _gradients(ctx: Any, grad: Tensor, image: Tensor, matrix: Tensor | None, displacement: Tensor | None,
+               border: bool, wanted: tuple[bool, bool, bool]) -> tuple[Tensor | None, Tensor | None, Tensor | None]:
+    """Of an image, a matrix and a displacement."""
+    want_image, want_matrix, want_displacement = wanted
+    of_image, of_points = warp_vjp(grad, image, matrix, displacement, border, want_image,
+                                   want_matrix or want_displacement)
+    of_matrix = of_displacement = None
+    if want_matrix and matrix is not None:
+        ndim, shape = of_points.shape[1], tuple(of_points.shape[2:])
+        still = reference.identity(shape, grad.device)
+        before = still.expand(len(image), *still.shape[1:]) if displacement is None else still + displacement
+        flow = of_points.flatten(2)
+        linear = flow @ before.to(flow.dtype).flatten(2).transpose(1, 2)
+        rows = torch.cat([linear, flow.sum(-1, keepdim=True)], -1)
+        of_matrix = torch.nn.functional.pad(rows, (0, 0, 0, 1)).sum_to_size(matrix.shape).to(matrix.dtype)
+        assert ndim == rows.shape[1]
+    if want_displacement and displacement is not None:
+        if matrix is not None:
+            turn = matrix[:, :-1, :-1].to(of_points.dtype).transpose(1, 2).expand(len(image), -1, -1)
+            of_points = (turn @ of_points.flatten(2)).view_as(of_points)
+        of_displacement = of_points.to(displacement.dtype)
+    return of_image if want_image else None, of_matrix, of_displacement
+
+
+def _affine_setup(ctx: Any, inputs: tuple[Any, ...], output: Tensor) -> None:
+    ctx.save_for_backward(*inputs[:2])
+
+
+def _affine_backward(ctx: Any, grad: Tensor) -> tuple[Tensor | None, ...]:
+    image, matrix = ctx.saved_tensors
+    wanted = (*ctx.needs_input_grad[:2], False)
+    return (*_gradients(ctx, grad, image, matrix, None, False, wanted)[:2], None)
+
+
+def _dense_setup(ctx: Any, inputs: tuple[Any, ...], output: Tensor) -> None:
+    ctx.save_for_backward(*inputs[:3])
+    ctx.border = inputs[3]
+
+
+def _dense_backward(ctx: Any, grad: Tensor) -> tuple[Tensor | None, ...]:
+    return (*_gradients(ctx, grad, *ctx.saved_tensors, ctx.border, tuple(ctx.needs_input_grad[:3])), None)
+
+
+def _compose_setup(ctx: Any, inputs: tuple[Any, ...], output: Tensor) -> None:
+    ctx.save_for_backward(*inputs)
+
+
+def _compose_backward(ctx: Any, grad: Tensor) -> tuple[Tensor | None, ...]:
+    a, b = ctx.saved_tensors
+    want_a, want_b = ctx.needs_input_grad
+    of_a, _, of_b = _gradients(ctx, grad, a, None, b, True, (want_a, False, want_b))
+    return of_a, None if of_b is None else of_b + grad
+
+
+warp_affine.register_autograd(_affine_backward, setup_context=_affine_setup)
+warp_dense.register_autograd(_dense_backward, setup_context=_dense_setup)
+compose.register_autograd(_compose_backward, setup_context=_compose_setup)
