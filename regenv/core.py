@@ -123,7 +123,10 @@ class RegistrationCore:
         return after, self.task.reward(state, after), after.arrived, after.steps >= self.task.max_episode_steps
 
     def observe(self, state: EpisodeState) -> Any:
-        """Observations (B, *observation shape), or a dict of them, fresh memory."""
+        """Observations (B, *observation shape), or a dict of them, fresh memory.
+
+        But for the ``view`` that the step has made: whoever gives that away goes on with ``state.seen()``.
+        """
         return self.task.observation(state)
 
     def info(self, state: EpisodeState) -> dict[str, Tensor]:
@@ -191,7 +194,7 @@ class RegistrationCore:
         displacement = transform.displacement(state.pose)
         unknown = torch.where(pair.known, 0.0, torch.nan)
         placed = replace(state, pull_back=pull_back, displacement=displacement)
-        seen = replace(placed, warped=placed.see(pair.moving),
+        seen = replace(placed.looked(self.task.observation.view),
                        labels=None if pair.moving_labels is None else placed.see(pair.moving_labels, "nearest"),
                        distance=measure(state.pose) + unknown,
                        tre=_landmark_error(placed))

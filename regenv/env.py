@@ -82,6 +82,7 @@ class RegistrationEnv(gym.Env):
 
     def _observation(self) -> Any:
         seen = self.core.observe(self.state)
+        self._state = self.state.seen()
         if isinstance(seen, dict):
             return {key: value[0].cpu().numpy() for key, value in seen.items()}
         return seen[0].cpu().numpy()

@@ -9,7 +9,7 @@ import torch
 from torch import Tensor
 
 from regenv.data.pairs import PairBatch
-from regenv.ops.warp import matmul, warp_through
+from regenv.ops.warp import look, matmul, warp_through
 
 
 @dataclass(frozen=True)
@@ -31,6 +31,8 @@ class EpisodeState:
         arrived: (B,) bool, the stopping rule holds.
         steps: (B,) int64, steps taken.
         luck: (B,) int64 or None, seed of what is random in the transition.
+        view: (B, ...) float32 or None, what is to be seen of fixed and warped, where the last step has made it.
+        moments: (B, C, 5) float64 or None, sums over the voxels of fixed and warped, as :func:`regenv.ops.warp.look`.
     """
 
     pair: PairBatch
@@ -46,12 +48,23 @@ class EpisodeState:
     arrived: Tensor
     steps: Tensor
     luck: Tensor | None = None
+    view: Tensor | None = None
+    moments: Tensor | None = None
 
     def see(self, image: Tensor, mode: str = "bilinear") -> Tensor:
         """An image of the moving grid on the fixed grid, at ``pull_back(x + displacement(x))``; nearest for labels."""
+        return warp_through(image, self._voxels, self.displacement, tuple(self.pair.fixed.shape[2:]), mode)
+
+    def looked(self, view: str) -> EpisodeState:
+        """The same with the moving image warped, what is seen of it ("difference", "pair" or "") and their moments."""
         pair = self.pair
-        voxels = matmul(matmul(pair.world_to_moving, self.pull_back), pair.fixed_to_world)
-        return warp_through(image, voxels, self.displacement, tuple(pair.fixed.shape[2:]), mode)
+        warped, seen, moments = look(pair.fixed, pair.moving, self._voxels, self.displacement, view)
+        return replace(self, warped=warped, view=seen if view else None, moments=moments)
+
+    @property
+    def _voxels(self) -> Tensor:
+        """Voxel points of the fixed grid to those of the moving one, (B, D+1, D+1), without the displacement."""
+        return matmul(matmul(self.pair.world_to_moving, self.pull_back), self.pair.fixed_to_world)
 
     @property
     def lanes(self) -> int:
@@ -59,11 +72,16 @@ class EpisodeState:
 
     def select(self, mask: Tensor) -> EpisodeState:
         """The lanes of ``mask`` (B,) bool."""
-        return replace(self, pair=self.pair.select(mask), **{name: value[mask] for name, value in self._tensors()})
+        kept = {name: value[mask] for name, value in self._tensors()}
+        return replace(self, pair=self.pair.select(mask), **kept, **_UNMADE)
+
+    def seen(self) -> EpisodeState:
+        """The same after its view has been given away, so that nobody else gets that memory."""
+        return replace(self, view=None)
 
     def put(self, mask: Tensor, other: EpisodeState) -> EpisodeState:
         """A copy whose lanes of ``mask`` (B,) bool are those of ``other``, which has as many lanes as mask has True."""
-        changes: dict[str, Any] = {"pair": self.pair.put(mask, other.pair)}
+        changes: dict[str, Any] = {"pair": self.pair.put(mask, other.pair), **_UNMADE}
         for name, value in self._tensors():
             changes[name] = value.clone()
             changes[name][mask] = getattr(other, name)
@@ -74,9 +92,12 @@ class EpisodeState:
         changes: dict[str, Any] = {
             name: torch.where(mask.view(-1, *(1,) * (value.ndim - 1)), getattr(before, name), value)
             for name, value in self._tensors()}
-        return replace(self, **changes)
+        return replace(self, **changes, **_UNMADE)
 
     def _tensors(self) -> list[tuple[str, Any]]:
         """Names and tensors of all that changes in an episode."""
         return [(f.name, value) for f in fields(self)
-                if f.name != "pair" and (value := getattr(self, f.name)) is not None]
+                if f.name not in ("pair", *_UNMADE) and (value := getattr(self, f.name)) is not None]
+
+
+_UNMADE: dict[str, Any] = {"view": None, "moments": None}  # what states that are mixed have to make anew

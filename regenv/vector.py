@@ -188,7 +188,9 @@ class RegistrationVectorEnv(gym.vector.VectorEnv):
         return mask
 
     def _observation(self) -> Any:
-        return self.core.observe(self.state)
+        observation = self.core.observe(self.state)
+        self._state = self.state.seen()
+        return observation
 
     def _give(self, value: Any) -> Any:
         """A result as the caller asked for it; numpy arrays own their memory because the tensor was made for them."""

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 from pathlib import Path
 
 import numba
@@ -9,6 +10,8 @@ import numpy as np
 import pytest
 import torch
 
+if not torch.cuda.is_available():
+    os.environ["TRITON_INTERPRET"] = "1"  # before anything imports triton: its CUDA kernels run on the CPU
 SHARED_DATA = Path(__file__).resolve().parents[2] / "shared" / "data"
 
 

@@ -30,6 +30,19 @@ def ncc(fixed: Tensor, warped: Tensor, mask: Tensor | None = None) -> Tensor:
     return (cov / (var_a * var_b).clamp_min(_FLAT).sqrt()).mean(1)
 
 
+def mse_of_moments(moments: Tensor, voxels: int) -> Tensor:
+    """:func:`mse` (B,) from sums over all voxels (B, C, 5) float64 of I, J, I I, J J and I J."""
+    _, _, aa, bb, ab = moments.unbind(-1)
+    return ((aa + bb - 2 * ab) / voxels).mean(1)
+
+
+def ncc_of_moments(moments: Tensor, voxels: int) -> Tensor:
+    """:func:`ncc` (B,) from the same sums."""
+    a, b, aa, bb, ab = (moments / voxels).unbind(-1)
+    variances = (aa - a * a).clamp_min(0) * (bb - b * b).clamp_min(0)
+    return ((ab - a * b) / variances.clamp_min(_FLAT).sqrt()).mean(1)
+
+
 def lncc(fixed: Tensor, warped: Tensor, mask: Tensor | None = None, window: int = 9) -> Tensor:
     """Squared local cross-correlation, ``mean_x cov_x(I, J)^2 / (var_x I var_x J)``, in [0, 1] (Avants et al. 2008).
 

@@ -68,9 +68,9 @@ def look(fixed: Tensor, moving: Tensor, matrix: Tensor, displacement: Tensor | N
     Args:
         fixed: (B, C, *shape) float. moving, matrix, displacement: as in :func:`warp_through`.
         view: "difference" (``fixed - warped``), "pair" (fixed, then warped, clipped to [0, 1]) or "" for none.
-    Returns: the warped image (B, C, *shape), dtype of ``moving``; the view (B, C or 2C, *shape) float32, empty for none;
-        and the moments (B, C, 5) float64, sums over the voxels of f, w, f f, w w and f w, where f is ``fixed`` and w
-        the warped image.
+    Returns: the warped image (B, C, *shape), dtype of ``moving``; the view (B, C or 2C, *shape) float32, empty for
+        none; and the moments (B, C, 5) float64, sums over the voxels of f, w, f f, w w and f w, where f is ``fixed``
+        and w the warped image.
     Raises: ValueError: the view is unknown, or lanes or dimensions differ.
     """
     if view not in VIEWS:

@@ -1,8 +1,9 @@
-"""What an agent sees of an episode."""
+"""What an agent sees of an episode. ``view`` is what of it the step that warps the image makes in the same pass."""
 
 from __future__ import annotations
 
 from dataclasses import dataclass
+from typing import ClassVar
 
 import gymnasium as gym
 import numpy as np
@@ -21,14 +22,15 @@ class Difference:
 
     dtype: str = "float32"
     channels: int = 1
+    view: ClassVar[str] = "difference"
 
     def space(self, shape: tuple[int, ...]) -> gym.spaces.Box:
         return _box(self.dtype, -1.0, (self.channels, *shape))
 
     def __call__(self, state: EpisodeState) -> Tensor:
         """(B, 1, *shape)."""
-        difference = state.pair.fixed - state.warped
-        return _quantized(difference.mul_(0.5).add_(128 / 255)) if self.dtype == "uint8" else difference
+        difference = state.pair.fixed - state.warped if state.view is None else state.view
+        return _quantized((difference * 0.5).add_(128 / 255)) if self.dtype == "uint8" else difference
 
 
 @dataclass(frozen=True)
@@ -40,14 +42,15 @@ class Pair:
 
     dtype: str = "float32"
     channels: int = 2
+    view: ClassVar[str] = "pair"
 
     def space(self, shape: tuple[int, ...]) -> gym.spaces.Box:
         return _box(self.dtype, 0.0, (self.channels, *shape))
 
     def __call__(self, state: EpisodeState) -> Tensor:
         """(B, 2, *shape)."""
-        both = torch.cat([state.pair.fixed, state.warped], dim=1)
-        return _quantized(both) if self.dtype == "uint8" else both.clamp_(0, 1)
+        both = torch.cat([state.pair.fixed, state.warped], dim=1).clamp_(0, 1) if state.view is None else state.view
+        return _quantized(both) if self.dtype == "uint8" else both
 
 
 MASKED = ("fixed", "moving")
@@ -65,6 +68,7 @@ class Everything:
 
     dtype: str = "float32"
     masks: bool = False
+    view: ClassVar[str] = ""
 
     def space(self, shape: tuple[int, ...]) -> gym.spaces.Dict:
         images = {name: _box(self.dtype, 0.0, (1, *shape)) for name in ("fixed", "moving", "warped")}

@@ -74,6 +74,9 @@ class SimilarityGain:
     bonus: float = 0.0
 
     def score(self, state: EpisodeState) -> Tensor:
+        """(B,) float64."""
+        if self.metric in FROM_MOMENTS and state.moments is not None:
+            return self.scale * FROM_MOMENTS[self.metric](state.moments, state.pair.fixed[0, 0].numel())
         return self.scale * SIMILARITIES[self.metric](state.pair.fixed, state.warped).to(torch.float64)
 
     def __call__(self, before: EpisodeState, after: EpisodeState) -> Tensor:
@@ -96,4 +99,5 @@ class LandmarkGain:
 
 SIMILARITIES = {"mi": similarity.mi, "ncc": similarity.ncc, "lncc": similarity.lncc, "ssim": similarity.ssim,
                 "mse": lambda fixed, warped: -similarity.mse(fixed, warped)}
+FROM_MOMENTS = {"ncc": similarity.ncc_of_moments, "mse": lambda sums, voxels: -similarity.mse_of_moments(sums, voxels)}
 REWARDS = {"distance": DistanceDecrease(), **{name: SimilarityGain(name) for name in SIMILARITIES}}

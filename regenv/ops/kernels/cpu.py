@@ -13,10 +13,9 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from regenv.ops.kernels.layout import MOMENTS, bits, homogeneous
 from regenv.ops.kernels.threads import threads_for
 
-MOMENTS = 5
-_BITS = {1: torch.int8, 2: torch.int16, 4: torch.int32, 8: torch.int64}
 Map = tuple[np.ndarray, np.ndarray, bool, bool]
 
 
@@ -32,10 +31,10 @@ def warp(image: Tensor, matrix: Tensor | None, displacement: Tensor | None, shap
 def warp_labels(labels: Tensor, matrix: Tensor | None, displacement: Tensor | None,
                     shape: tuple[int, ...]) -> Tensor:
     """Nearest voxels' values (B, C, *shape) of any type, which are copied bit by bit."""
-    bits = labels.detach().contiguous().view(_BITS[labels.element_size()])
-    out = torch.empty((*labels.shape[:2], *shape), dtype=bits.dtype)
+    words = bits(labels)
+    out = torch.empty((*labels.shape[:2], *shape), dtype=words.dtype)
     with threads_for(out.numel()) as chunks:
-        _nearest(_lifted(bits), *_map(matrix, displacement, len(labels)), _lifted(out), chunks)
+        _nearest(_lifted(words), *_map(matrix, displacement, len(labels)), _lifted(out), chunks)
     return out.view(labels.dtype)
 
 
@@ -49,7 +48,7 @@ def look(fixed: Tensor, moving: Tensor, matrix: Tensor | None, displacement: Ten
     with threads_for(warped.numel()) as chunks:
         _look(_volume(fixed, torch.float32), _volume(moving, torch.float32), *_map(matrix, displacement, lanes),
               _lifted(warped), _lifted(seen), moments.numpy(), chunks)
-    return warped.to(moving.dtype), seen, moments
+    return warped.to(moving.dtype), seen if view else seen.view(lanes, 0), moments
 
 
 def vjp(grad: Tensor, image: Tensor, matrix: Tensor | None, displacement: Tensor | None, border: bool,
@@ -85,10 +84,7 @@ def _map(matrix: Tensor | None, displacement: Tensor | None, lanes: int) -> Map:
     field = np.empty((lanes, 3, 1, 1, 1), np.float32) if displacement is None else _volume(displacement, torch.float32)
     if matrix is None:
         return np.empty((lanes, 4, 4), np.float32), field, False, True
-    rows = matrix.detach().to(torch.float32)
-    if rows.shape[-1] == 3:
-        rows = torch.nn.functional.pad(rows, (1, 0, 1, 0))
-    return rows.expand(lanes, 4, 4).contiguous().numpy(), field, True, displacement is not None
+    return homogeneous(matrix, lanes).numpy(), field, True, displacement is not None
 
 
 @numba.njit(error_model="numpy", cache=True)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import importlib.util
 import os
+from collections.abc import Sequence
 from types import ModuleType
 from typing import Any
 
@@ -12,6 +13,8 @@ from torch import Tensor
 from torch.library import custom_op
 
 from regenv.ops.kernels import cpu, reference
+from regenv.ops.kernels.layout import MOMENTS
+from regenv.ops.sampling import affine_coordinates
 
 VARIABLE = "REGENV_KERNELS"
 BACKENDS = ("torch", "numba", "triton")
@@ -105,7 +108,7 @@ def _(fixed: Tensor, moving: Tensor, matrix: Tensor | None, displacement: Tensor
     lanes, channels, shape = *moving.shape[:2], fixed.shape[2:]
     seen = (lanes, 0) if not view else (lanes, (2 if view == "pair" else 1) * channels, *shape)
     return (moving.new_empty((lanes, channels, *shape)), fixed.new_empty(seen, dtype=torch.float32),
-            fixed.new_empty((lanes, channels, reference.MOMENTS), dtype=torch.float64))
+            fixed.new_empty((lanes, channels, MOMENTS), dtype=torch.float64))
 
 
 @warp_vjp.register_fake
@@ -116,22 +119,21 @@ def _(grad: Tensor, image: Tensor, matrix: Tensor | None, displacement: Tensor |
     return image.new_empty(image.shape if want_image else (0,)), image.new_empty(points, dtype=kind)
 
 
-def _gradients(ctx: Any, grad: Tensor, image: Tensor, matrix: Tensor | None, displacement: Tensor | None,
-               border: bool, wanted: tuple[bool, bool, bool]) -> tuple[Tensor | None, Tensor | None, Tensor | None]:
+def _gradients(grad: Tensor, image: Tensor, matrix: Tensor | None, displacement: Tensor | None,
+               border: bool, wanted: Sequence[bool]) -> tuple[Tensor | None, Tensor | None, Tensor | None]:
     """Of an image, a matrix and a displacement."""
     want_image, want_matrix, want_displacement = wanted
     of_image, of_points = warp_vjp(grad, image, matrix, displacement, border, want_image,
                                    want_matrix or want_displacement)
     of_matrix = of_displacement = None
     if want_matrix and matrix is not None:
-        ndim, shape = of_points.shape[1], tuple(of_points.shape[2:])
-        still = reference.identity(shape, grad.device)
-        before = still.expand(len(image), *still.shape[1:]) if displacement is None else still + displacement
+        still = torch.eye(of_points.shape[1] + 1, device=grad.device)[None]
+        before = affine_coordinates(still, tuple(of_points.shape[2:]), displacement).movedim(-1, 1)
+        before = before.expand(len(image), *before.shape[1:])
         flow = of_points.flatten(2)
         linear = flow @ before.to(flow.dtype).flatten(2).transpose(1, 2)
         rows = torch.cat([linear, flow.sum(-1, keepdim=True)], -1)
         of_matrix = torch.nn.functional.pad(rows, (0, 0, 0, 1)).sum_to_size(matrix.shape).to(matrix.dtype)
-        assert ndim == rows.shape[1]
     if want_displacement and displacement is not None:
         if matrix is not None:
             turn = matrix[:, :-1, :-1].to(of_points.dtype).transpose(1, 2).expand(len(image), -1, -1)
@@ -147,7 +149,7 @@ def _affine_setup(ctx: Any, inputs: tuple[Any, ...], output: Tensor) -> None:
 def _affine_backward(ctx: Any, grad: Tensor) -> tuple[Tensor | None, ...]:
     image, matrix = ctx.saved_tensors
     wanted = (*ctx.needs_input_grad[:2], False)
-    return (*_gradients(ctx, grad, image, matrix, None, False, wanted)[:2], None)
+    return (*_gradients(grad, image, matrix, None, False, wanted)[:2], None)
 
 
 def _dense_setup(ctx: Any, inputs: tuple[Any, ...], output: Tensor) -> None:
@@ -156,7 +158,8 @@ def _dense_setup(ctx: Any, inputs: tuple[Any, ...], output: Tensor) -> None:
 
 
 def _dense_backward(ctx: Any, grad: Tensor) -> tuple[Tensor | None, ...]:
-    return (*_gradients(ctx, grad, *ctx.saved_tensors, ctx.border, tuple(ctx.needs_input_grad[:3])), None)
+    image, matrix, displacement = ctx.saved_tensors
+    return (*_gradients(grad, image, matrix, displacement, ctx.border, ctx.needs_input_grad[:3]), None)
 
 
 def _compose_setup(ctx: Any, inputs: tuple[Any, ...], output: Tensor) -> None:
@@ -166,7 +169,7 @@ def _compose_setup(ctx: Any, inputs: tuple[Any, ...], output: Tensor) -> None:
 def _compose_backward(ctx: Any, grad: Tensor) -> tuple[Tensor | None, ...]:
     a, b = ctx.saved_tensors
     want_a, want_b = ctx.needs_input_grad
-    of_a, _, of_b = _gradients(ctx, grad, a, None, b, True, (want_a, False, want_b))
+    of_a, _, of_b = _gradients(grad, a, None, b, True, (want_a, False, want_b))
     return of_a, None if of_b is None else of_b + grad
 
 

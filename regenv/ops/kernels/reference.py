@@ -7,8 +7,6 @@ from torch import Tensor
 
 from regenv.ops.sampling import affine_coordinates, identity, sample, sample_labels, sample_vjp
 
-MOMENTS = 5
-
 
 def points(lanes: int, matrix: Tensor | None, displacement: Tensor | None, shape: tuple[int, ...]) -> Tensor:
     """Where the voxels of a grid look, (B, *shape, D)."""
