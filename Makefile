@@ -28,7 +28,7 @@ typecheck: $(READY)
 	$(V)/bin/mypy
 
 bench: $(READY)
-	for script in $(filter-out benchmarks/figures.py benchmarks/clients.py benchmarks/rllib.py,$(wildcard benchmarks/*.py)); do $(V)/bin/python $$script || exit 1; done
+	for script in $(filter-out benchmarks/common.py benchmarks/clients.py benchmarks/rllib.py,$(wildcard benchmarks/*.py)); do $(V)/bin/python $$script || exit 1; done
 
 install: $(READY)
 

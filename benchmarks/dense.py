@@ -28,7 +28,7 @@ import gymnasium as gym
 import matplotlib.pyplot as plt
 import numpy as np
 import torch
-from figures import keep
+from common import keep
 from stable_baselines3 import PPO, SAC
 from torch import Tensor
 

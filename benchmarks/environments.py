@@ -5,8 +5,8 @@
     python benchmarks/environments.py --size 16 --rounds 1 --no-growth     # a first look, two minutes
 
 Three tiers, as in EnvPool's paper: steps with actions drawn beforehand; steps whose actions a policy of SB3's PPO
-chooses; PPO learning. Every kind runs in processes of its own, kinds in turn, so that the ratios hold whatever else
-the machine does. All play ``RegRigid3D-v0`` on one pair from the same poses; no episode ends meanwhile. A last part
+chooses; PPO learning. Every kind runs in processes of its own, kinds in turn, round after round, so that whatever
+else the machine does meets all of them. All play ``RegRigid3D-v0`` on one pair; no episode ends meanwhile. A last part
 tells how the time of a native step grows with voxels and with lanes.
 """
 
@@ -18,7 +18,6 @@ import itertools
 import json
 import multiprocessing
 import os
-import platform
 import subprocess
 import sys
 import tempfile
@@ -44,12 +43,15 @@ WARM_UP, ROLLOUT, BATCH, EPOCHS = 3, 8, 64, 2      # vector steps; PPO's n_steps
 WIDTHS, FEATURES = (8, 16, 32, 32), 64             # of the policy's network: convolutions of stride 2, dense layer
 DRAWN = 256                                        # actions a lane, over and over
 LOOK = 0.02                                        # seconds between two looks at the memory
-GROWTH = {"size": [(size, 4) for size in (16, 24, 32, 48, 64, 96)],  # and lanes
-          "lanes": [(32, lanes) for lanes in (1, 4, 16, 64)]}
-GROWTH_STEPS, ABOVE = 5, 3.0                       # steps of a round; times the fastest, from where overhead is small
+GROWTH = {"sizes grow": [(size, 4) for size in (16, 24, 32, 48, 64, 96)],  # and lanes
+          "lanes grow": [(32, lanes) for lanes in (1, 4, 16, 64)]}
+GROWTH_STEPS = 5                                   # of a round
 TIERS = {1: "steps", 2: "steps and inference", 3: "steps, inference and learning"}
 REFERENCE = "sitk-async"
+PATIENT = {"OMP_WAIT_POLICY": "PASSIVE"}           # threads that spin would take the CPUs from workers
 THREADS = ("OMP_NUM_THREADS", "NUMBA_NUM_THREADS", "ITK_GLOBAL_DEFAULT_NUMBER_OF_THREADS")
+PRELOADED = {"regenv": ["regenv.env"], "SimpleITK": ["gymnasium", "SimpleITK", "scipy.spatial.transform"],
+             "SubprocVecEnv": ["stable_baselines3.common.vec_env"], "AsyncVectorEnv": ["gymnasium.vector"]}
 CPUS = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
 Work = Callable[[int], int]
 """Does at least so many vector steps and returns how many it has done."""
@@ -86,8 +88,6 @@ KINDS = {
     "cuda": Kind("regenv", "native", "cuda"),
     "cuda-1024": Kind("regenv", "native", "cuda", 1024, (1, 2)),  # whose rollouts would fill the memory
 }
-PRELOADED = {"regenv": ["regenv.env"], "SimpleITK": ["gymnasium", "SimpleITK", "scipy.spatial.transform"],
-             "SubprocVecEnv": ["stable_baselines3.common.vec_env"], "AsyncVectorEnv": ["gymnasium.vector"]}
 
 
 def as_image(array: np.ndarray, voxel_to_world: np.ndarray) -> sitk.Image:
@@ -191,7 +191,10 @@ def native(lanes: int, size: int, path: Path, device: str = "cpu") -> gym.vector
 
 
 def vectorised(kind: Kind, lanes: int, size: int, path: Path) -> Any:
-    """A VectorEnv of Gymnasium's or a VecEnv of SB3's. Workers come from a server that has imported what they need."""
+    """A VectorEnv of Gymnasium's or a VecEnv of SB3's, whose observations are the caller's to keep, as ours are.
+
+    Workers come from a server that has imported what they need: they start fast and share its memory.
+    """
     if kind.way == "native":
         return native(lanes, size, path, kind.device)
     functions = [partial(single, kind.engine, size, path)] * lanes
@@ -242,7 +245,7 @@ def learner(env: Any) -> Any:
                "features_extractor_kwargs": {"widths": WIDTHS, "strides": (2,) * len(WIDTHS),
                                              "features_dim": FEATURES}}
     return PPO("MlpPolicy", SB3VecEnv(env) if isinstance(env, gym.vector.VectorEnv) else env, n_steps=ROLLOUT,
-               batch_size=BATCH, n_epochs=EPOCHS, policy_kwargs=network, seed=0)
+               batch_size=min(BATCH, ROLLOUT * env.num_envs), n_epochs=EPOCHS, policy_kwargs=network, seed=0)
 
 
 def acting(env: Any, lanes: int) -> Work:
@@ -356,19 +359,10 @@ def growing(rounds: int, folder: str) -> dict[str, list[dict[str, float]]]:
 JOBS: dict[str, Callable[..., Any]] = {"measured": measured, "growing": growing}
 
 
-def exponent(points: Sequence[dict[str, float]]) -> tuple[float, int]:
-    """Slope of log seconds over log voxels, least squares, and of how many points: the last ones, those that take at
-    least ``ABOVE`` times as long as the fastest, and no fewer than two."""
-    least = ABOVE * min(point["seconds"] for point in points)
-    used = max(2, sum(point["seconds"] >= least for point in points))
-    voxels, taken = (np.log([point[name] for point in points[-used:]]) for name in ("voxels", "seconds"))
-    return float(np.polyfit(voxels, taken, 1)[0]), used
-
-
 def alone(job: str, threads: int, **given: Any) -> Any:
     """A job's result from a process of its own. Raises RuntimeError where it fails."""
     run = subprocess.run([sys.executable, __file__, "--job", job, json.dumps(given)], capture_output=True, text=True,
-                         env=os.environ | dict.fromkeys(THREADS, str(threads)))
+                         env={**os.environ, **PATIENT, **dict.fromkeys(THREADS, str(threads))})
     if run.returncode:
         raise RuntimeError(f"{job} of {given} ended with {run.returncode}: {run.stderr.strip()[-2000:]}")
     return json.loads(run.stdout.splitlines()[-1])
@@ -389,28 +383,38 @@ def summary(runs: Sequence[dict[str, Any]]) -> list[dict[str, Any]]:
     return rows
 
 
+def rounded(rate: float) -> str:
+    return f"{rate:,.0f}" if rate >= 100 else f"{rate:.3g}"
+
+
 def table(rows: Sequence[dict[str, Any]], size: int) -> str:
     lines = [f"| tier | kind | lanes | steps/s | least to most | million voxels/s | peak memory, MB | "
              f"of {KINDS[REFERENCE].label} |", "| --- | --- | ---: | ---: | ---: | ---: | ---: | ---: |"]
     for row in rows:
         rate, held, ratio = row["steps_per_second"], row["peak_bytes"], row["ratio"]
-        lines.append(f"| {row['tier']} | {KINDS[row['kind']].label} | {row['lanes']} | {rate:.4g} | "
-                     f"{row['least']:.4g} to {row['most']:.4g} | {rate * size**3 / 1e6:.4g} | "
+        lines.append(f"| {row['tier']} | {KINDS[row['kind']].label} | {row['lanes']} | {rounded(rate)} | "
+                     f"{rounded(row['least'])} to {rounded(row['most'])} | {rounded(rate * size**3 / 1e6)} | "
                      f"{f'{held / 1e6:.0f}' if held else '-'} | {f'{ratio:.2f} x' if ratio else '-'} |")
     return "\n".join(lines) + "\n"
 
 
 def growth_table(growth: dict[str, list[dict[str, float]]]) -> str:
-    lines = ["| grows | size | lanes | ms | ns a voxel |", "| --- | ---: | ---: | ---: | ---: |"]
+    lines = ["| | size | lanes | ms | ns a voxel |", "| --- | ---: | ---: | ---: | ---: |"]
     lines += [f"| {name} | {point['size']} | {point['lanes']} | {1e3 * point['seconds']:.3g} | "
               f"{1e9 * point['seconds'] / point['voxels']:.3g} |" for name, each in growth.items() for point in each]
     return "\n".join(lines) + "\n"
 
 
+def law(points: Sequence[dict[str, float]]) -> tuple[float, float, int]:
+    """Exponent and factor of seconds over voxels, and the number of last points they were fitted to."""
+    from common import power_law
+    return power_law([point["voxels"] for point in points], [point["seconds"] for point in points])
+
+
 def draw(path: Path, rows: Sequence[dict[str, Any]], growth: dict[str, list[dict[str, float]]]) -> None:
     """Steps a second of every kind in every tier; and how the time of a native step grows."""
     import matplotlib.pyplot as plt
-    from figures import keep
+    from common import keep
     figure, axes = plt.subplots(1, 2 if growth else 1, figsize=(12 if growth else 7, 4.5), squeeze=False)
     names, tiers = (list(dict.fromkeys(row[part] for row in rows)) for part in ("kind", "tier"))
     left, high = axes[0, 0], 0.8 / len(tiers)
@@ -418,19 +422,19 @@ def draw(path: Path, rows: Sequence[dict[str, Any]], growth: dict[str, list[dict
         shown = [row for row in rows if row["tier"] == tier]
         bars = left.barh([names.index(row["kind"]) + high * (number - (len(tiers) - 1) / 2) for row in shown],
                          [row["steps_per_second"] for row in shown], high, label=TIERS[tier])
-        left.bar_label(bars, [f"{row['steps_per_second']:.3g}" for row in shown], padding=2, fontsize=7)
+        left.bar_label(bars, [rounded(row["steps_per_second"]) for row in shown], padding=2, fontsize=7)
     left.set(yticks=range(len(names)), yticklabels=[KINDS[name].label for name in names], xscale="log",
              xlabel="environment steps a second")
     left.invert_yaxis()
     left.margins(x=0.15)
     left.grid(alpha=0.3, axis="x")
-    left.legend(fontsize=8)
+    left.legend(fontsize=8, ncols=len(tiers), loc="lower center", bbox_to_anchor=(0.5, 1))
     for name, points in growth.items():
-        power, used = exponent(points)
-        voxels, taken = (np.array([point[part] for point in points]) for part in ("voxels", "seconds"))
-        line, = axes[0, 1].plot(voxels, 1e3 * taken, "o", label=f"{name} grow: power {power:.2f} of the last {used}")
-        fitted = np.exp(np.log(taken[-used:]).mean()) * (voxels / np.exp(np.log(voxels[-used:]).mean())) ** power
-        axes[0, 1].plot(voxels[-used:], 1e3 * fitted[-used:], color=line.get_color())
+        power, factor, used = law(points)
+        voxels = np.array([point["voxels"] for point in points])
+        line, = axes[0, 1].plot(voxels, [1e3 * point["seconds"] for point in points], "o",
+                                label=f"{name}: power {power:.2f} of the last {used}")
+        axes[0, 1].plot(voxels[-used:], 1e3 * factor * voxels[-used:]**power, color=line.get_color())
     if growth:
         axes[0, 1].set(xlabel="voxels of a batch", ylabel="ms a native step, one thread", xscale="log", yscale="log")
         axes[0, 1].grid(alpha=0.3)
@@ -438,40 +442,25 @@ def draw(path: Path, rows: Sequence[dict[str, Any]], growth: dict[str, list[dict
     keep(figure, path)
 
 
-def machine() -> str:
-    import torch
-    model = ""
-    if Path("/proc/cpuinfo").exists():
-        models = [line.partition(":")[2].strip() for line in Path("/proc/cpuinfo").read_text().splitlines()
-                  if line.startswith("model name")]
-        model = f" ({models[0]})" if models else ""
-    graphics = f", {torch.cuda.get_device_name()}" if torch.cuda.is_available() else ""
-    return f"{platform.machine()}, {CPUS} CPUs{model}{graphics}, torch {torch.__version__}"
-
-
 def page(command: str, size: int, rows: Sequence[dict[str, Any]], growth: dict[str, list[dict[str, float]]]) -> str:
-    tiers = "; ".join(f"{tier}: {TIERS[tier]}" for tier in dict.fromkeys(row["tier"] for row in rows))
-    told = f"""# Speed of the environments
-
-Made by `{command}` on {date.today()}, {machine()}.
-
-Rigid registration of {size} x {size} x {size} voxels, one pair. Tiers: {tiers}. Medians over the rounds; ratios are
-taken within each round. A step is one of one lane. In the first tier the native environment and AsyncVectorEnv are
-stepped as they are and give arrays (on CUDA: tensors there); in the others SB3VecEnv hands them to SB3. Workers compute
-on one thread each, the policy and all else on all CPUs. Memory is that of all processes together, shared pages counted
-once (PSS), the most while a tier warms up.
-
-{table(rows, size)}"""
+    from common import ABOVE, machine
+    tiers = "; ".join(f"{tier}, {TIERS[tier]}" for tier in dict.fromkeys(row["tier"] for row in rows))
+    told = (f"# Speed of the environments\n\nMade by `{command}` on {date.today()}: {machine()}.\n\n"
+            f"Rigid registration of one pair, {size} voxels an axis. Tiers: {tiers}. Medians over the rounds; ratios "
+            "are taken within each round. Steps are those of single lanes. In tier 1 the native environment and "
+            "AsyncVectorEnv (shared memory) are stepped as they are and give arrays, on CUDA tensors there; in tiers "
+            "2 and 3 regenv's SB3VecEnv hands them to SB3. Workers compute on one thread each, the policy and all "
+            "else on all CPUs; threads that wait sleep (OMP_WAIT_POLICY). PPO is the same for all: rollouts of "
+            f"{ROLLOUT} steps a lane, {EPOCHS} epochs in batches of {BATCH}, {len(WIDTHS)} strided convolutions of "
+            f"{WIDTHS[0]} to {WIDTHS[-1]} channels. Memory is the host's, of all processes together, pages that they "
+            f"share counted once (PSS): the most while a tier warms up.\n\n{table(rows, size)}")
     if growth:
-        told += f"""
-## Growth
-
-A native step on the CPU, on one thread. {" ".join(
-    "Time grows with the {}'s power {:.2f} of the voxels of a batch (least squares over the logarithms of the last {}, "
-    "which take at least {:g} times as long as the fastest).".format(name, *exponent(points), ABOVE)
-    for name, points in growth.items())}
-
-{growth_table(growth)}"""
+        laws = ", and ".join(f"with the power {power:.2f} of its voxels while {name} (the last {used} rows)"
+                             for name, (power, _, used) in ((name, law(each)) for name, each in growth.items()))
+        told += ("\n## Growth\n\nThe time of a native step on the CPU, on one thread, grows "
+                 f"{laws}: least squares over the logarithms, of the rows that take at least {ABOVE:g} times as long "
+                 "as the fastest, for below them overhead rules, and of two rows at least.\n\n"
+                 f"{growth_table(growth)}")
     return told
 
 
@@ -487,7 +476,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     parser.add_argument("--kinds", nargs="+", choices=KINDS, help="default: all that this machine can run")
     parser.add_argument("--tiers", type=int, nargs="+", choices=TIERS, default=list(TIERS))
     parser.add_argument("--rounds", type=positive, default=5)
-    parser.add_argument("--steps", type=positive, default=24, help="of all lanes, a round; whole rollouts in tier 3")
+    parser.add_argument("--steps", type=positive, default=16, help="of all lanes, a round; whole rollouts in tier 3")
     parser.add_argument("--size", type=positive, default=64, help="voxels an axis")
     parser.add_argument("--lanes", type=positive, default=16)
     parser.add_argument("--growth", action=argparse.BooleanOptionalAction, default=True, help="the last part")
@@ -499,6 +488,7 @@ def main(argv: Sequence[str] | None = None) -> int:
         print(json.dumps(JOBS[name](**json.loads(given))))
         return 0
     import torch
+    from common import machine
 
     from regenv.data.io import atomic
     able = {name for name, kind in KINDS.items() if kind.device == "cpu" or torch.cuda.is_available()}
@@ -513,12 +503,12 @@ def main(argv: Sequence[str] | None = None) -> int:
         for turn in range(arguments.rounds):
             for name in arguments.kinds or [name for name in KINDS if name in able]:
                 kind = KINDS[name]
-                tiers = [tier for tier in arguments.tiers if tier in kind.tiers]
+                tiers = sorted(set(arguments.tiers) & set(kind.tiers))
                 found = alone("measured", kind.threads, name=name, tiers=tiers, steps=arguments.steps,
                               lanes=kind.lanes or arguments.lanes, size=arguments.size, pair=str(pair))
                 runs += [{"round": turn, **run} for run in found]
                 print(f"round {turn + 1}, {kind.label}: " + ", ".join(
-                    f"{run['steps_per_second']:.4g} steps/s in tier {run['tier']}" for run in found), flush=True)
+                    f"{rounded(run['steps_per_second'])} steps/s in tier {run['tier']}" for run in found), flush=True)
         growth = alone("growing", 1, rounds=arguments.rounds, folder=folder) if arguments.growth else {}
     rows, command = summary(runs), " ".join(["python benchmarks/environments.py", *typed])
     with atomic(arguments.out.with_suffix(".md")) as temporary:
@@ -526,7 +516,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     with atomic(arguments.out.with_suffix(".json")) as temporary:
         temporary.write_text(json.dumps({
             "command": command, "date": str(date.today()), "machine": machine(), "size": arguments.size, "rows": rows,
-            "runs": runs, "growth": growth, "exponents": {name: exponent(each) for name, each in growth.items()}},
+            "runs": runs, "growth": growth, "exponents": {name: law(each)[0] for name, each in growth.items()}},
             indent=1) + "\n")
     draw(arguments.out.with_suffix(".png"), rows, growth)
     return 0

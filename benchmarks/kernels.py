@@ -1,19 +1,20 @@
-"""Warps and field compositions beside their peers on the CPU: torch, SimpleITK, SciPy and, where installed, MONAI.
+"""Warps and field compositions beside their peers: torch, SimpleITK, SciPy and, where installed, MONAI and kornia.
 
     python benchmarks/kernels.py                             # all sizes, on one thread and on all
     python benchmarks/kernels.py --sizes 64x64x64 --lanes 1  # one row per warp
 
 All methods of a row do the same work on the same numbers, in turn, so the ratios hold whatever else the machine does.
+Where there is a GPU its kernels are measured too, beside torch, MONAI and kornia there.
 """
 
 from __future__ import annotations
 
 import argparse
 import importlib.util
+import itertools
 import json
 import math
 import os
-import platform
 import sys
 from collections.abc import Callable, Sequence
 from datetime import date
@@ -28,7 +29,7 @@ import scipy.ndimage
 import SimpleITK as sitk
 import torch
 import torch.nn.functional as F
-from figures import keep
+from common import ABOVE, keep, machine, power_law
 from torch import Tensor
 
 from regenv.data.io import atomic
@@ -40,6 +41,7 @@ LANES = (1, 16, 256)
 MOST = 1 << 24                      # voxels of a batch: larger ones are left out
 PEERS_MOST = 1 << 23                # of a batch for peers that take one image after the other
 COPIED = 1 << 28                    # bytes, by which the bandwidth is measured
+GPU_SIZES = (("64x64x64", 64), ("256x256x256", 1), ("512x512", 64))  # and lanes
 Method = Callable[[], Any]
 
 
@@ -80,12 +82,19 @@ def affine(image: Tensor, matrix: Tensor, field: Tensor) -> dict[str, Method]:
     back[:ndim, :ndim], back[:ndim, ndim] = torch.diag(1 / scale), 1 / scale
     theta = (norm @ matrix @ back)[:, :ndim].flip(1)
     theta = torch.cat([theta[..., :ndim].flip(2), theta[..., ndim:]], 2)
+    theta, size = theta.to(image.device), tuple(shape)
     found: dict[str, Method] = {
         "regenv": lambda: warp.warp_affine(image, matrix, shape),
         "torch affine_grid": lambda: F.grid_sample(image, F.affine_grid(theta, list(image.shape), align_corners=True),
                                                    align_corners=True),
         "torch broadcast grid": lambda: sampling.sample(image, sampling.affine_coordinates(matrix, shape))}
-    if image.numel() <= PEERS_MOST:
+    if importlib.util.find_spec("kornia"):
+        from kornia.geometry import transform as kornia
+        push = torch.linalg.inv(matrix)[:, :ndim].flip(1)
+        push = torch.cat([push[..., :ndim].flip(2), push[..., ndim:]], 2)
+        theirs = kornia.warp_affine if ndim == 2 else kornia.warp_affine3d
+        found["kornia"] = lambda: theirs(image, push, size, align_corners=True)
+    if image.numel() <= PEERS_MOST and image.device.type == "cpu":
         arrays = image[:, 0].numpy()
         images, transform = [as_image(array) for array in arrays], as_transform(matrix[0])
         linear, offset = matrix[0, :ndim, :ndim].numpy(), matrix[0, :ndim, ndim].numpy()
@@ -98,8 +107,9 @@ def dense(image: Tensor, matrix: Tensor, field: Tensor) -> dict[str, Method]:
     shape, ndim = tuple(image.shape[2:]), image.ndim - 2
     found: dict[str, Method] = {
         "regenv": lambda: warp.warp_dense(image, field),
-        "torch broadcast grid": lambda: sampling.sample(image, (sampling.identity(shape) + field).movedim(1, -1))}
-    if image.numel() <= PEERS_MOST:
+        "torch broadcast grid": lambda: sampling.sample(
+            image, (sampling.identity(shape, image.device) + field).movedim(1, -1))}
+    if image.numel() <= PEERS_MOST and image.device.type == "cpu":
         arrays, images = image[:, 0].numpy(), [as_image(array) for array in image[:, 0].numpy()]
         transforms = [sitk.DisplacementFieldTransform(sitk.GetImageFromArray(
             each.flip(0).movedim(0, -1).double().numpy(), isVector=True)) for each in field]
@@ -119,15 +129,15 @@ def composition(image: Tensor, matrix: Tensor, field: Tensor) -> dict[str, Metho
     shape, other = tuple(image.shape[2:]), field.flip(0).contiguous()
     return {"regenv": lambda: warp.compose(other, field),
             "torch broadcast grid": lambda: field + sampling.sample(
-                other, (sampling.identity(shape) + field).movedim(1, -1), padding="border")}
+                other, (sampling.identity(shape, field.device) + field).movedim(1, -1), padding="border")}
 
 
 def labels(image: Tensor, matrix: Tensor, field: Tensor) -> dict[str, Method]:
     shape, classes = tuple(image.shape[2:]), (9 * image).to(torch.int16)
     return {
         "regenv": lambda: warp.warp_through(classes, matrix, field, shape, mode="nearest"),
-        "torch broadcast grid": lambda: sampling.sample_labels(classes, warp.transform_points(
-            matrix, (sampling.identity(shape) + field).flatten(2).transpose(1, 2)).unflatten(1, shape))}
+        "torch broadcast grid": lambda: sampling.sample_labels(
+            classes, sampling.affine_coordinates(matrix, shape, field))}
 
 
 WARPS: dict[str, tuple[Callable[[Tensor, Tensor, Tensor], dict[str, Method]], Callable[[int], int]]] = {
@@ -135,24 +145,29 @@ WARPS: dict[str, tuple[Callable[[Tensor, Tensor, Tensor], dict[str, Method]], Ca
     "composition": (composition, lambda ndim: 12 * ndim), "labels": (labels, lambda ndim: 4 + 4 * ndim)}
 
 
-def seconds(methods: dict[str, Method], repeats: int) -> dict[str, float]:
+def seconds(methods: dict[str, Method], repeats: int, device: str = "cpu") -> dict[str, float]:
     """Median seconds of every method, taken in turn; the first time, which may compile, is not counted."""
-    for method in methods.values():
+    def run(method: Method) -> float:
+        begin = perf_counter()
         method()
+        if device == "cuda":
+            torch.cuda.synchronize()
+        return perf_counter() - begin
+
+    for method in methods.values():
+        run(method)
     taken: dict[str, list[float]] = {name: [] for name in methods}
     for _ in range(repeats):
         for name, method in methods.items():
-            begin = perf_counter()
-            method()
-            taken[name].append(perf_counter() - begin)
+            taken[name].append(run(method))
     return {name: float(np.median(each)) for name, each in taken.items()}
 
 
-def bandwidth() -> float:
+def bandwidth(device: str = "cpu") -> float:
     """Bytes a second of a large copy, read and written."""
-    source = torch.ones(COPIED // 4)
+    source = torch.ones(COPIED // 4, device=device)
     target = torch.empty_like(source)
-    return 2 * COPIED / seconds({"copy": lambda: target.copy_(source)}, 5)["copy"]
+    return 2 * COPIED / seconds({"copy": lambda: target.copy_(source)}, 5, device)["copy"]
 
 
 def threaded(threads: int) -> None:
@@ -180,7 +195,7 @@ def draw(path: Path, rows: Sequence[dict[str, Any]]) -> None:
     for name in WARPS:
         for ndim, marker in ((2, "s"), (3, "o")):
             shown = [row for row in rows if row["warp"] == name and row["shape"].count("x") == ndim - 1
-                     and row["threads"] == 1]
+                     and row["threads"] == "1"]
             axis.plot([row["voxels"] for row in shown],
                       [row["seconds"]["torch broadcast grid"] / row["seconds"]["regenv"] for row in shown], marker,
                       label=f"{name}, {ndim}D")
@@ -189,6 +204,35 @@ def draw(path: Path, rows: Sequence[dict[str, Any]]) -> None:
     axis.grid(alpha=0.3)
     axis.legend(fontsize=8, ncols=2)
     keep(figure, path)
+
+
+def measured(names: Sequence[str], size: str, lanes: int, where: str, copied: float, repeats: int,
+             device: str = "cpu") -> list[dict[str, Any]]:
+    """A row for every warp."""
+    shape = tuple(int(n) for n in size.split("x"))
+    given, voxels, rows = [part.to(device) for part in problem(shape, lanes)], lanes * math.prod(shape), []
+    for name in names:
+        make, moved = WARPS[name]
+        taken, bytes_moved = seconds(make(*given), repeats, device), moved(len(shape)) * voxels
+        rows.append({"warp": name, "shape": size, "lanes": lanes, "threads": where, "voxels": voxels, "seconds": taken,
+                     "bytes": bytes_moved, "share": bytes_moved / taken["regenv"] / copied})
+        print(f"{name}, {size}, {lanes} lanes, {where} threads: " + ", ".join(
+            f"{who} {1e3 * each:.3g} ms" for who, each in taken.items()), flush=True)
+    return rows
+
+
+def growth(rows: Sequence[dict[str, Any]]) -> list[dict[str, Any]]:
+    """Exponents of our seconds on one thread, over the voxels of one image and over the lanes of a batch."""
+    laws = []
+    for name, ndim in itertools.product(WARPS, (2, 3)):
+        mine = [row for row in rows if row["warp"] == name and row["threads"] == "1"
+                and row["shape"].count("x") == ndim - 1]
+        for over, chosen in (("voxels", [row for row in mine if row["lanes"] == 1]),
+                             ("lanes", [row for row in mine if row["shape"] == mine[0]["shape"]])):
+            if len(chosen) > 1:
+                power, _, used = power_law([row[over] for row in chosen], [row["seconds"]["regenv"] for row in chosen])
+                laws.append({"warp": f"{name}, {ndim}D", "over": over, "power": power, "rows": used})
+    return laws
 
 
 def main(argv: Sequence[str] | None = None) -> int:
@@ -200,34 +244,35 @@ def main(argv: Sequence[str] | None = None) -> int:
     parser.add_argument("--repeats", type=int, default=7)
     parser.add_argument("--out", type=Path, default=RESULTS / "kernels")
     arguments = parser.parse_args(typed)
-    rows, everything = [], min(numba.config.NUMBA_NUM_THREADS, os.cpu_count() or 1)
-    copied = {}
+    everything = min(numba.config.NUMBA_NUM_THREADS, os.cpu_count() or 1)
+    rows: list[dict[str, Any]] = []
+    copied: dict[str, float] = {}
     for threads in dict.fromkeys((1, everything)):
         threaded(threads)
-        copied[threads] = bandwidth()
-        for size in arguments.sizes.split(","):
-            shape = tuple(int(n) for n in size.split("x"))
-            for lanes in arguments.lanes:
-                voxels = lanes * math.prod(shape)
-                if voxels > MOST:
-                    continue
-                given = problem(shape, lanes)
-                for name in arguments.warps:
-                    make, moved = WARPS[name]
-                    taken = seconds(make(*given), arguments.repeats)
-                    rows.append({"warp": name, "shape": size, "lanes": lanes, "threads": threads, "voxels": voxels,
-                                 "seconds": taken, "bytes": moved(len(shape)) * voxels,
-                                 "share": moved(len(shape)) * voxels / taken["regenv"] / copied[threads]})
-                    print(f"{name}, {size}, {lanes} lanes, {threads} threads: " + ", ".join(
-                        f"{who} {1e3 * each:.3g} ms" for who, each in taken.items()), flush=True)
+        copied[str(threads)] = bandwidth()
+        for size, lanes in itertools.product(arguments.sizes.split(","), arguments.lanes):
+            if lanes * math.prod(int(n) for n in size.split("x")) <= MOST:
+                rows += measured(arguments.warps, size, lanes, str(threads), copied[str(threads)], arguments.repeats)
+    if torch.cuda.is_available():
+        copied["GPU"] = bandwidth("cuda")
+        for size, lanes in GPU_SIZES:
+            rows += measured(arguments.warps, size, lanes, "GPU", copied["GPU"], 20, "cuda")
+    laws = growth(rows)
     told = (f"# Kernels\n\nMade by `{' '.join(['python benchmarks/kernels.py', *typed])}` on {date.today()}, "
-            f"{platform.machine()}, torch {torch.__version__}; a copy moves "
-            f"{', '.join(f'{rate / 1e9:.1f} GB/s on {threads}' for threads, rate in copied.items())} threads. Times of "
-            f"others are multiples of ours.\n\n{table(rows)}")
+            f"{machine()}; a copy moves "
+            f"{', '.join(f'{rate / 1e9:.1f} GB/s on {threads}' for threads, rate in copied.items())} (threads). Times "
+            f"of others are multiples of ours.\n\n{table(rows)}")
+    if laws:
+        told += ("\n## Growth\n\nOur time on one thread grows with these powers of the voxels of one image, and of the "
+                 "lanes at the smallest size: least squares over the logarithms, of the rows that take at least "
+                 f"{ABOVE:g} times as long as the fastest, for below them overhead rules.\n\n"
+                 "| warp | over | power | rows |\n| --- | --- | ---: | ---: |\n" + "".join(
+                     f"| {law['warp']} | {law['over']} | {law['power']:.2f} | {law['rows']} |\n" for law in laws))
     with atomic(arguments.out.with_suffix(".md")) as temporary:
         temporary.write_text(told)
     with atomic(arguments.out.with_suffix(".json")) as temporary:
-        temporary.write_text(json.dumps({"copy_bytes_per_second": copied, "rows": rows}, indent=1) + "\n")
+        temporary.write_text(json.dumps({"machine": machine(), "copy_bytes_per_second": copied, "rows": rows,
+                                         "growth": laws}, indent=1) + "\n")
     draw(arguments.out.with_suffix(".png"), rows)
     return 0
 

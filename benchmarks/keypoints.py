@@ -24,7 +24,7 @@ os.environ.setdefault("NUMBA_NUM_THREADS", "1")
 import matplotlib.pyplot as plt
 import numpy as np
 import torch
-from figures import keep
+from common import keep
 from torch import Tensor
 
 from regagents import learn2reg

@@ -28,7 +28,7 @@ os.environ.setdefault("NUMBA_NUM_THREADS", "1")
 import matplotlib.pyplot as plt
 import numpy as np
 import torch
-from figures import keep
+from common import keep
 from tqdm import tqdm
 
 from regagents.classical import Elastix

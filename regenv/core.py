@@ -125,7 +125,7 @@ class RegistrationCore:
     def observe(self, state: EpisodeState) -> Any:
         """Observations (B, *observation shape), or a dict of them, fresh memory.
 
-        But for the ``view`` that the step has made: whoever gives that away goes on with ``state.seen()``.
+        But for the view that the step has made: whoever gives that away goes on with ``state.seen()``.
         """
         return self.task.observation(state)
 

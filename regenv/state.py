@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass, fields, replace
+from collections.abc import Mapping
+from dataclasses import dataclass, field, fields, replace
 from typing import Any
 
 import torch
@@ -31,7 +32,7 @@ class EpisodeState:
         arrived: (B,) bool, the stopping rule holds.
         steps: (B,) int64, steps taken.
         luck: (B,) int64 or None, seed of what is random in the transition.
-        view: (B, ...) float32 or None, what is to be seen of fixed and warped, where the last step has made it.
+        views: (B, ...) float32, what is to be seen of fixed and warped, by name: those that the last step has made.
         moments: (B, C, 5) float64 or None, sums over the voxels of fixed and warped, as :func:`regenv.ops.warp.look`.
     """
 
@@ -48,7 +49,7 @@ class EpisodeState:
     arrived: Tensor
     steps: Tensor
     luck: Tensor | None = None
-    view: Tensor | None = None
+    views: Mapping[str, Tensor] = field(default_factory=dict)
     moments: Tensor | None = None
 
     def see(self, image: Tensor, mode: str = "bilinear") -> Tensor:
@@ -59,7 +60,7 @@ class EpisodeState:
         """The same with the moving image warped, what is seen of it ("difference", "pair" or "") and their moments."""
         pair = self.pair
         warped, seen, moments = look(pair.fixed, pair.moving, self._voxels, self.displacement, view)
-        return replace(self, warped=warped, view=seen if view else None, moments=moments)
+        return replace(self, warped=warped, views={view: seen} if view else {}, moments=moments)
 
     @property
     def _voxels(self) -> Tensor:
@@ -76,8 +77,8 @@ class EpisodeState:
         return replace(self, pair=self.pair.select(mask), **kept, **_UNMADE)
 
     def seen(self) -> EpisodeState:
-        """The same after its view has been given away, so that nobody else gets that memory."""
-        return replace(self, view=None)
+        """The same after its views have been given away, so that nobody else gets that memory."""
+        return replace(self, views={})
 
     def put(self, mask: Tensor, other: EpisodeState) -> EpisodeState:
         """A copy whose lanes of ``mask`` (B,) bool are those of ``other``, which has as many lanes as mask has True."""
@@ -100,4 +101,4 @@ class EpisodeState:
                 if f.name not in ("pair", *_UNMADE) and (value := getattr(self, f.name)) is not None]
 
 
-_UNMADE: dict[str, Any] = {"view": None, "moments": None}  # what states that are mixed have to make anew
+_UNMADE: dict[str, Any] = {"views": {}, "moments": None}  # what states that are mixed have to make anew

@@ -29,7 +29,9 @@ class Difference:
 
     def __call__(self, state: EpisodeState) -> Tensor:
         """(B, 1, *shape)."""
-        difference = state.pair.fixed - state.warped if state.view is None else state.view
+        difference = state.views.get(self.view)
+        if difference is None:
+            difference = state.pair.fixed - state.warped
         return _quantized((difference * 0.5).add_(128 / 255)) if self.dtype == "uint8" else difference
 
 
@@ -49,7 +51,9 @@ class Pair:
 
     def __call__(self, state: EpisodeState) -> Tensor:
         """(B, 2, *shape)."""
-        both = torch.cat([state.pair.fixed, state.warped], dim=1).clamp_(0, 1) if state.view is None else state.view
+        both = state.views.get(self.view)
+        if both is None:
+            both = torch.cat([state.pair.fixed, state.warped], dim=1).clamp_(0, 1)
         return _quantized(both) if self.dtype == "uint8" else both
 
 

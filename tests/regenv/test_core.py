@@ -295,7 +295,7 @@ def test_put_and_keep_touch_only_their_lanes() -> None:
     state, other = core.reset(generators(3)), core.reset(generators(2, seed=9))
     mask = torch.tensor([True, False, True])
     mixed = state.put(mask, other)
-    unmade = {"view": None, "moments": None}
+    unmade = {"views": {}, "moments": None}
     state, other = replace(state, **unmade), replace(other, **unmade)
     for mine, theirs, result in zip(tensors(state), tensors(other), tensors(mixed), strict=True):
         assert torch.equal(result[mask], theirs)

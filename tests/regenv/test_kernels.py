@@ -125,6 +125,16 @@ def test_degenerate_matrices(matrix: torch.Tensor) -> None:
     torch.testing.assert_close(ours, theirs.nan_to_num(), rtol=0, atol=TOLERANCE)
 
 
+@pytest.mark.parametrize("shape", [(7, 9), (5, 6, 7), (5, 6, 1), (1, 1, 1)])
+def test_an_image_through_the_identity_is_itself_to_the_last_bit(shape: tuple[int, ...], triton_kernels) -> None:
+    image, still = torch.rand(2, 1, *shape), torch.eye(len(shape) + 1)[None]
+    field = torch.zeros(2, len(shape), *shape)
+    for given_ in ((still, None), (None, field), (still, field)):
+        assert torch.equal(cpu.warp(image, *given_, shape, False), image)
+        on_cuda = [None if part is None else part.to(CUDA) for part in (image, *given_)]
+        assert torch.equal(triton_kernels.warp(*on_cuda, shape, True).cpu(), image)
+
+
 @pytest.mark.parametrize("threads", [1, 2])
 def test_above_the_threads_limit(threads: int) -> None:
     case = Problem((80, 130, 127), (70, 90, 110), kind="through")
@@ -335,7 +345,7 @@ RECORDED = Path(__file__).parents[2] / "benchmarks" / "results" / "kernels.json"
 def test_kernels_are_as_fast_beside_torch_as_recorded(name: str, monkeypatch) -> None:
     """No absolute times: the ratio to the reference, in this process, is at least half of the recorded one."""
     row = next(row for row in json.loads(RECORDED.read_text())["rows"]
-               if (row["warp"], row["shape"], row["lanes"], row["threads"]) == (name, "64x64x64", 1, 1))
+               if (row["warp"], row["shape"], row["lanes"], row["threads"]) == (name, "64x64x64", 1, "1"))
     recorded = row["seconds"]["torch broadcast grid"] / row["seconds"]["regenv"]
     case = Problem((64,) * 3, (64,) * 3, kind="affine" if name == "affine" else "dense")
     run = {"affine": lambda: warp.warp_affine(case.image, case.matrix, case.shape),

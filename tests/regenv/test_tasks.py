@@ -102,8 +102,11 @@ def test_observations_are_the_difference_or_the_pair() -> None:
     fixed, warped = state.pair.fixed, state.warped
     seen = {(kind, dtype): OBSERVATIONS[kind](dtype)(state) for kind in OBSERVATIONS for dtype in ("float32", "uint8")}
     assert torch.equal(seen["difference", "float32"], fixed - warped)
-    assert torch.equal(seen["pair", "float32"], torch.cat([fixed, warped], 1))
-    assert torch.equal(seen["pair", "uint8"], torch.round(torch.cat([fixed, warped], 1) * 255).to(torch.uint8))
+    both = torch.cat([fixed, warped], 1).clamp(0, 1)
+    assert torch.equal(seen["pair", "float32"], both)
+    assert torch.equal(seen["pair", "uint8"], torch.round(both * 255).to(torch.uint8))
+    anew = {(kind, dtype): OBSERVATIONS[kind](dtype)(state.seen()) for kind, dtype in seen}
+    assert all(torch.equal(seen[key], anew[key]) for key in seen)
     coded = (seen["difference", "uint8"].float() - 128) / 127.5
     assert (coded - (fixed - warped)).abs().max() <= 1 / 127.5
     for (kind, dtype), observation in seen.items():
@@ -113,7 +116,7 @@ def test_observations_are_the_difference_or_the_pair() -> None:
 
 def test_agreeing_images_have_a_grey_difference() -> None:
     state = begun(small("RegRigid2D-v0"), [[0.0] * 3])
-    same = replace(state, warped=state.pair.fixed)
+    same = replace(state.seen(), warped=state.pair.fixed)
     assert (OBSERVATIONS["difference"]("uint8")(same) == 128).all()
 
 

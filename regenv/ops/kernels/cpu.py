@@ -1,5 +1,5 @@
-"""Warps on the CPU, row by row: where the row's voxels look is worked out by vector instructions into buffers of one
-row, then the values are fetched without a branch. No sampling grid is ever in memory.
+"""Warps on the CPU, block by block: where some rows of voxels look is worked out by vector instructions into buffers
+that stay in the first cache, then the values are fetched without a branch. No sampling grid is ever in memory.
 
 Two dimensions are a volume of one slice. A map is an affine matrix (1 or B, 4, 4), a displacement (B, 2 or 3, *shape),
 or the first after the second; float32. What is inside an image is decided without fused multiplications, so exactly as
@@ -8,21 +8,29 @@ or the first after the second; float32. What is inside an image is decided witho
 
 from __future__ import annotations
 
+from collections.abc import Sequence
+from typing import Any
+
 import numba
 import numpy as np
 import torch
+from llvmlite import ir
+from numba.core import cgutils
+from numba.extending import intrinsic
 from torch import Tensor
 
 from regenv.ops.kernels.layout import MOMENTS, bits, homogeneous
 from regenv.ops.kernels.threads import threads_for
 
+BLOCK = 1024  # voxels, of whole rows of one lane
+_PAIR, _FUSED = ir.VectorType(ir.FloatType(), 2), ("contract",)
 Map = tuple[np.ndarray, np.ndarray, bool, bool]
 
 
 def warp(image: Tensor, matrix: Tensor | None, displacement: Tensor | None, shape: tuple[int, ...], border: bool,
              add: bool = False) -> Tensor:
     """Linear values (B, C, *shape); ``add``: plus the displacement, of as many channels."""
-    volume, where, out = _volume(image, torch.float32), _map(matrix, displacement, len(image)), _empty(image, shape)
+    volume, where, out = _volume(image), _map(matrix, displacement, len(image)), _empty(image, shape)
     with threads_for(out.numel()) as chunks:
         _warp(volume, *where, border, add, _lifted(out), chunks)
     return out.to(image.dtype)
@@ -46,7 +54,7 @@ def look(fixed: Tensor, moving: Tensor, matrix: Tensor | None, displacement: Ten
     seen = torch.empty((lanes, {"difference": 1, "pair": 2, "": 0}[view] * channels, *shape), dtype=torch.float32)
     moments = torch.empty((lanes, channels, MOMENTS), dtype=torch.float64)
     with threads_for(warped.numel()) as chunks:
-        _look(_volume(fixed, torch.float32), _volume(moving, torch.float32), *_map(matrix, displacement, lanes),
+        _look(_volume(fixed), _volume(moving), *_map(matrix, displacement, lanes),
               _lifted(warped), _lifted(seen), moments.numpy(), chunks)
     return warped.to(moving.dtype), seen if view else seen.view(lanes, 0), moments
 
@@ -54,8 +62,8 @@ def look(fixed: Tensor, moving: Tensor, matrix: Tensor | None, displacement: Ten
 def vjp(grad: Tensor, image: Tensor, matrix: Tensor | None, displacement: Tensor | None, border: bool,
             want_image: bool, want_points: bool) -> tuple[Tensor | None, Tensor | None]:
     """Gradients of :func:`warp`, contracted with ``grad``: of the image, and of the points (B, D, *shape)."""
-    volume, where, shape = _volume(image, torch.float32), _map(matrix, displacement, len(image)), grad.shape[2:]
-    flow, ndim, of_image, of_points = _volume(grad, torch.float32), len(shape), None, None
+    volume, where, shape = _volume(image), _map(matrix, displacement, len(image)), grad.shape[2:]
+    flow, ndim, of_image, of_points = _volume(grad), len(shape), None, None
     with threads_for(grad.numel()) as chunks:
         if want_points:
             of_points = torch.empty((len(image), ndim, *shape), dtype=torch.float32)
@@ -67,8 +75,9 @@ def vjp(grad: Tensor, image: Tensor, matrix: Tensor | None, displacement: Tensor
     return of_image, of_points
 
 
-def _volume(image: Tensor, dtype: torch.dtype) -> np.ndarray:
-    return _lifted(image.detach().to(dtype).contiguous())
+def _volume(image: Tensor) -> np.ndarray:
+    """Float32 memory of images (B, C, *shape) as (B, C, D, H, W)."""
+    return _lifted(image.detach().to(torch.float32).contiguous())
 
 
 def _lifted(image: Tensor) -> np.ndarray:
@@ -81,38 +90,54 @@ def _empty(image: Tensor, shape: tuple[int, ...]) -> Tensor:
 
 def _map(matrix: Tensor | None, displacement: Tensor | None, lanes: int) -> Map:
     """Matrices (B, 4, 4) and displacements (B, 2 or 3, D, H, W), and whether there are any."""
-    field = np.empty((lanes, 3, 1, 1, 1), np.float32) if displacement is None else _volume(displacement, torch.float32)
+    field = np.empty((lanes, 3, 1, 1, 1), np.float32) if displacement is None else _volume(displacement)
     if matrix is None:
         return np.empty((lanes, 4, 4), np.float32), field, False, True
     return homogeneous(matrix, lanes).numpy(), field, True, displacement is not None
 
 
+@numba.njit(inline="always", error_model="numpy")
+def _shares(shape, chunk, chunks):  # type: ignore[no-untyped-def]
+    """Rows in a block and in a lane, blocks in a lane, and the blocks of the batch, first to last, of one of chunks."""
+    lanes, _, depth, height, width = shape
+    rows = depth * height
+    some = max(1, min(rows, BLOCK // width))
+    blocks = (rows + some - 1) // some
+    return some, rows, blocks, chunk * lanes * blocks // chunks, (chunk + 1) * lanes * blocks // chunks
+
+
 @numba.njit(error_model="numpy", cache=True)
-def _points(m, field, moved, bent, b, k, j, points):  # type: ignore[no-untyped-def]
-    """Where a row of voxels looks, into points (3, W). Its products are rounded before they are summed."""
-    first, width = field.shape[1] - 2, points.shape[1]
-    kk, jj = np.float32(k), np.float32(j)
-    if bent:
-        up, across, along = field[b, 0, k, j], field[b, first, k, j], field[b, first + 1, k, j]
-        zs, ys, xs = points[0], points[1], points[2]
-        for i in range(width):
-            zs[i] = kk + up[i] if first else kk
-        for i in range(width):
-            ys[i] = jj + across[i]
-        for i in range(width):
-            xs[i] = np.float32(np.int32(i)) + along[i]
-        if moved:
-            m0, m1, m2 = _row(m, 0), _row(m, 1), _row(m, 2)
-            for i in range(width):
-                z, y, x = zs[i], ys[i], xs[i]
-                zs[i] = m0[3] + m0[0] * z + m0[1] * y + m0[2] * x
-                ys[i] = m1[3] + m1[0] * z + m1[1] * y + m1[2] * x
-                xs[i] = m2[3] + m2[0] * z + m2[1] * y + m2[2] * x
-    else:
-        for axis in range(3):
-            start, step, line = m[axis, 3] + m[axis, 0] * kk + m[axis, 1] * jj, m[axis, 2], points[axis]
-            for i in range(width):
-                line[i] = start + step * np.float32(np.int32(i))  # AVX2 has no int64 to float32
+def _points(m, field, moved, bent, height, width, first, last, points):  # type: ignore[no-untyped-def]
+    """Where rows of a lane look, into points (3, N); field (2 or 3, voxels). Products are rounded before the sums."""
+    zs, ys, xs = points[0], points[1], points[2]
+    count = np.uint64(width)  # unsigned: no place counts from the end
+    for row in range(first, last):
+        k, j = np.float32(row // height), np.float32(row % height)
+        to, at = np.uint64((row - first) * width), np.uint64(row * width)
+        if bent:
+            thin = len(field) - 2
+            up, across, along = field[0], field[thin], field[thin + 1]
+            if thin:
+                for i in range(count):
+                    zs[to + i] = k + up[at + i]
+            else:
+                zs[to:to + count] = k
+            for i in range(count):
+                ys[to + i] = j + across[at + i]
+            for i in range(count):
+                xs[to + i] = np.float32(np.int32(i)) + along[at + i]
+        else:
+            for axis in range(3):
+                start, step, line = m[axis, 3] + m[axis, 0] * k + m[axis, 1] * j, m[axis, 2], points[axis]
+                for i in range(count):
+                    line[to + i] = start + step * np.float32(np.int32(i))  # AVX2 has no int64 to float32
+    if bent and moved:
+        m0, m1, m2 = _row(m, 0), _row(m, 1), _row(m, 2)
+        for i in range((last - first) * width):
+            z, y, x = zs[i], ys[i], xs[i]
+            zs[i] = m0[3] + m0[0] * z + m0[1] * y + m0[2] * x
+            ys[i] = m1[3] + m1[0] * z + m1[1] * y + m1[2] * x
+            xs[i] = m2[3] + m2[0] * z + m2[1] * y + m2[2] * x
 
 
 @numba.njit(inline="always", error_model="numpy")
@@ -127,34 +152,37 @@ def _clamped(at, top):  # type: ignore[no-untyped-def]
     return at if at < top else top
 
 
-@numba.njit(inline="always", error_model="numpy")
-def _within(z, y, x, sizes):  # type: ignore[no-untyped-def]
-    half = np.float32(0.5)
+@numba.njit(error_model="numpy", cache=True, fastmath={"reassoc"})
+def _kept(points, n, sizes, border, kept):  # type: ignore[no-untyped-def]
+    """Which of points (3, N) have a value, 1 or 0: those within the edges, with a border all numbers. How many."""
+    half, one, zero, count = np.float32(0.5), np.float32(1), np.float32(0), np.float32(0)
     d, h, w = np.float32(sizes[0]) - half, np.float32(sizes[1]) - half, np.float32(sizes[2]) - half
-    return (z >= -half) & (y >= -half) & (x >= -half) & (z < d) & (y < h) & (x < w)
+    zs, ys, xs = points[0], points[1], points[2]
+    if border:
+        for i in range(n):
+            z, y, x = zs[i], ys[i], xs[i]
+            kept[i] = one if (z == z) & (y == y) & (x == x) else zero
+            count += kept[i]
+    else:
+        for i in range(n):
+            z, y, x = zs[i], ys[i], xs[i]
+            kept[i] = one if (z >= -half) & (y >= -half) & (x >= -half) & (z < d) & (y < h) & (x < w) else zero
+            count += kept[i]
+    return int(count)
 
 
 @numba.njit(error_model="numpy", cache=True)
-def _cells(points, sizes, border, places, kept):  # type: ignore[no-untyped-def]
-    """Of points (3, W): the first voxel of the cell each lies in, whether it counts, and, in place of the points, how
-    far across the cell it lies, 0 to 1. How many count."""
+def _cells(points, n, sizes, places):  # type: ignore[no-untyped-def]
+    """Of points (3, N) the first voxel of the cell each lies in and, in their place, how far across it, 0 to 1."""
     d, h, w = np.int32(sizes[0]), np.int32(sizes[1]), np.int32(sizes[2])
     tops = np.float32(d - 1), np.float32(h - 1), np.float32(w - 1)
     lasts = np.int32(max(d - 2, 0)), np.int32(max(h - 2, 0)), np.int32(max(w - 2, 0))
     zs, ys, xs = points[0], points[1], points[2]
-    count = 0
-    for i in range(points.shape[1]):
-        z, y, x = zs[i], ys[i], xs[i]
-        keep = border | _within(z, y, x, sizes)
-        kept[i] = keep
-        count += keep
-        a, b, c = _clamped(z, tops[0]), _clamped(y, tops[1]), _clamped(x, tops[2])
-        zi, yi, xi = min(np.int32(a), lasts[0]), min(np.int32(b), lasts[1]), min(np.int32(c), lasts[2])
-        number = (z == z) & (y == y) & (x == x)
-        zs[i], ys[i] = a - np.float32(zi), b - np.float32(yi)
-        xs[i] = c - np.float32(xi) if number else np.float32(np.nan)
+    for i in range(n):
+        z, y, x = _clamped(zs[i], tops[0]), _clamped(ys[i], tops[1]), _clamped(xs[i], tops[2])
+        zi, yi, xi = min(np.int32(z), lasts[0]), min(np.int32(y), lasts[1]), min(np.int32(x), lasts[2])
+        zs[i], ys[i], xs[i] = z - np.float32(zi), y - np.float32(yi), x - np.float32(xi)
         places[i] = (zi * h + yi) * w + xi
-    return count
 
 
 @numba.njit(inline="always", error_model="numpy")
@@ -164,110 +192,167 @@ def _strides(sizes):  # type: ignore[no-untyped-def]
     return np.uint64(h * w if d > 1 else 0), np.uint64(w if h > 1 else 0), np.uint64(1 if w > 1 else 0)
 
 
+def _between(builder: Any, a: Any, b: Any, fraction: Any) -> Any:
+    """Two numbers, or pairs of them, mixed: exactly the one at 0 and the other at 1."""
+    one = ir.FloatType()(1.0)
+    if a.type == _PAIR:
+        fraction, one = _both(builder, fraction), ir.Constant(_PAIR, [one, one])
+    rest = builder.fsub(one, fraction)
+    return builder.fadd(builder.fmul(a, rest, flags=_FUSED), builder.fmul(b, fraction, flags=_FUSED), flags=_FUSED)
+
+
+def _both(builder: Any, number: Any) -> Any:
+    pair = builder.insert_element(ir.Constant(_PAIR, ir.Undefined), number, ir.IntType(32)(0))
+    return builder.insert_element(pair, number, ir.IntType(32)(1))
+
+
+def _cell_value(deep: bool) -> Any:
+    """Linear value in a cell whose first voxel is p, by loads of two voxels that lie side by side in the image: half as
+    many instructions as the compiler finds for the same formula. The axis of such pairs must have two voxels."""
+    def typed(context: Any, v: Any, p: Any, down: Any, back: Any, fz: Any, fy: Any, fx: Any) -> Any:
+        def generate(context: Any, builder: Any, signature: Any, given: Sequence[Any]) -> Any:
+            v, p, down, back, fz, fy, fx = given
+            data = cgutils.create_struct_proxy(signature.args[0])(context, builder, v).data
+
+            def load(place: Any) -> Any:
+                return builder.load(builder.bitcast(builder.gep(data, [place]), _PAIR.as_pointer()), align=4)
+
+            pair = _between(builder, load(p), load(builder.add(p, down)), fy)
+            if deep:
+                r = builder.add(p, back)
+                pair = _between(builder, pair, _between(builder, load(r), load(builder.add(r, down)), fy), fz)
+            first, second = (builder.extract_element(pair, ir.IntType(32)(n)) for n in (0, 1))
+            return _between(builder, first, second, fx)
+        return numba.float32(v, p, down, back, fz, fy, fx), generate
+    return intrinsic(typed)
+
+
+_in_volume, _in_slice = _cell_value(deep=True), _cell_value(deep=False)
+
+
 @numba.njit(error_model="numpy", cache=True, fastmath={"contract", "nsz"})
 def _fetch(v, sizes, places, fractions, line):  # type: ignore[no-untyped-def]
-    """Linear values of a flat image in a row's cells."""
-    back, down, right = _strides(sizes)
+    """Linear values of a flat image in cells."""
+    back, down, _ = _strides(sizes)
     zs, ys, xs = fractions[0], fractions[1], fractions[2]
-    if sizes[0] > 1:
+    if sizes[2] == 1:
         for i in range(len(line)):
-            p = np.uint64(places[i])
-            q, r = p + down, p + back
-            s = q + back
-            fz, fy, fx = zs[i], ys[i], xs[i]
-            a0, a1 = v[p] + fx * (v[p + right] - v[p]), v[q] + fx * (v[q + right] - v[q])
-            b0, b1 = v[r] + fx * (v[r + right] - v[r]), v[s] + fx * (v[s + right] - v[s])
-            a0, b0 = a0 + fy * (a1 - a0), b0 + fy * (b1 - b0)
-            line[i] = a0 + fz * (b0 - a0)
+            p, fz, fy = np.uint64(places[i]), zs[i], ys[i]
+            r, gz, gy = p + back, np.float32(1) - fz, np.float32(1) - fy
+            line[i] = gz * (gy * v[p] + fy * v[p + down]) + fz * (gy * v[r] + fy * v[r + down])
+    elif sizes[0] == 1:
+        for i in range(len(line)):
+            line[i] = _in_slice(v, np.uint64(places[i]), down, back, zs[i], ys[i], xs[i])
     else:
         for i in range(len(line)):
-            p = np.uint64(places[i])
-            q = p + down
-            fy, fx = ys[i], xs[i]
-            a0, a1 = v[p] + fx * (v[p + right] - v[p]), v[q] + fx * (v[q + right] - v[q])
-            line[i] = a0 + fy * (a1 - a0)
+            line[i] = _in_volume(v, np.uint64(places[i]), down, back, zs[i], ys[i], xs[i])
 
 
 @numba.njit(error_model="numpy", cache=True)
-def _blank(line, kept):  # type: ignore[no-untyped-def]
+def _blank(line, kept, border):  # type: ignore[no-untyped-def]
+    other = np.float32(np.nan) if border else np.float32(0)
     for i in range(len(line)):
-        line[i] = line[i] if kept[i] else np.float32(0)
+        line[i] = line[i] if kept[i] > np.float32(0) else other
 
 
 @numba.njit(inline="always", error_model="numpy")
-def _place(row, depth, height):  # type: ignore[no-untyped-def]
-    """Lane, slice and line of a row of the batch."""
-    return row // (depth * height), row // height % depth, row % height
+def _flat(image):  # type: ignore[no-untyped-def]
+    return image.reshape(image.shape[0], image.shape[1], image.shape[2] * image.shape[3] * image.shape[4])
+
+
+@numba.njit(error_model="numpy", cache=True)
+def _buffers(n):  # type: ignore[no-untyped-def]
+    return np.empty((3, n), np.float32), np.empty(n, np.uint32), np.empty(n, np.float32)
 
 
 @numba.njit(parallel=True, cache=True, nogil=True, error_model="numpy")
 def _warp(image, matrix, field, moved, bent, border, add, out, chunks):  # type: ignore[no-untyped-def]
-    lanes, channels, depth, height, width = out.shape
+    channels, (height, width) = out.shape[1], out.shape[3:]
     sizes = image.shape[2:]
-    flat = image.reshape(lanes, channels, sizes[0] * sizes[1] * sizes[2])
-    rows = lanes * depth * height
+    flat, fields, lines = _flat(image), _flat(field), _flat(out)
     for chunk in numba.prange(chunks):
-        points, places, kept = np.empty((3, width), np.float32), np.empty(width, np.uint32), np.empty(width, np.bool_)
-        for row in range(chunk * rows // chunks, (chunk + 1) * rows // chunks):
-            b, k, j = _place(row, depth, height)
-            _points(matrix[b], field, moved, bent, b, k, j, points)
-            count = _cells(points, sizes, border, places, kept)
+        some, rows, blocks, start, stop = _shares(out.shape, chunk, chunks)
+        points, places, kept = _buffers(some * width)
+        for block in range(start, stop):
+            b, first = block // blocks, block % blocks * some
+            last = min(first + some, rows)
+            at, n = first * width, (last - first) * width
+            _points(matrix[b], fields[b], moved, bent, height, width, first, last, points)
+            count = _kept(points, n, sizes, border, kept)
+            _cells(points, n, sizes, places)
             for c in range(channels):
-                line = out[b, c, k, j]
+                line = lines[b, c, at:at + n]
                 if count:
                     _fetch(flat[b, c], sizes, places, points, line)
-                if count < width:
-                    _blank(line, kept)
+                if count < n:
+                    _blank(line, kept, border)
                 if add:
-                    line += field[b, c, k, j]
+                    _add(line, fields[b, c, at:at + n])
 
 
 @numba.njit(parallel=True, cache=True, nogil=True, error_model="numpy")
 def _look(fixed, moving, matrix, field, moved, bent, warped, seen, moments, chunks):  # type: ignore[no-untyped-def]
-    lanes, channels, depth, height, width = warped.shape
+    lanes, channels, _, height, width = warped.shape
     sizes = moving.shape[2:]
-    flat = moving.reshape(lanes, channels, sizes[0] * sizes[1] * sizes[2])
-    rows = lanes * depth * height
-    sums = np.empty((rows, channels, MOMENTS))
-    zero, one = np.float32(0), np.float32(1)
+    flat, fields, lines, still, views = _flat(moving), _flat(field), _flat(warped), _flat(fixed), _flat(seen)
+    sums = np.empty((lanes * _shares(warped.shape, 0, 1)[2], channels, MOMENTS))
     for chunk in numba.prange(chunks):
-        points, places, kept = np.empty((3, width), np.float32), np.empty(width, np.uint32), np.empty(width, np.bool_)
-        for row in range(chunk * rows // chunks, (chunk + 1) * rows // chunks):
-            b, k, j = _place(row, depth, height)
-            _points(matrix[b], field, moved, bent, b, k, j, points)
-            count = _cells(points, sizes, False, places, kept)
+        some, rows, blocks, start, stop = _shares(warped.shape, chunk, chunks)
+        points, places, kept = _buffers(some * width)
+        for block in range(start, stop):
+            b, first = block // blocks, block % blocks * some
+            last = min(first + some, rows)
+            at, n = first * width, (last - first) * width
+            _points(matrix[b], fields[b], moved, bent, height, width, first, last, points)
+            count = _kept(points, n, sizes, False, kept)
+            _cells(points, n, sizes, places)
             for c in range(channels):
-                line, still = warped[b, c, k, j], fixed[b, c, k, j]
+                line, before = lines[b, c, at:at + n], still[b, c, at:at + n]
                 if count:
                     _fetch(flat[b, c], sizes, places, points, line)
-                if count < width:
-                    _blank(line, kept)
-                _sum(still, line, sums[row, c])
+                if count < n:
+                    _blank(line, kept, False)
+                _sum(before, line, sums[block, c])
                 if seen.shape[1] == channels:
-                    view = seen[b, c, k, j]
-                    for i in range(width):
-                        view[i] = still[i] - line[i]
+                    _subtract(before, line, views[b, c, at:at + n])
                 elif seen.shape[1]:
-                    first, second = seen[b, c, k, j], seen[b, channels + c, k, j]
-                    for i in range(width):
-                        first[i], second[i] = min(max(still[i], zero), one), min(max(line[i], zero), one)
+                    _clip(before, views[b, c, at:at + n])
+                    _clip(line, views[b, channels + c, at:at + n])
     _total(sums, moments)
 
 
 @numba.njit(error_model="numpy", cache=True)
+def _add(line, more):  # type: ignore[no-untyped-def]
+    for i in range(len(line)):
+        line[i] += more[i]
+
+
+@numba.njit(error_model="numpy", cache=True)
+def _subtract(a, b, out):  # type: ignore[no-untyped-def]
+    for i in range(len(out)):
+        out[i] = a[i] - b[i]
+
+
+@numba.njit(error_model="numpy", cache=True)
+def _clip(a, out):  # type: ignore[no-untyped-def]
+    for i in range(len(out)):
+        out[i] = min(max(a[i], np.float32(0)), np.float32(1))
+
+
+@numba.njit(error_model="numpy", cache=True)
 def _total(sums, out):  # type: ignore[no-untyped-def]
-    """Sums over the rows of every lane, one after the other: a lane's do not depend on the threads, nor on others."""
+    """Sums over the blocks of every lane, one after the other: a lane's do not depend on the threads, nor on others."""
     lanes = len(out)
     count = len(sums) // lanes
     for b in range(lanes):
         out[b] = 0
-        for row in range(b * count, (b + 1) * count):
-            out[b] += sums[row]
+        for block in range(b * count, (b + 1) * count):
+            out[b] += sums[block]
 
 
 @numba.njit(error_model="numpy", cache=True, fastmath={"contract", "reassoc"})
 def _sum(a, b, out):  # type: ignore[no-untyped-def]
-    """Sums over a row of a, b, a a, b b and a b."""
+    """Sums over a block of a, b, a a, b b and a b."""
     one, two, ones, twos, both = np.float32(0), np.float32(0), np.float32(0), np.float32(0), np.float32(0)
     for i in range(len(a)):
         one += a[i]
@@ -279,58 +364,56 @@ def _sum(a, b, out):  # type: ignore[no-untyped-def]
 
 
 @numba.njit(error_model="numpy", cache=True)
-def _voxels(points, sizes, places, kept):  # type: ignore[no-untyped-def]
-    """The voxel nearest to each of points (3, W), halves up as in ITK, and whether it is inside. How many are."""
+def _voxels(points, n, sizes, places):  # type: ignore[no-untyped-def]
+    """The voxel nearest to each of points (3, N), halves up as in ITK."""
     half = np.float32(0.5)
     h, w = np.int32(sizes[1]), np.int32(sizes[2])
     tops = np.float32(sizes[0] - 1), np.float32(sizes[1] - 1), np.float32(sizes[2] - 1)
     zs, ys, xs = points[0], points[1], points[2]
-    count = 0
-    for i in range(points.shape[1]):
-        z, y, x = zs[i], ys[i], xs[i]
-        kept[i] = _within(z, y, x, sizes)
-        count += kept[i]
-        zi, yi, xi = (np.int32(_clamped(np.floor(z + half), tops[0])), np.int32(_clamped(np.floor(y + half), tops[1])),
-                      np.int32(_clamped(np.floor(x + half), tops[2])))
+    for i in range(n):
+        z, y, x = np.floor(zs[i] + half), np.floor(ys[i] + half), np.floor(xs[i] + half)
+        zi, yi, xi = np.int32(_clamped(z, tops[0])), np.int32(_clamped(y, tops[1])), np.int32(_clamped(x, tops[2]))
         places[i] = (zi * h + yi) * w + xi
-    return count
 
 
 @numba.njit(parallel=True, cache=True, nogil=True, error_model="numpy")
 def _nearest(image, matrix, field, moved, bent, out, chunks):  # type: ignore[no-untyped-def]
-    lanes, channels, depth, height, width = out.shape
+    channels, (height, width) = out.shape[1], out.shape[3:]
     sizes = image.shape[2:]
-    flat = image.reshape(lanes, channels, sizes[0] * sizes[1] * sizes[2])
-    rows = lanes * depth * height
+    flat, fields, lines = _flat(image), _flat(field), _flat(out)
     for chunk in numba.prange(chunks):
-        points, places, kept = np.empty((3, width), np.float32), np.empty(width, np.uint32), np.empty(width, np.bool_)
-        for row in range(chunk * rows // chunks, (chunk + 1) * rows // chunks):
-            b, k, j = _place(row, depth, height)
-            _points(matrix[b], field, moved, bent, b, k, j, points)
-            count = _voxels(points, sizes, places, kept)
+        some, rows, blocks, start, stop = _shares(out.shape, chunk, chunks)
+        points, places, kept = _buffers(some * width)
+        for block in range(start, stop):
+            b, first = block // blocks, block % blocks * some
+            last = min(first + some, rows)
+            at, n = first * width, (last - first) * width
+            _points(matrix[b], fields[b], moved, bent, height, width, first, last, points)
+            count = _kept(points, n, sizes, False, kept)
+            _voxels(points, n, sizes, places)
             for c in range(channels):
-                v, line = flat[b, c], out[b, c, k, j]
-                if count == width:
-                    for i in range(width):
+                v, line = flat[b, c], lines[b, c, at:at + n]
+                if count == n:
+                    for i in range(n):
                         line[i] = v[np.uint64(places[i])]
                 else:
-                    for i in range(width):
-                        line[i] = v[np.uint64(places[i])] if kept[i] else 0
+                    for i in range(n):
+                        line[i] = v[np.uint64(places[i])] if kept[i] > np.float32(0) else 0
 
 
 @numba.njit(error_model="numpy", cache=True)
-def _free(points, sizes, free):  # type: ignore[no-untyped-def]
-    """Along which axes points (3, W) are not held at the image's border: 1 or 0, (3, W)."""
+def _free(points, n, sizes, free):  # type: ignore[no-untyped-def]
+    """Along which axes points (3, N) are not held at the image's border: 1 or 0, (3, N)."""
     for axis in range(3):
         top = np.float32(sizes[axis] - 1)
-        for i in range(points.shape[1]):
+        for i in range(n):
             at = points[axis, i]
             free[axis, i] = np.float32(1) if (at > np.float32(0)) & (at < top) else np.float32(0)
 
 
 @numba.njit(error_model="numpy", cache=True, fastmath={"contract", "nsz"})
 def _slope(v, sizes, places, fractions, kept, grad, total):  # type: ignore[no-untyped-def]
-    """Adds grad times the derivatives of a row's values by its points to total (3, W)."""
+    """Adds grad times the derivatives of values by its points to total (3, N)."""
     back, down, right = _strides(sizes)
     zs, ys, xs = fractions[0], fractions[1], fractions[2]
     for i in range(len(grad)):
@@ -338,7 +421,7 @@ def _slope(v, sizes, places, fractions, kept, grad, total):  # type: ignore[no-u
         q, r = p + down, p + back
         s = q + back
         fz, fy, fx = zs[i], ys[i], xs[i]
-        g = grad[i] if kept[i] else np.float32(0)
+        g = grad[i] if kept[i] > np.float32(0) else np.float32(0)
         p1, q1, r1, s1 = v[p + right] - v[p], v[q + right] - v[q], v[r + right] - v[r], v[s + right] - v[s]
         a0, a1, b0, b1 = v[p] + fx * p1, v[q] + fx * q1, v[r] + fx * r1, v[s] + fx * s1
         da, db = a1 - a0, b1 - b0
@@ -350,48 +433,54 @@ def _slope(v, sizes, places, fractions, kept, grad, total):  # type: ignore[no-u
 
 @numba.njit(parallel=True, cache=True, nogil=True, error_model="numpy")
 def _slopes(grad, image, matrix, field, moved, bent, border, out, chunks):  # type: ignore[no-untyped-def]
-    lanes, channels, depth, height, width = grad.shape
-    sizes, thin = image.shape[2:], 3 - out.shape[1]
-    flat = image.reshape(lanes, channels, sizes[0] * sizes[1] * sizes[2])
-    rows = lanes * depth * height
+    channels, (height, width) = grad.shape[1], grad.shape[3:]
+    sizes = image.shape[2:]
+    flat, fields, flow, lines = _flat(image), _flat(field), _flat(grad), _flat(out)
     for chunk in numba.prange(chunks):
-        points, places, kept = np.empty((3, width), np.float32), np.empty(width, np.uint32), np.empty(width, np.bool_)
-        free, total = np.empty((3, width), np.float32), np.empty((3, width), np.float32)
-        for row in range(chunk * rows // chunks, (chunk + 1) * rows // chunks):
-            b, k, j = _place(row, depth, height)
-            _points(matrix[b], field, moved, bent, b, k, j, points)
-            _free(points, sizes, free)
-            _cells(points, sizes, border, places, kept)
+        some, rows, blocks, start, stop = _shares(grad.shape, chunk, chunks)
+        points, places, kept = _buffers(some * width)
+        free, total = np.empty((3, some * width), np.float32), np.empty((3, some * width), np.float32)
+        for block in range(start, stop):
+            b, first = block // blocks, block % blocks * some
+            last = min(first + some, rows)
+            at, n = first * width, (last - first) * width
+            _points(matrix[b], fields[b], moved, bent, height, width, first, last, points)
+            _free(points, n, sizes, free)
+            _kept(points, n, sizes, border, kept)
+            _cells(points, n, sizes, places)
             total[:] = 0
             for c in range(channels):
-                _slope(flat[b, c], sizes, places, points, kept, grad[b, c, k, j], total)
+                _slope(flat[b, c], sizes, places, points, kept, flow[b, c, at:at + n], total)
+            thin = 3 - out.shape[1]
             for axis in range(thin, 3):
-                out[b, axis - thin, k, j] = total[axis] * free[axis]
+                line = lines[b, axis - thin, at:at + n]
+                for i in range(n):
+                    line[i] = total[axis, i] * free[axis, i]
 
 
 @numba.njit(parallel=True, cache=True, nogil=True, error_model="numpy")
 def _scatter(grad, matrix, field, moved, bent, border, out):  # type: ignore[no-untyped-def]
     lanes, channels, depth, height, width = grad.shape
     sizes = out.shape[2:]
-    flat = out.reshape(lanes, channels, sizes[0] * sizes[1] * sizes[2])
+    flat, fields, flow = _flat(out), _flat(field), _flat(grad)
     back, down, right = _strides(sizes)
     one = np.float32(1)
     for unit in numba.prange(lanes * channels):
         b, c = unit // channels, unit % channels
-        points, places, kept = np.empty((3, width), np.float32), np.empty(width, np.uint32), np.empty(width, np.bool_)
+        points, places, kept = _buffers(width)
         v = flat[b, c]
         for row in range(depth * height):
-            k, j = row // height, row % height
-            _points(matrix[b], field, moved, bent, b, k, j, points)
-            _cells(points, sizes, border, places, kept)
+            _points(matrix[b], fields[b], moved, bent, height, width, row, row + 1, points)
+            _kept(points, width, sizes, border, kept)
+            _cells(points, width, sizes, places)
             for i in range(width):
-                if kept[i]:
+                if kept[i] > np.float32(0):
                     p = np.uint64(places[i])
                     q, r = p + down, p + back
                     s = q + back
                     fz, fy, fx = points[0, i], points[1, i], points[2, i]
-                    far = fz * grad[b, c, k, j, i]
-                    near = (one - fz) * grad[b, c, k, j, i]
+                    g = flow[b, c, row * width + i]
+                    near, far = (one - fz) * g, fz * g
                     below, beyond = fy * near, fy * far
                     near, far = (one - fy) * near, (one - fy) * far
                     v[p] += (one - fx) * near

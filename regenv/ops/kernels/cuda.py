@@ -120,18 +120,19 @@ def _linear(v, z, y, x, live, d, h, w, FLAT: tl.constexpr):  # type: ignore[no-u
     xi, fx, right = _cell(x, w)
     p = v + (zi * h + yi) * w + xi
     q = p + down * w
-    a = _between(p, right, fx, live)
-    value = a + fy * (_between(q, right, fx, live) - a)
+    value = (1 - fy) * _between(p, right, fx, live) + fy * _between(q, right, fx, live)
     if not FLAT:
-        a = _between(p + back * h * w, right, fx, live)
-        value += fz * (a + fy * (_between(q + back * h * w, right, fx, live) - a) - value)
+        r = p + back * h * w
+        other = (1 - fy) * _between(r, right, fx, live) + fy * _between(r + down * w, right, fx, live)
+        value = (1 - fz) * value + fz * other
     return tl.where((z == z) & (y == y) & (x == x), value, float("nan"))
 
 
 @triton.jit
 def _between(at, right, fraction, live):  # type: ignore[no-untyped-def]
+    """Of two voxels side by side: exactly the one at 0 and the other at 1."""
     first = tl.load(at, mask=live, other=0.0).to(tl.float32)
-    return first + fraction * (tl.load(at + right, mask=live, other=0.0).to(tl.float32) - first)
+    return (1 - fraction) * first + fraction * tl.load(at + right, mask=live, other=0.0).to(tl.float32)
 
 
 @triton.jit(do_not_specialize=_SIZES)

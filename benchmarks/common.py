@@ -1,0 +1,42 @@
+"""What the benchmarks share."""
+
+from __future__ import annotations
+
+import os
+import platform
+from collections.abc import Sequence
+from pathlib import Path
+
+import matplotlib.pyplot as plt
+import numpy as np
+import torch
+from matplotlib.figure import Figure
+
+from regenv.data.io import atomic
+
+ABOVE = 3.0  # times the fastest, from where overhead is small
+
+
+def keep(figure: Figure, path: Path) -> None:
+    """Write a figure as PNG, whole or not at all, and close it."""
+    figure.tight_layout()
+    with atomic(path) as temporary:
+        figure.savefig(temporary, dpi=110, format="png")
+    plt.close(figure)
+
+
+def machine() -> str:
+    """What numbers were made on."""
+    told = Path("/proc/cpuinfo")
+    lines = told.read_text().splitlines() if told.is_file() else []
+    models = [line.partition(":")[2].strip() for line in lines if line.startswith("model name")][:1]
+    graphics = [torch.cuda.get_device_name()] if torch.cuda.is_available() else []
+    return ", ".join([platform.machine(), f"{os.cpu_count()} CPUs", *models, *graphics, f"torch {torch.__version__}"])
+
+
+def power_law(sizes: Sequence[float], seconds: Sequence[float]) -> tuple[float, float, int]:
+    """Exponent and factor of seconds over sizes, by least squares over the logarithms of the last points, and their
+    number: those that take at least ``ABOVE`` times as long as the fastest, and no fewer than two."""
+    used = max(2, sum(each >= ABOVE * min(seconds) for each in seconds))
+    power, offset = np.polyfit(np.log(sizes[-used:]), np.log(seconds[-used:]), 1)
+    return float(power), float(np.exp(offset)), used
