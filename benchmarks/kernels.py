@@ -34,6 +34,7 @@ from torch import Tensor
 
 from regenv.data.io import atomic
 from regenv.ops import sampling, warp
+from regenv.ops.kernels import reference
 
 RESULTS = Path(__file__).parent / "results"
 SIZES = ("64x64", "128x128", "256x256", "512x512", "32x32x32", "64x64x64", "128x128x128", "192x192x192")
@@ -140,9 +141,16 @@ def labels(image: Tensor, matrix: Tensor, field: Tensor) -> dict[str, Method]:
             classes, sampling.affine_coordinates(matrix, shape, field))}
 
 
+def look(image: Tensor, matrix: Tensor, field: Tensor) -> dict[str, Method]:
+    fixed = image.flip(0).contiguous()
+    return {"regenv": lambda: warp.look(fixed, image, matrix, None, "difference"),
+            "torch broadcast grid": lambda: reference.look(fixed, image, matrix, None, "difference")}
+
+
 WARPS: dict[str, tuple[Callable[[Tensor, Tensor, Tensor], dict[str, Method]], Callable[[int], int]]] = {
     "affine": (affine, lambda ndim: 8), "dense": (dense, lambda ndim: 8 + 4 * ndim),  # and bytes moved a voxel, least
-    "composition": (composition, lambda ndim: 12 * ndim), "labels": (labels, lambda ndim: 4 + 4 * ndim)}
+    "composition": (composition, lambda ndim: 12 * ndim), "labels": (labels, lambda ndim: 4 + 4 * ndim),
+    "step": (look, lambda ndim: 16)}
 
 
 def seconds(methods: dict[str, Method], repeats: int, device: str = "cpu") -> dict[str, float]:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import gzip
+import locale
 import re
 import struct
 from collections.abc import Callable
@@ -109,6 +110,7 @@ def write_series(folder: Path, positions: list[float], rng, *, spacing: str = r"
     array = rng.integers(-1000, 1000, (len(positions), 16, 12)).astype(np.int16)
     writer = sitk.ImageFileWriter()
     writer.KeepOriginalImageUIDOn()
+    before = locale.setlocale(locale.LC_ALL)
     for i, z in enumerate(positions):
         image = sitk.GetImageFromArray(array[i])
         for key, value in {
@@ -122,6 +124,7 @@ def write_series(folder: Path, positions: list[float], rng, *, spacing: str = r"
                          (1, 1))
         writer.SetFileName(str(folder / f"slice{(i * 7) % 97:03}.dcm"))
         writer.Execute(image)
+    locale.setlocale(locale.LC_ALL, before)  # GDCM's writer leaves "C", in which Python opens files as ASCII
     return array
 
 
