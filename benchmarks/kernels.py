@@ -154,16 +154,16 @@ WARPS: dict[str, tuple[Callable[[Tensor, Tensor, Tensor], dict[str, Method]], Ca
 
 
 def seconds(methods: dict[str, Method], repeats: int, device: str = "cpu") -> dict[str, float]:
-    """Median seconds of every method, taken in turn; the first time, which may compile, is not counted."""
+    """Median seconds of every method, taken in turn. Of two calls in a row the second counts: the first may compile,
+    and may find caches full, and the other core busy, with what the method before has left."""
     def run(method: Method) -> float:
-        begin = perf_counter()
-        method()
-        if device == "cuda":
-            torch.cuda.synchronize()
+        for _ in range(2):
+            begin = perf_counter()
+            method()
+            if device == "cuda":
+                torch.cuda.synchronize()
         return perf_counter() - begin
 
-    for method in methods.values():
-        run(method)
     taken: dict[str, list[float]] = {name: [] for name in methods}
     for _ in range(repeats):
         for name, method in methods.items():
@@ -230,14 +230,14 @@ def measured(names: Sequence[str], size: str, lanes: int, where: str, copied: fl
 
 
 def growth(rows: Sequence[dict[str, Any]]) -> list[dict[str, Any]]:
-    """Exponents of our seconds on one thread, over the voxels of one image and over the lanes of a batch."""
+    """Exponents of our seconds on one thread, over the voxels of batches and over the lanes of the smallest images."""
     laws = []
     for name, ndim in itertools.product(WARPS, (2, 3)):
         mine = [row for row in rows if row["warp"] == name and row["threads"] == "1"
                 and row["shape"].count("x") == ndim - 1]
-        for over, chosen in (("voxels", [row for row in mine if row["lanes"] == 1]),
+        for over, chosen in (("voxels", sorted(mine, key=lambda row: row["voxels"])),
                              ("lanes", [row for row in mine if row["shape"] == mine[0]["shape"]])):
-            if len(chosen) > 1:
+            if len({row[over] for row in chosen}) > 1:
                 power, _, used = power_law([row[over] for row in chosen], [row["seconds"]["regenv"] for row in chosen])
                 laws.append({"warp": f"{name}, {ndim}D", "over": over, "power": power, "rows": used})
     return laws
@@ -271,7 +271,7 @@ def main(argv: Sequence[str] | None = None) -> int:
             f"{', '.join(f'{rate / 1e9:.1f} GB/s on {threads}' for threads, rate in copied.items())} (threads). Times "
             f"of others are multiples of ours.\n\n{table(rows)}")
     if laws:
-        told += ("\n## Growth\n\nOur time on one thread grows with these powers of the voxels of one image, and of the "
+        told += ("\n## Growth\n\nOur time on one thread grows with these powers of the voxels of a batch, and of the "
                  "lanes at the smallest size: least squares over the logarithms, of the rows that take at least "
                  f"{ABOVE:g} times as long as the fastest, for below them overhead rules.\n\n"
                  "| warp | over | power | rows |\n| --- | --- | ---: | ---: |\n" + "".join(

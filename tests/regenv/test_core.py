@@ -20,6 +20,7 @@ from regenv.ops.warp import matmul, transform_points
 from regenv.registry import CATALOGUE, build
 from regenv.tasks.distance import ParameterNorm
 from regenv.transforms.rigid import homogeneous
+from regenv.transforms.sdm import DeformationModel
 from tests.regenv.families import LINEAR, small
 
 EXACT = 1e-9  # mm
@@ -288,6 +289,32 @@ def test_state_is_never_changed_in_place(rng: np.random.Generator) -> None:
     state.put(torch.tensor([True, False, True]), core.reset(generators(2, seed=9)))
     core.observe(state)
     assert all(torch.equal(a, b) for a, b in zip(tensors(state), copies, strict=True))
+
+def without_numbers(value: Any) -> Any:
+    """The same on torch's meta device, where to ask for a number, as a host does that waits for its GPU, is an error.
+    What a reset has worked out and kept stays."""
+    if isinstance(value, Tensor):
+        return value.to("meta")
+    if is_dataclass(value):
+        there = replace(value, **{f.name: without_numbers(getattr(value, f.name)) for f in fields(value)})
+        vars(there).update({name: kept for name, kept in vars(value).items() if name not in vars(there)})
+        return there
+    return value
+
+
+@pytest.mark.parametrize("name", CATALOGUE)
+def test_a_step_never_waits_for_the_device(name: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    core = core_of(name)
+    state, actions = core.reset(generators(2)), some_actions(core, 2, np.random.default_rng(0))
+    core.info(state)
+    monkeypatch.setattr(DeformationModel, "__post_init__", lambda self: None)  # looked at once a device, before a step
+    core.deltas = without_numbers(core.deltas)
+    after, rewards, terminated, truncated = core.step(without_numbers(state.seen()), without_numbers(actions))
+    core.observe(after)
+    core.info(after)
+    assert rewards.shape == terminated.shape == truncated.shape == (2,)
+    with pytest.raises(RuntimeError):
+        rewards.tolist()
 
 
 def test_put_and_keep_touch_only_their_lanes() -> None:

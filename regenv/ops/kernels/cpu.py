@@ -279,7 +279,8 @@ def _warp(image, matrix, field, moved, bent, border, add, out, chunks):  # type:
             at, n = first * width, (last - first) * width
             _points(matrix[b], fields[b], moved, bent, height, width, first, last, points)
             count = _kept(points, n, sizes, border, kept)
-            _cells(points, n, sizes, places)
+            if count:
+                _cells(points, n, sizes, places)
             for c in range(channels):
                 line = lines[b, c, at:at + n]
                 if count:
@@ -305,7 +306,8 @@ def _look(fixed, moving, matrix, field, moved, bent, warped, seen, moments, chun
             at, n = first * width, (last - first) * width
             _points(matrix[b], fields[b], moved, bent, height, width, first, last, points)
             count = _kept(points, n, sizes, False, kept)
-            _cells(points, n, sizes, places)
+            if count:
+                _cells(points, n, sizes, places)
             for c in range(channels):
                 line, before = lines[b, c, at:at + n], still[b, c, at:at + n]
                 if count:
