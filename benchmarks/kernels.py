@@ -150,7 +150,7 @@ def look(image: Tensor, matrix: Tensor, field: Tensor) -> dict[str, Method]:
 WARPS: dict[str, tuple[Callable[[Tensor, Tensor, Tensor], dict[str, Method]], Callable[[int], int]]] = {
     "affine": (affine, lambda ndim: 8), "dense": (dense, lambda ndim: 8 + 4 * ndim),  # and bytes moved a voxel, least
     "composition": (composition, lambda ndim: 12 * ndim), "labels": (labels, lambda ndim: 4 + 4 * ndim),
-    "step": (look, lambda ndim: 16)}
+    "step": (look, lambda ndim: 12)}
 
 
 def seconds(methods: dict[str, Method], repeats: int, device: str = "cpu") -> dict[str, float]:

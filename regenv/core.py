@@ -106,7 +106,7 @@ class RegistrationCore:
             luck = luck.to(self.device)
         nothing = torch.zeros(pair.lanes, dtype=torch.float64, device=self.device)
         state = EpisodeState(pair=pair, anchor=pair.truth if anchor is None else anchor, pose=pose,
-                             pull_back=pair.truth, displacement=None, warped=pair.fixed, labels=None, luck=luck,
+                             pull_back=pair.truth, displacement=None, labels=None, luck=luck,
                              distance=nothing, tre=nothing, score=nothing,
                              arrived=torch.zeros_like(pair.known),
                              steps=torch.zeros_like(pair.known, dtype=torch.int64))

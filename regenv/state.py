@@ -4,9 +4,9 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import dataclass, field, fields, replace
+from functools import cached_property
 from typing import Any
 
-import torch
 from torch import Tensor
 
 from regenv.data.pairs import PairBatch
@@ -24,7 +24,6 @@ class EpisodeState:
         pull_back: (B, D+1, D+1) float64, fixed world to moving world: anchor times residual.
         displacement: (B, D, *shape) float32 or None, voxels of the fixed grid, array-axis order: points are displaced
             first, then pulled back.
-        warped: (B, C, *shape) float32, the moving image seen through both on the fixed grid.
         labels: (B, 1, *shape) int16 or None, the moving labels seen through both, nearest neighbour.
         distance: (B,) float64, D of the pose; NaN where the truth is unknown.
         tre: (B,) float64, mean landmark error, mm; NaN where the truth is unknown.
@@ -32,7 +31,8 @@ class EpisodeState:
         arrived: (B,) bool, the stopping rule holds.
         steps: (B,) int64, steps taken.
         luck: (B,) int64 or None, seed of what is random in the transition.
-        views: (B, ...) float32, what is to be seen of fixed and warped, by name: those that the last step has made.
+        views: what is to be seen of the images, by name, where the last step has made it: "warped" (B, C, *shape),
+            "difference" (B, C, *shape) or "pair" (B, 2C, *shape), as :func:`regenv.ops.warp.look`.
         moments: (B, C, 5) float64 or None, sums over the voxels of fixed and warped, as :func:`regenv.ops.warp.look`.
     """
 
@@ -41,7 +41,6 @@ class EpisodeState:
     pose: Tensor
     pull_back: Tensor
     displacement: Tensor | None
-    warped: Tensor
     labels: Tensor | None
     distance: Tensor
     tre: Tensor
@@ -56,11 +55,22 @@ class EpisodeState:
         """An image of the moving grid on the fixed grid, at ``pull_back(x + displacement(x))``; nearest for labels."""
         return warp_through(image, self._voxels, self.displacement, tuple(self.pair.fixed.shape[2:]), mode)
 
+    @cached_property
+    def warped(self) -> Tensor:
+        """The moving image on the fixed grid, (B, C, *shape) float32: taken from a view, or else warped now."""
+        fixed = self.pair.fixed
+        if "warped" in self.views:
+            return self.views["warped"]
+        if "difference" in self.views:
+            return fixed - self.views["difference"]
+        if "pair" in self.views:
+            return self.views["pair"][:, fixed.shape[1]:].clone()
+        return self.see(self.pair.moving)
+
     def looked(self, view: str) -> EpisodeState:
-        """The same with the moving image warped, what is seen of it ("difference", "pair" or "") and their moments."""
-        pair = self.pair
-        warped, seen, moments = look(pair.fixed, pair.moving, self._voxels, self.displacement, view)
-        return replace(self, warped=warped, views={view: seen} if view else {}, moments=moments)
+        """The same with a view made, and the moments of fixed and warped."""
+        seen, moments = look(self.pair.fixed, self.pair.moving, self._voxels, self.displacement, view)
+        return replace(self, views={view: seen}, moments=moments)
 
     @property
     def _voxels(self) -> Tensor:
@@ -73,8 +83,9 @@ class EpisodeState:
 
     def select(self, mask: Tensor) -> EpisodeState:
         """The lanes of ``mask`` (B,) bool."""
+        views = {name: view[mask] for name, view in self.views.items()}
         kept = {name: value[mask] for name, value in self._tensors()}
-        return replace(self, pair=self.pair.select(mask), **kept, **_UNMADE)
+        return replace(self, pair=self.pair.select(mask), views=views, moments=None, **kept)
 
     def seen(self) -> EpisodeState:
         """The same after its views have been given away, so that nobody else gets that memory."""
@@ -82,23 +93,17 @@ class EpisodeState:
 
     def put(self, mask: Tensor, other: EpisodeState) -> EpisodeState:
         """A copy whose lanes of ``mask`` (B,) bool are those of ``other``, which has as many lanes as mask has True."""
-        changes: dict[str, Any] = {"pair": self.pair.put(mask, other.pair), **_UNMADE}
-        for name, value in self._tensors():
-            changes[name] = value.clone()
-            changes[name][mask] = getattr(other, name)
-        return replace(self, **changes)
-
-    def keep(self, mask: Tensor, before: EpisodeState) -> EpisodeState:
-        """A copy whose lanes of ``mask`` (B,) bool are as they were in ``before`` (same pairs)."""
-        changes: dict[str, Any] = {
-            name: torch.where(mask.view(-1, *(1,) * (value.ndim - 1)), getattr(before, name), value)
-            for name, value in self._tensors()}
-        return replace(self, **changes, **_UNMADE)
+        views = {name: _put(view, mask, other.views[name]) for name, view in self.views.items() if name in other.views}
+        changed = {name: _put(value, mask, getattr(other, name)) for name, value in self._tensors()}
+        return replace(self, pair=self.pair.put(mask, other.pair), views=views, moments=None, **changed)
 
     def _tensors(self) -> list[tuple[str, Any]]:
         """Names and tensors of all that changes in an episode."""
         return [(f.name, value) for f in fields(self)
-                if f.name not in ("pair", *_UNMADE) and (value := getattr(self, f.name)) is not None]
+                if f.name not in ("pair", "views", "moments") and (value := getattr(self, f.name)) is not None]
 
 
-_UNMADE: dict[str, Any] = {"views": {}, "moments": None}  # what states that are mixed have to make anew
+def _put(value: Tensor, mask: Tensor, other: Tensor) -> Tensor:
+    mixed = value.clone()
+    mixed[mask] = other
+    return mixed

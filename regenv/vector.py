@@ -103,11 +103,10 @@ class RegistrationVectorEnv(gym.vector.VectorEnv):
         return self._give(self._observation()), self._masked(self.core.info(self.state), mask)
 
     def step(self, actions: Any) -> tuple[Any, Any, Any, Any, dict[str, Any]]:
-        before = self.state
         chosen = torch.as_tensor(actions).to(self.device, non_blocking=True)
         if chosen.shape != self.action_space.shape:
             raise ValueError(f"step: actions have shape {tuple(chosen.shape)}; it must be {self.action_space.shape}.")
-        after, reward, terminated, truncated = self.core.step(before, chosen)
+        after, reward, terminated, truncated = self.core.step(self.state, chosen)
         self._taken += 1
         everyone = np.ones(self.num_envs, dtype=bool)
         extra: dict[str, Any] = {}
@@ -115,7 +114,6 @@ class RegistrationVectorEnv(gym.vector.VectorEnv):
             self._state = after
             if self._done.any():
                 resetting = torch.from_numpy(self._done).to(self.device)
-                self._state = after.keep(resetting, before)
                 self._restart(self._done, {})
                 reward = reward.masked_fill(resetting, 0.0)
                 terminated, truncated = terminated & ~resetting, truncated & ~resetting

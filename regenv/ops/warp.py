@@ -12,7 +12,7 @@ from torch import Tensor
 from regenv.ops.kernels import operators
 from regenv.ops.sampling import sample
 
-VIEWS = ("", "difference", "pair")
+VIEWS = ("warped", "difference", "pair")
 
 
 def warp_affine(image: Tensor, matrix: Tensor, shape: tuple[int, ...], mode: str = "bilinear") -> Tensor:
@@ -62,15 +62,15 @@ def warp_through(image: Tensor, matrix: Tensor, displacement: Tensor | None, sha
 
 
 def look(fixed: Tensor, moving: Tensor, matrix: Tensor, displacement: Tensor | None,
-         view: str = "") -> tuple[Tensor, Tensor, Tensor]:
+         view: str = "warped") -> tuple[Tensor, Tensor]:
     """What a step of an environment needs of its images, in one pass over the voxels. Not differentiable.
 
     Args:
         fixed: (B, C, *shape) float. moving, matrix, displacement: as in :func:`warp_through`.
-        view: "difference" (``fixed - warped``), "pair" (fixed, then warped, clipped to [0, 1]) or "" for none.
-    Returns: the warped image (B, C, *shape), dtype of ``moving``; the view (B, C or 2C, *shape) float32, empty for
-        none; and the moments (B, C, 5) float64, sums over the voxels of f, w, f f, w w and f w, where f is ``fixed``
-        and w the warped image.
+        view: "warped" (the warped image), "difference" (``fixed - warped``) or "pair" (fixed, then warped, clipped to
+            [0, 1]).
+    Returns: the view (B, C or 2C, *shape) float32; and the moments (B, C, 5) float64, sums over the voxels of f, w,
+        f f, w w and f w, where f is ``fixed`` and w the warped image.
     Raises: ValueError: the view is unknown, or lanes or dimensions differ.
     """
     if view not in VIEWS:

@@ -72,7 +72,7 @@ class Everything:
 
     dtype: str = "float32"
     masks: bool = False
-    view: ClassVar[str] = ""
+    view: ClassVar[str] = "warped"
 
     def space(self, shape: tuple[int, ...]) -> gym.spaces.Dict:
         images = {name: _box(self.dtype, 0.0, (1, *shape)) for name in ("fixed", "moving", "warped")}

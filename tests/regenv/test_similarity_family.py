@@ -155,7 +155,7 @@ def test_greedy_actions_solve_the_papers_starts(perturbation: str, reward: str) 
     for _ in range(250):
         action = one.info(state)["q_star"].argmax(1)
         after, *_ = one.step(state, action)
-        state = after.keep(state.arrived, state)
+        state = after.put(state.arrived, state.select(state.arrived))
     assert state.arrived.all()
     assert float((state.distance <= 1).double().mean()) >= 0.95
 

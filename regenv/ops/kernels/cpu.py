@@ -47,16 +47,15 @@ def warp_labels(labels: Tensor, matrix: Tensor | None, displacement: Tensor | No
 
 
 def look(fixed: Tensor, moving: Tensor, matrix: Tensor | None, displacement: Tensor | None,
-             view: str) -> tuple[Tensor, Tensor, Tensor]:
-    """The warped image, what is seen of it and its moments with the fixed one, in one pass over the voxels."""
+             view: str) -> tuple[Tensor, Tensor]:
+    """What is seen of the warped image, and its moments with the fixed one, in one pass over the voxels."""
     lanes, channels, shape = *moving.shape[:2], tuple(fixed.shape[2:])
-    warped = _empty(moving, shape)
-    seen = torch.empty((lanes, {"difference": 1, "pair": 2, "": 0}[view] * channels, *shape), dtype=torch.float32)
+    seen = torch.empty((lanes, (2 if view == "pair" else 1) * channels, *shape), dtype=torch.float32)
     moments = torch.empty((lanes, channels, MOMENTS), dtype=torch.float64)
-    with threads_for(warped.numel()) as chunks:
+    with threads_for(lanes * channels * fixed[0, 0].numel()) as chunks:
         _look(_volume(fixed), _volume(moving), *_map(matrix, displacement, lanes),
-              _lifted(warped), _lifted(seen), moments.numpy(), chunks)
-    return warped.to(moving.dtype), seen if view else seen.view(lanes, 0), moments
+              view == "difference", _lifted(seen), moments.numpy(), chunks)
+    return seen, moments
 
 
 def vjp(grad: Tensor, image: Tensor, matrix: Tensor | None, displacement: Tensor | None, border: bool,
@@ -292,13 +291,14 @@ def _warp(image, matrix, field, moved, bent, border, add, out, chunks):  # type:
 
 
 @numba.njit(parallel=True, cache=True, nogil=True, error_model="numpy")
-def _look(fixed, moving, matrix, field, moved, bent, warped, seen, moments, chunks):  # type: ignore[no-untyped-def]
-    lanes, channels, _, height, width = warped.shape
+def _look(fixed, moving, matrix, field, moved, bent, apart, seen, moments, chunks):  # type: ignore[no-untyped-def]
+    lanes, channels, _, height, width = fixed.shape
     sizes = moving.shape[2:]
-    flat, fields, lines, still, views = _flat(moving), _flat(field), _flat(warped), _flat(fixed), _flat(seen)
-    sums = np.empty((lanes * _shares(warped.shape, 0, 1)[2], channels, MOMENTS))
+    flat, fields, still, views = _flat(moving), _flat(field), _flat(fixed), _flat(seen)
+    second = seen.shape[1] - channels  # of a pair, the warped image's first channel
+    sums = np.empty((lanes * _shares(fixed.shape, 0, 1)[2], channels, MOMENTS))
     for chunk in numba.prange(chunks):
-        some, rows, blocks, start, stop = _shares(warped.shape, chunk, chunks)
+        some, rows, blocks, start, stop = _shares(fixed.shape, chunk, chunks)
         points, places, kept = _buffers(some * width)
         for block in range(start, stop):
             b, first = block // blocks, block % blocks * some
@@ -309,17 +309,17 @@ def _look(fixed, moving, matrix, field, moved, bent, warped, seen, moments, chun
             if count:
                 _cells(points, n, sizes, places)
             for c in range(channels):
-                line, before = lines[b, c, at:at + n], still[b, c, at:at + n]
+                line, before = views[b, second + c, at:at + n], still[b, c, at:at + n]
                 if count:
                     _fetch(flat[b, c], sizes, places, points, line)
                 if count < n:
                     _blank(line, kept, False)
                 _sum(before, line, sums[block, c])
-                if seen.shape[1] == channels:
-                    _subtract(before, line, views[b, c, at:at + n])
-                elif seen.shape[1]:
+                if apart:
+                    _subtract(before, line)
+                elif second:
+                    _clip(line, line)
                     _clip(before, views[b, c, at:at + n])
-                    _clip(line, views[b, channels + c, at:at + n])
     _total(sums, moments)
 
 
@@ -330,9 +330,9 @@ def _add(line, more):  # type: ignore[no-untyped-def]
 
 
 @numba.njit(error_model="numpy", cache=True)
-def _subtract(a, b, out):  # type: ignore[no-untyped-def]
-    for i in range(len(out)):
-        out[i] = a[i] - b[i]
+def _subtract(a, line):  # type: ignore[no-untyped-def]
+    for i in range(len(line)):
+        line[i] = a[i] - line[i]
 
 
 @numba.njit(error_model="numpy", cache=True)

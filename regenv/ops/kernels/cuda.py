@@ -19,7 +19,7 @@ __all__ = ["look", "vjp", "warp", "warp_labels"]
 
 BLOCK = 512
 _SIZES = ("channels", "blocks", "height", "width", "d", "h", "w")  # a size of 1 would be a constant of another type
-_VIEWS = {"": 0, "difference": 1, "pair": 2}
+_VIEWS = {"warped": 0, "difference": 1, "pair": 2}
 
 
 def warp(image: Tensor, matrix: Tensor | None, displacement: Tensor | None, shape: tuple[int, ...], border: bool,
@@ -40,15 +40,14 @@ def warp_labels(labels: Tensor, matrix: Tensor | None, displacement: Tensor | No
 
 
 def look(fixed: Tensor, moving: Tensor, matrix: Tensor | None, displacement: Tensor | None,
-         view: str) -> tuple[Tensor, Tensor, Tensor]:
-    """The warped image, what is seen of it and its moments with the fixed one, in one pass over the voxels."""
+         view: str) -> tuple[Tensor, Tensor]:
+    """What is seen of the warped image, and its moments with the fixed one, in one pass over the voxels."""
     lanes, channels, shape = *moving.shape[:2], tuple(fixed.shape[2:])
-    warped = moving.new_empty((lanes, channels, *shape))
-    seen = fixed.new_empty((lanes, _VIEWS[view] * channels, *shape), dtype=torch.float32)
+    seen = fixed.new_empty((lanes, (2 if view == "pair" else 1) * channels, *shape), dtype=torch.float32)
     sums = fixed.new_empty((lanes, channels, MOMENTS, triton.cdiv(fixed[0, 0].numel(), BLOCK)), dtype=torch.float32)
-    _launch(_look, warped, moving, matrix, displacement, shape,
-            (fixed.detach().contiguous(), moving.detach().contiguous(), warped, seen, sums), VIEW=_VIEWS[view])
-    return warped, seen if view else seen.view(lanes, 0), sums.sum(-1, dtype=torch.float64)
+    _launch(_look, fixed, moving, matrix, displacement, shape,
+            (fixed.detach().contiguous(), moving.detach().contiguous(), seen, sums), VIEW=_VIEWS[view])
+    return seen, sums.sum(-1, dtype=torch.float64)
 
 
 def _launch(kernel, out: Tensor, image: Tensor, matrix: Tensor | None,  # type: ignore[no-untyped-def]
@@ -171,7 +170,7 @@ def _nearest(labels, out, rows, field, channels, voxels, blocks, height, width, 
 
 
 @triton.jit(do_not_specialize=_SIZES)
-def _look(fixed, moving, warped, seen, sums, rows, field, channels, voxels, blocks,  # type: ignore[no-untyped-def]
+def _look(fixed, moving, seen, sums, rows, field, channels, voxels, blocks,  # type: ignore[no-untyped-def]
           height, width, d, h, w, MOVED: tl.constexpr, BENT: tl.constexpr, FLAT: tl.constexpr, BLOCK: tl.constexpr,
           VIEW: tl.constexpr):
     lane = (tl.program_id(0) // blocks).to(tl.int64)
@@ -185,7 +184,8 @@ def _look(fixed, moving, warped, seen, sums, rows, field, channels, voxels, bloc
         value = _linear(moving + plane * d * h * w, z, y, x, live, d, h, w, FLAT)
         value = tl.where(inside, value, 0.0)
         still = tl.load(fixed + plane * voxels + place, mask=live, other=0.0).to(tl.float32)
-        tl.store(warped + plane * voxels + place, value, mask=live)
+        if VIEW == 0:
+            tl.store(seen + plane * voxels + place, value, mask=live)
         if VIEW == 1:
             tl.store(seen + plane * voxels + place, still - value, mask=live)
         if VIEW == 2:

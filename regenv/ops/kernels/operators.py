@@ -64,9 +64,9 @@ def warp_labels(labels: Tensor, matrix: Tensor | None, displacement: Tensor | No
 
 @custom_op("regenv::look", mutates_args=(),
            schema="(Tensor fixed, Tensor moving, Tensor? matrix, Tensor? displacement, str view) "
-                  "-> (Tensor, Tensor, Tensor)")
+                  "-> (Tensor, Tensor)")
 def look(fixed: Tensor, moving: Tensor, matrix: Tensor | None, displacement: Tensor | None,
-         view: str) -> tuple[Tensor, Tensor, Tensor]:
+         view: str) -> tuple[Tensor, Tensor]:
     """The step of an environment in one pass: warp, observation, and the sums that rewards are made of."""
     return backend(fixed.device, displacement).look(fixed, moving, matrix, displacement, view)
 
@@ -104,10 +104,10 @@ def _(labels: Tensor, matrix: Tensor | None, displacement: Tensor | None, shape:
 
 @look.register_fake
 def _(fixed: Tensor, moving: Tensor, matrix: Tensor | None, displacement: Tensor | None,
-      view: str) -> tuple[Tensor, Tensor, Tensor]:
-    lanes, channels, shape = *moving.shape[:2], fixed.shape[2:]
-    seen = (lanes, 0) if not view else (lanes, (2 if view == "pair" else 1) * channels, *shape)
-    return (moving.new_empty((lanes, channels, *shape)), fixed.new_empty(seen, dtype=torch.float32),
+      view: str) -> tuple[Tensor, Tensor]:
+    lanes, channels = moving.shape[:2]
+    seen = (lanes, (2 if view == "pair" else 1) * channels, *fixed.shape[2:])
+    return (fixed.new_empty(seen, dtype=torch.float32),
             fixed.new_empty((lanes, channels, MOMENTS), dtype=torch.float64))
 
 

@@ -31,16 +31,16 @@ def warp_labels(labels: Tensor, matrix: Tensor | None, displacement: Tensor | No
 
 
 def look(fixed: Tensor, moving: Tensor, matrix: Tensor | None, displacement: Tensor | None,
-         view: str) -> tuple[Tensor, Tensor, Tensor]:
-    """The warped image, what is seen of it and its moments with the fixed one."""
-    warped = warp(moving, matrix, displacement, tuple(fixed.shape[2:]), border=False)
-    still, moved = fixed.to(torch.float32), warped.to(torch.float32)
+         view: str) -> tuple[Tensor, Tensor]:
+    """What is seen of the warped image, and its moments with the fixed one."""
+    still = fixed.to(torch.float32)
+    moved = warp(moving.to(torch.float32), matrix, displacement, tuple(fixed.shape[2:]), border=False)
     if view == "difference":
         seen = still - moved
     else:
-        seen = torch.cat([still, moved], 1).clamp_(0, 1) if view == "pair" else still.new_empty((len(still), 0))
+        seen = torch.cat([still, moved], 1).clamp_(0, 1) if view == "pair" else moved
     a, b = (image.flatten(2).to(torch.float64) for image in (still, moved))
-    return warped, seen, torch.stack([each.sum(-1) for each in (a, b, a * a, b * b, a * b)], -1)
+    return seen, torch.stack([each.sum(-1) for each in (a, b, a * a, b * b, a * b)], -1)
 
 
 def vjp(grad: Tensor, image: Tensor, matrix: Tensor | None, displacement: Tensor | None, border: bool,
