@@ -348,6 +348,9 @@ def test_kernels_are_as_fast_beside_torch_as_recorded(name: str, monkeypatch) ->
                if (row["warp"], row["shape"], row["lanes"], row["threads"]) == (name, "64x64x64", 1, "1"))
     recorded = row["seconds"]["torch broadcast grid"] / row["seconds"]["regenv"]
     case = Problem((64,) * 3, (64,) * 3, kind={"affine": "affine", "labels": "through"}.get(name, "dense"))
+    if case.displacement is not None:  # smooth, as the benchmark's: how often a cache is missed is part of a time
+        case.displacement = torch.nn.functional.interpolate(case.displacement[..., :4, :4, :4], size=case.shape,
+                                                            mode="trilinear", align_corners=True)
     run = {"affine": lambda: warp.warp_affine(case.image, case.matrix, case.shape),
            "dense": lambda: warp.warp_dense(case.image, case.displacement),
            "composition": lambda: warp.compose(case.displacement, case.displacement),
