@@ -105,6 +105,14 @@ def _shares(shape, chunk, chunks):  # type: ignore[no-untyped-def]
     return some, rows, blocks, chunk * lanes * blocks // chunks, (chunk + 1) * lanes * blocks // chunks
 
 
+@numba.njit(inline="always", error_model="numpy")
+def _rows(block, some, rows, blocks, width):  # type: ignore[no-untyped-def]
+    """Lane of a block, its rows, first to last, and its voxels: where they begin in the lane and how many they are."""
+    first = block % blocks * some
+    last = min(first + some, rows)
+    return block // blocks, first, last, first * width, (last - first) * width
+
+
 @numba.njit(error_model="numpy", cache=True)
 def _points(m, field, moved, bent, height, width, first, last, points):  # type: ignore[no-untyped-def]
     """Where rows of a lane look, into points (3, N); field (2 or 3, voxels). Products are rounded before the sums."""
@@ -273,9 +281,7 @@ def _warp(image, matrix, field, moved, bent, border, add, out, chunks):  # type:
         some, rows, blocks, start, stop = _shares(out.shape, chunk, chunks)
         points, places, kept = _buffers(some * width)
         for block in range(start, stop):
-            b, first = block // blocks, block % blocks * some
-            last = min(first + some, rows)
-            at, n = first * width, (last - first) * width
+            b, first, last, at, n = _rows(block, some, rows, blocks, width)
             _points(matrix[b], fields[b], moved, bent, height, width, first, last, points)
             count = _kept(points, n, sizes, border, kept)
             if count:
@@ -301,9 +307,7 @@ def _look(fixed, moving, matrix, field, moved, bent, apart, seen, moments, chunk
         some, rows, blocks, start, stop = _shares(fixed.shape, chunk, chunks)
         points, places, kept = _buffers(some * width)
         for block in range(start, stop):
-            b, first = block // blocks, block % blocks * some
-            last = min(first + some, rows)
-            at, n = first * width, (last - first) * width
+            b, first, last, at, n = _rows(block, some, rows, blocks, width)
             _points(matrix[b], fields[b], moved, bent, height, width, first, last, points)
             count = _kept(points, n, sizes, False, kept)
             if count:
@@ -387,9 +391,7 @@ def _nearest(image, matrix, field, moved, bent, out, chunks):  # type: ignore[no
         some, rows, blocks, start, stop = _shares(out.shape, chunk, chunks)
         points, places, kept = _buffers(some * width)
         for block in range(start, stop):
-            b, first = block // blocks, block % blocks * some
-            last = min(first + some, rows)
-            at, n = first * width, (last - first) * width
+            b, first, last, at, n = _rows(block, some, rows, blocks, width)
             _points(matrix[b], fields[b], moved, bent, height, width, first, last, points)
             count = _kept(points, n, sizes, False, kept)
             _voxels(points, n, sizes, places)
@@ -443,9 +445,7 @@ def _slopes(grad, image, matrix, field, moved, bent, border, out, chunks):  # ty
         points, places, kept = _buffers(some * width)
         free, total = np.empty((3, some * width), np.float32), np.empty((3, some * width), np.float32)
         for block in range(start, stop):
-            b, first = block // blocks, block % blocks * some
-            last = min(first + some, rows)
-            at, n = first * width, (last - first) * width
+            b, first, last, at, n = _rows(block, some, rows, blocks, width)
             _points(matrix[b], fields[b], moved, bent, height, width, first, last, points)
             _free(points, n, sizes, free)
             _kept(points, n, sizes, border, kept)
