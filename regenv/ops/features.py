@@ -98,6 +98,10 @@ def costs(fixed: Tensor, moving: Tensor, displacement: Tensor, offsets: Tensor) 
         offsets: (K, D), voxels, array-axis order.
     Returns: (B, K, *shape).
     """
+    operators.check("costs", moving, None, displacement, fixed.shape[2:])
+    if fixed.shape != moving.shape or offsets.shape[1:] != displacement.shape[1:2]:
+        raise ValueError(f"costs: fixed is {tuple(fixed.shape)}, moving {tuple(moving.shape)}, offsets "
+                         f"{tuple(offsets.shape)}; the first two must agree, offsets be (K, {displacement.shape[1]}).")
     given = (fixed, moving, displacement, offsets)
     differentiable = torch.is_grad_enabled() and any(each.requires_grad for each in given)
     if operators.backend(fixed.device) is cpu and fixed.dtype == torch.float32 and not differentiable:

@@ -13,6 +13,8 @@ from regenv.ops.kernels import operators
 from regenv.ops.sampling import sample
 
 VIEWS = ("warped", "difference", "pair")
+MODES = ("bilinear", "nearest")
+PADDINGS = ("zeros", "border")
 
 
 def warp_affine(image: Tensor, matrix: Tensor, shape: tuple[int, ...], mode: str = "bilinear") -> Tensor:
@@ -26,7 +28,7 @@ def warp_affine(image: Tensor, matrix: Tensor, shape: tuple[int, ...], mode: str
     Returns: (B, C, *shape), dtype of ``image``.
     Raises: ValueError: the lanes or the dimensions differ.
     """
-    _check("warp_affine", image, matrix, None)
+    _known("mode", mode, MODES)
     if mode == "nearest":
         return operators.warp_labels(image, matrix, None, shape)
     return operators.warp_affine(image, matrix, shape)
@@ -42,7 +44,7 @@ def warp_dense(image: Tensor, displacement: Tensor, padding: str = "zeros") -> T
     Returns: (B, C, *shape), dtype of ``image``.
     Raises: ValueError: the lanes or the dimensions differ.
     """
-    _check("warp_dense", image, None, displacement)
+    _known("padding", padding, PADDINGS)
     return operators.warp_dense(image, None, displacement, padding == "border")
 
 
@@ -55,9 +57,12 @@ def warp_through(image: Tensor, matrix: Tensor, displacement: Tensor | None, sha
     """
     if displacement is None:
         return warp_affine(image, matrix, shape, mode)
-    _check("warp_through", image, matrix, displacement)
+    _known("mode", mode, MODES)
     if mode == "nearest":
         return operators.warp_labels(image, matrix, displacement, shape)
+    if tuple(displacement.shape[2:]) != tuple(shape):
+        raise ValueError(f"warp_through: the displacement is {tuple(displacement.shape)}, the grid {tuple(shape)}; "
+                         "they must agree.")
     return operators.warp_dense(image, matrix, displacement, False)
 
 
@@ -73,21 +78,13 @@ def look(fixed: Tensor, moving: Tensor, matrix: Tensor, displacement: Tensor | N
         f f, w w and f w, where f is ``fixed`` and w the warped image.
     Raises: ValueError: the view is unknown, or lanes or dimensions differ.
     """
-    if view not in VIEWS:
-        raise ValueError(f"look: view is {view!r}; it must be one of {', '.join(map(repr, VIEWS))}.")
-    _check("look", moving, matrix, displacement)
+    _known("view", view, VIEWS)
     return operators.look(fixed, moving, matrix, displacement, view)
 
 
-def _check(name: str, image: Tensor, matrix: Tensor | None, displacement: Tensor | None) -> None:
-    lanes, ndim = len(image), image.ndim - 2
-    if matrix is not None and (len(matrix) not in (1, lanes) or matrix.shape[1:] != (ndim + 1, ndim + 1)):
-        raise ValueError(f"{name}: the image is {tuple(image.shape)}, the matrix {tuple(matrix.shape)}; "
-                         f"the matrix must be ({lanes}, {ndim + 1}, {ndim + 1}).")
-    if displacement is not None and (len(displacement) != lanes or displacement.shape[1] != ndim
-                                     or displacement.ndim != image.ndim):
-        raise ValueError(f"{name}: the image is {tuple(image.shape)}, the displacement {tuple(displacement.shape)}; "
-                         f"the displacement must be ({lanes}, {ndim}, *shape).")
+def _known(name: str, value: str, known: tuple[str, ...]) -> None:
+    if value not in known:
+        raise ValueError(f"{name} is {value!r}; it must be one of {', '.join(map(repr, known))}.")
 
 
 def warp_points(points_vox: Tensor, displacement: Tensor) -> Tensor:
@@ -108,7 +105,6 @@ def compose(a: Tensor, b: Tensor) -> Tensor:
     Args: a, b: (B, D, *shape), voxels of the grid, array-axis order.
     Returns: (B, D, *shape), ``b(x) + a(x + b(x))``.
     """
-    _check("compose", a, None, b)
     return operators.compose(a, b)
 
 

@@ -293,8 +293,20 @@ def test_the_variable_forces_a_backend(monkeypatch) -> None:
     (lambda image, field: warp.warp_dense(image, field[:, :1]), r"displacement must be \(2, 2"),
     (lambda image, field: warp.warp_affine(image, torch.eye(4)[None], (5, 5)), r"matrix must be \(2, 3, 3\)"),
     (lambda image, field: warp.compose(field, field[:1]), r"compose: the image"),
+    (lambda image, field: warp.compose(image, field), r"compose: a is \(2, 1, 5, 5\)"),
+    (lambda image, field: warp.warp_affine(image, torch.eye(3)[None], (5, 5, 5)), r"the grid \(5, 5, 5\)"),
+    (lambda image, field: warp.warp_affine(image[..., :0], torch.eye(3)[None], (5, 5)), "with voxels in it"),
+    (lambda image, field: warp.warp_through(image, torch.eye(3)[None], field, (9, 9)), r"the grid \(9, 9\)"),
+    (lambda image, field: warp.look(image[..., :4], image, torch.eye(3)[None], field), r"must be \(2, 2, 5, 4\)"),
+    (lambda image, field: warp.look(image[:1], image, torch.eye(3)[None], None), r"fixed is \(1, 1, 5, 5\)"),
+    (lambda image, field: warp.look(image.repeat(1, 2, 1, 1), image, torch.eye(3)[None], None), r"fixed is \(2, 2"),
+    (lambda image, field: warp.warp_dense(image.to(torch.int16), field), "type torch.int16; it must be float"),
+    (lambda image, field: warp.warp_dense(image, field, "reflect"), "padding is 'reflect'"),
+    (lambda image, field: warp.warp_affine(image, torch.eye(3)[None], (5, 5), "cubic"), "mode is 'cubic'"),
+    (lambda image, field: OPERATORS.warp_dense(image, None, field[:1], True), r"displacement \(1, 2, 5, 5\)"),
     (lambda image, field: warp.look(image, image, torch.eye(3)[None], None, "both"), "view is 'both'"),
-], ids=["lanes", "axes", "matrix", "compose", "view"])
+], ids=["lanes", "axes", "matrix", "compose", "components", "grid", "no voxels", "through", "look's grid",
+        "look's lanes", "look's channels", "type", "padding", "mode", "operator", "view"])
 def test_misfits_are_named_before_any_work(call: Callable, message: str) -> None:
     with pytest.raises(ValueError, match=message):
         call(torch.rand(2, 1, 5, 5), torch.zeros(2, 2, 5, 5))

@@ -36,9 +36,35 @@ def backend(device: torch.device, displacement: Tensor | None = None) -> ModuleT
     return cpu if device.type == "cpu" else reference
 
 
+def check(name: str, image: Tensor, matrix: Tensor | None, displacement: Tensor | None,
+          shape: Sequence[int]) -> None:
+    """Raise ValueError unless all fit together: a kernel does not look whether memory is its own."""
+    lanes, ndim = len(image), image.ndim - 2
+    if ndim not in (2, 3) or min(image.shape[2:]) < 1 or len(shape) != ndim:
+        raise ValueError(f"{name}: the image is {tuple(image.shape)}, the grid {tuple(shape)}; the image must be "
+                         "(B, C, H, W) or (B, C, D, H, W) with voxels in it, the grid of as many axes.")
+    if matrix is not None and (len(matrix) not in (1, lanes) or matrix.shape[1:] != (ndim + 1, ndim + 1)):
+        raise ValueError(f"{name}: the image is {tuple(image.shape)}, the matrix {tuple(matrix.shape)}; "
+                         f"the matrix must be ({lanes}, {ndim + 1}, {ndim + 1}).")
+    if displacement is not None and displacement.shape != (lanes, ndim, *shape):
+        raise ValueError(f"{name}: the image is {tuple(image.shape)}, the displacement {tuple(displacement.shape)}; "
+                         f"the displacement must be {(lanes, ndim, *shape)}.")
+    for other, what in ((matrix, "matrix"), (displacement, "displacement")):
+        if other is not None and other.device != image.device:
+            raise ValueError(f"{name}: the image is on {image.device}, the {what} on {other.device}; move one of them.")
+
+
+def check_float(name: str, image: Tensor) -> None:
+    """Raise ValueError unless an image can be interpolated linearly."""
+    if not image.is_floating_point():
+        raise ValueError(f"{name}: the image is of type {image.dtype}; it must be float. Labels need mode=\"nearest\".")
+
+
 @custom_op("regenv::warp_affine", mutates_args=(), schema="(Tensor image, Tensor matrix, SymInt[] shape) -> Tensor")
 def warp_affine(image: Tensor, matrix: Tensor, shape: tuple[int, ...]) -> Tensor:
     """An image through an affine map, linear, 0 outside."""
+    check("warp_affine", image, matrix, None, shape)
+    check_float("warp_affine", image)
     return backend(image.device).warp(image, matrix, None, tuple(shape), False)
 
 
@@ -46,12 +72,18 @@ def warp_affine(image: Tensor, matrix: Tensor, shape: tuple[int, ...]) -> Tensor
            schema="(Tensor image, Tensor? matrix, Tensor displacement, bool border) -> Tensor")
 def warp_dense(image: Tensor, matrix: Tensor | None, displacement: Tensor, border: bool) -> Tensor:
     """An image through a displacement, and an affine map after it if there is one."""
+    check("warp_dense", image, matrix, displacement, displacement.shape[2:])
+    check_float("warp_dense", image)
     return backend(image.device, displacement).warp(image, matrix, displacement, tuple(displacement.shape[2:]), border)
 
 
 @custom_op("regenv::compose", mutates_args=(), schema="(Tensor a, Tensor b) -> Tensor")
 def compose(a: Tensor, b: Tensor) -> Tensor:
     """``b + a(x + b)``, at the border repeated."""
+    check("compose", a, None, b, b.shape[2:])
+    check_float("compose", a)
+    if a.shape[1] != b.shape[1]:
+        raise ValueError(f"compose: a is {tuple(a.shape)}, b {tuple(b.shape)}; both must have {b.shape[1]} components.")
     return backend(a.device, b).warp(a, None, b, tuple(b.shape[2:]), True, add=True)
 
 
@@ -59,6 +91,7 @@ def compose(a: Tensor, b: Tensor) -> Tensor:
            schema="(Tensor labels, Tensor? matrix, Tensor? displacement, SymInt[] shape) -> Tensor")
 def warp_labels(labels: Tensor, matrix: Tensor | None, displacement: Tensor | None, shape: tuple[int, ...]) -> Tensor:
     """The nearest voxels' labels, 0 outside."""
+    check("warp_labels", labels, matrix, displacement, shape)
     return backend(labels.device, displacement).warp_labels(labels, matrix, displacement, tuple(shape))
 
 
@@ -68,6 +101,12 @@ def warp_labels(labels: Tensor, matrix: Tensor | None, displacement: Tensor | No
 def look(fixed: Tensor, moving: Tensor, matrix: Tensor | None, displacement: Tensor | None,
          view: str) -> tuple[Tensor, Tensor]:
     """The step of an environment in one pass: warp, observation, and the sums that rewards are made of."""
+    check("look", moving, matrix, displacement, fixed.shape[2:])
+    if fixed.shape[:2] != moving.shape[:2] or fixed.device != moving.device:
+        raise ValueError(f"look: fixed is {tuple(fixed.shape)} on {fixed.device}, moving {tuple(moving.shape)} on "
+                         f"{moving.device}; lanes, channels and device must agree.")
+    check_float("look", fixed)
+    check_float("look", moving)
     return backend(fixed.device, displacement).look(fixed, moving, matrix, displacement, view)
 
 
@@ -77,6 +116,10 @@ def look(fixed: Tensor, moving: Tensor, matrix: Tensor | None, displacement: Ten
 def warp_vjp(grad: Tensor, image: Tensor, matrix: Tensor | None, displacement: Tensor | None, border: bool,
              want_image: bool, want_points: bool) -> tuple[Tensor, Tensor]:
     """Gradients of a linear warp; empty where not wanted."""
+    check("warp_vjp", image, matrix, displacement, grad.shape[2:])
+    if grad.shape[:2] != image.shape[:2]:
+        raise ValueError(f"warp_vjp: grad is {tuple(grad.shape)}, the image {tuple(image.shape)}; lanes and channels must "
+                         "agree.")
     found = backend(image.device, displacement).vjp(grad, image, matrix, displacement, border, want_image, want_points)
     of_image, of_points = (image.new_empty(0) if each is None else each for each in found)
     return of_image, of_points
