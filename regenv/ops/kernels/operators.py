@@ -118,8 +118,8 @@ def warp_vjp(grad: Tensor, image: Tensor, matrix: Tensor | None, displacement: T
     """Gradients of a linear warp; empty where not wanted."""
     check("warp_vjp", image, matrix, displacement, grad.shape[2:])
     if grad.shape[:2] != image.shape[:2]:
-        raise ValueError(f"warp_vjp: grad is {tuple(grad.shape)}, the image {tuple(image.shape)}; lanes and channels must "
-                         "agree.")
+        raise ValueError(f"warp_vjp: grad is {tuple(grad.shape)}, the image {tuple(image.shape)}; lanes and channels "
+                         "must agree.")
     found = backend(image.device, displacement).vjp(grad, image, matrix, displacement, border, want_image, want_points)
     of_image, of_points = (image.new_empty(0) if each is None else each for each in found)
     return of_image, of_points
