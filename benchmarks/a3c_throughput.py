@@ -29,8 +29,8 @@ from stable_baselines3.common.vec_env import DummyVecEnv
 
 import regenv  # noqa: F401  registers the ids
 from regagents.a3c import A3C
-from regagents.common.extractors import StridedCNN
-from regenv.data.io import atomic
+from regagents.common.extractors import SunCNN
+from regenv.atomic import atomic
 
 RESULTS = Path(__file__).parent / "results"
 ENV, WORKERS, N_STEPS = "RegSimilarity2D-v0", 8, 30
@@ -62,7 +62,7 @@ def a3c(lanes: int, arguments: dict[str, Any]) -> A3C:
 
 def a2c(arguments: dict[str, Any]) -> A2C:
     envs = make_vec_env(ENV, n_envs=WORKERS, seed=0, env_kwargs=arguments, vec_env_cls=DummyVecEnv)
-    network = {"features_extractor_class": StridedCNN, "normalize_images": False, "net_arch": [128],
+    network = {"features_extractor_class": SunCNN, "normalize_images": False, "net_arch": [128],
                "activation_fn": torch.nn.ELU, "ortho_init": False}
     return A2C("CnnPolicy", envs, n_steps=N_STEPS, policy_kwargs=network, device="cpu", seed=0)
 

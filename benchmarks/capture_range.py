@@ -37,17 +37,19 @@ import SimpleITK as sitk
 import torch
 from tqdm import tqdm
 
-from regagents import alignment, registration
-from regagents.alignment import Aligned, align
+from regagents.agents import load, resolve
 from regagents.classical import MattesMI, Refinement, evaluate_metric, working
 from regagents.common.checkpoints import CheckpointError
-from regagents.registration import AGENTS, Pipeline, centered, choose, scattered
-from regagents.train import load, resolve
-from regenv.data import datasets, headbank
-from regenv.data.files import foreground_center, to_sitk
-from regenv.data.io import Image, ImageError, atomic, read_image
-from regenv.data.perturb import about
+from regagents.registration import pipeline as alignment
+from regagents.registration import register as registration
+from regagents.registration.pipeline import AGENTS, Aligned, Pipeline, align, centered, choose, scattered
+from regenv.atomic import atomic
+from regenv.data.banks import downloads as datasets
+from regenv.data.banks import heads as headbank
+from regenv.data.io.images import Image, ImageError, read_image
+from regenv.data.io.resampling import foreground_center, to_sitk
 from regenv.grid import Grid
+from regenv.ops.affine import about
 from regenv.transforms.rigid import Rigid
 
 NEAR_MM = 10.0           # an end this near to the common pose counts as found

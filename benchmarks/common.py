@@ -12,7 +12,7 @@ import numpy as np
 import torch
 from matplotlib.figure import Figure
 
-from regenv.data.io import atomic
+from regenv.atomic import atomic
 
 ABOVE = 3.0  # times the fastest, from where overhead is small
 

@@ -32,14 +32,14 @@ from common import keep
 from stable_baselines3 import PPO, SAC
 from torch import Tensor
 
+from regagents.agents import load, resolve
 from regagents.classical.deformable import Demons, FreeForm
 from regagents.classical.syn import SyN
 from regagents.common.extractors import CompactCNN
-from regagents.deformation import Measures, searched, walk
-from regagents.train import load, resolve
+from regagents.evaluation.dense import Metrics, searched, walk
 from regenv import render
+from regenv.atomic import atomic
 from regenv.core import RegistrationCore
-from regenv.data.io import atomic
 from regenv.registry import build
 from regenv.state import EpisodeState
 from regenv.wrappers.sb3 import SB3VecEnv
@@ -83,7 +83,7 @@ class Row:
 
     method: str
     steps: int
-    measures: Measures
+    measures: Metrics
     seconds: float
     parameters: int = 0
 
@@ -121,12 +121,12 @@ def stepwise(name: str, agent: Any, core: RegistrationCore, start: EpisodeState,
                     fields[step].append(state.displacement.clone())
                     seconds[step] += spent
     movers = [p for part in (agent.policy.planner, agent.policy.actor) for p in part.parameters()]
-    return [Row(name, step, Measures.of(start, torch.cat(each), core.task.grid), seconds[step] / start.lanes,
+    return [Row(name, step, Metrics.of(start, torch.cat(each), core.task.grid), seconds[step] / start.lanes,
                 sum(p.numel() for p in movers)) for step, each in fields.items()], curve / start.lanes
 
 
 def classical(data: Data, core: RegistrationCore, start: EpisodeState) -> list[Row]:
-    rows = [Row("initial", 0, Measures.of(start, None, core.task.grid), 0.0)]
+    rows = [Row("initial", 0, Metrics.of(start, None, core.task.grid), 0.0)]
     searches: dict[str, Any] = {"demons": data.demons, "B-spline FFD": data.free_form}
     if SyN.available():
         searches["SyN"] = SyN()
@@ -134,7 +134,7 @@ def classical(data: Data, core: RegistrationCore, start: EpisodeState) -> list[R
         begin = perf_counter()
         field = searched(search, start, core.task.grid)
         seconds = (perf_counter() - begin) / start.lanes
-        rows.append(Row(name, 0, Measures.of(start, field, core.task.grid), seconds))
+        rows.append(Row(name, 0, Metrics.of(start, field, core.task.grid), seconds))
     return rows
 
 
@@ -162,7 +162,7 @@ def off_the_shelf(data: Data, core: RegistrationCore, start: EpisodeState, budge
         for _ in range(STEPS):
             action = model.predict(played.observe(state).numpy(), deterministic=True)[0]
             state = played.step(state, torch.from_numpy(action))[0]
-        rows.append(Row(name, STEPS, Measures.of(start, state.displacement, core.task.grid),
+        rows.append(Row(name, STEPS, Metrics.of(start, state.displacement, core.task.grid),
                         (perf_counter() - begin) / start.lanes, sum(p.numel() for p in model.policy.parameters())))
     return rows
 

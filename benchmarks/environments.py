@@ -490,7 +490,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     import torch
     from common import machine
 
-    from regenv.data.io import atomic
+    from regenv.atomic import atomic
     able = {name for name, kind in KINDS.items() if kind.device == "cpu" or torch.cuda.is_available()}
     if lacking := set(arguments.kinds or ()) - able:
         parser.error(f"--kinds {' '.join(sorted(lacking))}: torch finds no CUDA device.")

@@ -32,7 +32,7 @@ import torch.nn.functional as F
 from common import ABOVE, keep, machine, power_law
 from torch import Tensor
 
-from regenv.data.io import atomic
+from regenv.atomic import atomic
 from regenv.ops import sampling, warp
 from regenv.ops.kernels import reference
 
@@ -141,16 +141,16 @@ def labels(image: Tensor, matrix: Tensor, field: Tensor) -> dict[str, Method]:
             classes, sampling.affine_coordinates(matrix, shape, field))}
 
 
-def look(image: Tensor, matrix: Tensor, field: Tensor) -> dict[str, Method]:
+def fused_warp(image: Tensor, matrix: Tensor, field: Tensor) -> dict[str, Method]:
     fixed = image.flip(0).contiguous()
-    return {"regenv": lambda: warp.look(fixed, image, matrix, None, "difference"),
-            "torch broadcast grid": lambda: reference.look(fixed, image, matrix, None, "difference")}
+    return {"regenv": lambda: warp.fused_warp(fixed, image, matrix, None, "difference"),
+            "torch broadcast grid": lambda: reference.fused_warp(fixed, image, matrix, None, "difference")}
 
 
 WARPS: dict[str, tuple[Callable[[Tensor, Tensor, Tensor], dict[str, Method]], Callable[[int], int]]] = {
     "affine": (affine, lambda ndim: 8), "dense": (dense, lambda ndim: 8 + 4 * ndim),  # and bytes moved a voxel, least
     "composition": (composition, lambda ndim: 12 * ndim), "labels": (labels, lambda ndim: 4 + 4 * ndim),
-    "step": (look, lambda ndim: 12)}
+    "step": (fused_warp, lambda ndim: 12)}
 
 
 def seconds(methods: dict[str, Method], repeats: int, device: str = "cpu") -> dict[str, float]:

@@ -27,12 +27,12 @@ import torch
 from common import keep
 from torch import Tensor
 
-from regagents import learn2reg
-from regagents.classical.instance import AdamInstance, CoupledConvex
-from regagents.deformation import deform
-from regagents.train import load, resolve
+from regagents.agents import load, resolve
+from regagents.classical.convexadam import AdamInstance, CoupledConvex
+from regagents.evaluation import learn2reg
+from regagents.evaluation.dense import deform
+from regenv.atomic import atomic
 from regenv.core import RegistrationCore
-from regenv.data.io import atomic
 from regenv.ops import regularity
 from regenv.registry import build
 from regenv.state import EpisodeState

@@ -26,7 +26,7 @@ from monai.metrics import compute_dice
 from sklearn.cluster import KMeans
 from torch import Tensor
 
-from regenv.data.io import atomic
+from regenv.atomic import atomic
 from regenv.ops import overlap, similarity
 from regenv.ops.kmeans import kmeans
 

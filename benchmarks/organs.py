@@ -27,13 +27,13 @@ import torch
 from scipy.stats import wilcoxon
 from torch import Tensor
 
+from regagents.agents import load, resolve
 from regagents.classical.deformable import Demons, FreeForm
-from regagents.deformation import Measures, deform, searched
-from regagents.train import load, resolve
+from regagents.evaluation.dense import Metrics, deform, searched
+from regenv.atomic import atomic
 from regenv.core import RegistrationCore
-from regenv.data.io import atomic
-from regenv.data.organ_pairs import OrganPairs, composition_error
-from regenv.data.organs import population
+from regenv.data.banks.pelvises import population
+from regenv.data.sources.organs import OrganPairs, composition_error
 from regenv.registry import build
 from regenv.state import EpisodeState
 
@@ -53,8 +53,8 @@ PAPER = {"2D": {"initial": (.76, .78, .10, 11.6, 11.7, 4.3), "FFD-16": (.74, .79
                  "nfc": (.79, .79, .05, 8.9, 8.8, 2.2), "ours": (.80, .81, .04, 8.0, 7.9, 1.9)}}
 
 
-def run(setting: str, rows: Sequence[str], batch: int, seed: int) -> dict[str, tuple[Measures, float]]:
-    """Measures of the 56 pairs and seconds a pair, by row."""
+def run(setting: str, rows: Sequence[str], batch: int, seed: int) -> dict[str, tuple[Metrics, float]]:
+    """Metrics of the 56 pairs and seconds a pair, by row."""
     ndim, alignment = SETTINGS[setting]
     people = population(ndim, alignment)
     pair = OrganPairs(ndim, split="test", alignment=alignment).real(np.array(people.test_pairs))
@@ -62,7 +62,7 @@ def run(setting: str, rows: Sequence[str], batch: int, seed: int) -> dict[str, t
     def begun(fuzzy: bool) -> tuple[RegistrationCore, EpisodeState]:
         core = RegistrationCore(build(f"RegSDM{ndim}D-v0", fuzzy=fuzzy))
         theta = torch.zeros(pair.lanes, core.task.transform.model.count, dtype=torch.float64)
-        return core, core.begin(pair, theta, luck=torch.arange(pair.lanes) + (seed << 20))
+        return core, core.begin(pair, theta, guard_seed=torch.arange(pair.lanes) + (seed << 20))
 
     def agent(fuzzy: bool) -> Tensor:
         core, state = begun(fuzzy)
@@ -85,13 +85,13 @@ def run(setting: str, rows: Sequence[str], batch: int, seed: int) -> dict[str, t
         begun_at = perf_counter()
         field = makers[row]()
         seconds = (perf_counter() - begun_at) / pair.lanes
-        out[row] = Measures.of(start, field, people.grid), seconds
+        out[row] = Metrics.of(start, field, people.grid), seconds
         print(f"{setting:4} {row:8} Dice {out[row][0].dice.mean():.3f}  HD {out[row][0].hausdorff.mean():.1f} mm  "
               f"{seconds:.2f} s/pair", flush=True)
     return out
 
 
-def table(results: dict[str, dict[str, tuple[Measures, float]]]) -> str:
+def table(results: dict[str, dict[str, tuple[Metrics, float]]]) -> str:
     lines = ["| | | Dice mean | median | sd | HD mean, mm | median | sd | folded voxels | s/pair | paper: Dice, HD |",
              "| --- | --- |" + " ---: |" * 9]
     for setting, rows in results.items():
@@ -105,7 +105,7 @@ def table(results: dict[str, dict[str, tuple[Measures, float]]]) -> str:
     return "\n".join(lines) + "\n"
 
 
-def fuzzy_tests(results: dict[str, dict[str, tuple[Measures, float]]]) -> str:
+def fuzzy_tests(results: dict[str, dict[str, tuple[Metrics, float]]]) -> str:
     """Paired tests over the pairs: is the Hausdorff distance lower with fuzzy control than without?"""
     lines = []
     for setting, rows in results.items():
@@ -172,10 +172,10 @@ def main(argv: Sequence[str] | None = None) -> int:
     return 0
 
 
-def stored(path: Path) -> dict[str, dict[str, tuple[Measures, float]]]:
+def stored(path: Path) -> dict[str, dict[str, tuple[Metrics, float]]]:
     """Results as an earlier run wrote them; none where there are none."""
     plain = json.loads(path.read_text()) if path.is_file() else {}
-    return {setting: {row: (Measures(**{name: np.array(each[name]) for name in each if name != "seconds"}),
+    return {setting: {row: (Metrics(**{name: np.array(each[name]) for name in each if name != "seconds"}),
                             each["seconds"]) for row, each in rows.items()} for setting, rows in plain.items()}
 
 

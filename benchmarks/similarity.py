@@ -31,10 +31,11 @@ import torch
 from common import keep
 from tqdm import tqdm
 
+from regagents.agents import resolve
 from regagents.classical import Elastix
-from regagents.evaluate import Report, evaluate
-from regagents.train import resolve
-from regenv.data.io import atomic
+from regagents.evaluation.evaluate import evaluate
+from regagents.evaluation.report import Report
+from regenv.atomic import atomic
 
 RESULTS = Path(__file__).parent / "results"
 CURVES = RESULTS / "similarity-curves"

@@ -34,24 +34,24 @@ from organs import DEMONS, FREE_FORM
 from torch import Tensor
 
 from regagents.a3c import A3C, Lookahead, play
-from regagents.classical import Elastix
-from regagents.classical import refine as polish
+from regagents.agents import load, shipped
+from regagents.classical import Elastix, refine_pose
+from regagents.classical.convexadam import AdamInstance, ConvexAdam, Solver
 from regagents.classical.deformable import Demons, FreeForm
-from regagents.classical.instance import AdamInstance, ConvexAdam, Solver
 from regagents.classical.syn import SyN
-from regagents.compare import DICE, TRE, drawn
-from regagents.deformation import Measures, Search, deform, searched
-from regagents.evaluate import HELD_OUT, chunks
+from regagents.evaluation.compare import DICE, TRE
+from regagents.evaluation.dense import Metrics, Search, deform, searched
+from regagents.evaluation.methods import Chain, Classical, Policy, ValueStop, method_named, own_episodes
+from regagents.evaluation.pairs import HELD_OUT, Chunk, chunks, drawn
 from regagents.l2o.policies import ITERATIONS
-from regagents.methods import Chain, Chunk, Classical, Policy, ValueStop, method_named, own_episodes
-from regagents.registration import AGENTS, Pipeline, run
-from regagents.train import load, shipped
-from regenv.core import RegistrationCore, Task
-from regenv.data.datasets import DatasetError
-from regenv.data.files import to_sitk
-from regenv.data.io import atomic
+from regagents.registration.pipeline import AGENTS, Pipeline, run
+from regenv.atomic import atomic
+from regenv.core import RegistrationCore
+from regenv.data.banks.downloads import DatasetError
+from regenv.data.io.resampling import to_sitk
 from regenv.registry import build
 from regenv.state import EpisodeState
+from regenv.task import Task
 
 RESULTS = Path(__file__).parent / "results"
 SEED = 700_000                      # of the first pair
@@ -200,7 +200,7 @@ def by_chain(chain: Pipeline, stages: Sequence[Any], refined: bool, chunk: Chunk
     [case] = chunk.cases
     pose, trace = run(chain, case.fixed, case.moving, case.start, case.seed, agents=stages)
     if refined:
-        pose = polish(to_sitk(case.fixed), to_sitk(case.moving), pose, case.center).pull_back
+        pose = refine_pose(to_sitk(case.fixed), to_sitk(case.moving), pose, case.center).pull_back
     return pose, sum(row["step"] > 0 for row in trace)
 
 
@@ -260,7 +260,7 @@ def score(measure: str, chunk: Chunk, answer: Any) -> float:
     if chunk.cases:
         return chunk.cases[0].error(chunk.cases[0].start if answer is None else answer)
     if measure == DICE:
-        return float(Measures.of(chunk.state, answer, chunk.core.task.grid).dice[0])
+        return float(Metrics.of(chunk.state, answer, chunk.core.task.grid).dice[0])
     return float((chunk.state if answer is None else chunk.core.begin(chunk.state.pair, answer)).tre)
 
 

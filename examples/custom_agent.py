@@ -5,8 +5,8 @@ import numpy as np
 import torch
 
 import regenv  # noqa: F401
-from regagents.evaluate import evaluate
-from regagents.methods import Policy
+from regagents.evaluation.evaluate import evaluate
+from regagents.evaluation.methods import Policy
 from regenv.core import RegistrationCore
 from regenv.ops.similarity import ncc
 from regenv.registry import build

@@ -20,11 +20,11 @@ import torch
 from tqdm import tqdm
 
 from regagents.common.checkpoints import CheckpointError
-from regagents.registration import register
-from regenv.data import datasets
-from regenv.data.files import foreground_center
-from regenv.data.io import Image, ImageError, read_image
-from regenv.data.perturb import about
+from regagents.registration.register import register
+from regenv.data.banks import downloads as datasets
+from regenv.data.io.images import Image, ImageError, read_image
+from regenv.data.io.resampling import foreground_center
+from regenv.ops.affine import about
 from regenv.transforms.rigid import Rigid
 
 LATTICE_MM = 60.0

@@ -8,7 +8,7 @@ import torch
 import regenv
 from regenv.env import RegistrationEnv
 from regenv.ops.similarity import ncc
-from regenv.tasks.parts import pairs_of
+from regenv.tasks.arguments import pairs_of
 from regenv.tasks.rigid import rigid
 from regenv.vector import RegistrationVectorEnv
 

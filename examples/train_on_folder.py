@@ -10,7 +10,7 @@ from stable_baselines3 import PPO
 
 import regenv  # noqa: F401
 from regenv import Grid
-from regenv.data.io import write_image
+from regenv.data.io.images import write_image
 from regenv.wrappers.sb3 import SB3VecEnv
 
 if len(sys.argv) > 1:

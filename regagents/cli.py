@@ -14,14 +14,17 @@ from typing import Any
 
 from tqdm import tqdm
 
-from regagents.compare import compare
-from regagents.engines import ENGINES
-from regagents.evaluate import BASELINES, evaluate
-from regagents.recording import record
-from regagents.registration import AGENTS, DEFAULT, check_folder, register
-from regagents.train import resolve, shipped, train
-from regenv.data.datasets import DatasetError
-from regenv.data.io import read_image
+from regagents.agents import resolve, shipped
+from regagents.common.jobs import ENGINES
+from regagents.evaluation.compare import compare
+from regagents.evaluation.evaluate import BASELINES, evaluate
+from regagents.registration.pipeline import AGENTS, DEFAULT
+from regagents.registration.register import register
+from regagents.training.recording import record
+from regagents.training.train import train
+from regenv.atomic import check_folder
+from regenv.data.banks.downloads import DatasetError
+from regenv.data.io.images import read_image
 
 INTERRUPTED = 130
 

@@ -10,10 +10,10 @@ from pathlib import Path
 
 from tqdm import tqdm
 
-from regenv.data import datasets
-from regenv.data.ground_truth import build
-from regenv.data.organs import population, prepared
-from regenv.data.prostate import promise12, prostate3t
+from regenv.data.banks import downloads as datasets
+from regenv.data.banks.ground_truth import build
+from regenv.data.banks.pelvises import population, prepared
+from regenv.data.layouts.prostate import promise12, prostate3t
 
 
 def main(argv: Sequence[str] | None = None) -> int:

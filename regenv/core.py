@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass, replace
+from dataclasses import replace
 from functools import partial
 from typing import Any
 
@@ -12,63 +12,15 @@ import torch
 from torch import Tensor
 
 from regenv import render
-from regenv.data.pairs import PairBatch, PairSource
-from regenv.data.perturb import about
-from regenv.grid import Grid
+from regenv.data.pairs import PairBatch
 from regenv.ops import overlap
+from regenv.ops.affine import about, invert_affine, matmul, transform_points
 from regenv.ops.random import counter_uniform
-from regenv.ops.warp import matmul, transform_points, warp_points
+from regenv.ops.warp import warp_points
 from regenv.state import EpisodeState
-from regenv.tasks.distance import Measure
-from regenv.tasks.guard import FuzzyControl
-from regenv.tasks.termination import Never
-from regenv.transforms.rigid import invert_affine
+from regenv.task import LinearTransform, Measure, Task
 
-SUCCESS_MM = 10.0
 RESET_OPTIONS = ("difficulty", "reach", "same_pairs")
-
-
-@dataclass(frozen=True)
-class Task:
-    """One row of the catalogue: the parts that make an episode.
-
-    Args:
-        source: where pairs come from.
-        grid: the fixed image's grid, on which the agent sees both images.
-        transform: what a pose means. actions: how an action changes it. start: where episodes begin.
-        distance: the D of a pose, if there is one. observation: what the agent sees. reward, termination: as named.
-        expert: targets for ``privileged=True``, where there are any.
-        max_episode_steps: time limit.
-        success_mm: landmark error at which a registration counts as a success.
-        guard: which actions are let through; None lets all.
-    """
-
-    source: PairSource
-    grid: Grid
-    transform: Any
-    actions: Any
-    start: Any
-    distance: Any
-    observation: Any
-    reward: Any
-    termination: Any
-    expert: Any
-    max_episode_steps: int
-    success_mm: float = SUCCESS_MM
-    guard: FuzzyControl | None = None
-
-    @property
-    def endless(self) -> bool:
-        """Whether nothing but the time limit ends an episode."""
-        return isinstance(self.termination, Never)
-
-    def __post_init__(self) -> None:
-        if self.max_episode_steps < 1:
-            raise ValueError(f"Task: max_episode_steps is {self.max_episode_steps}; it must be at least 1.")
-
-    def limited(self, max_episode_steps: int) -> Task:
-        """The same task with another time limit."""
-        return replace(self, max_episode_steps=max_episode_steps)
 
 
 class RegistrationCore:
@@ -92,21 +44,21 @@ class RegistrationCore:
                              "they must lie in [0, 1] and (0, 1].")
         pair = pair or self.task.source.draw(rngs, self.task.grid, self.device, difficulty)
         draws = torch.from_numpy(self.task.start.draw(rngs, reach, pair)).to(self.device)
-        luck = None if self.task.guard is None else torch.tensor([int(rng.integers(1 << 62)) for rng in rngs])
-        return self.begin(pair, self.task.transform.from_draws(draws), luck=luck)
+        guard_seed = None if self.task.guard is None else torch.tensor([int(rng.integers(1 << 62)) for rng in rngs])
+        return self.begin(pair, self.task.transform.from_draws(draws), guard_seed=guard_seed)
 
     def begin(self, pair: PairBatch, pose: Tensor, anchor: Tensor | None = None,
-              luck: Tensor | None = None) -> EpisodeState:
+              guard_seed: Tensor | None = None) -> EpisodeState:
         """Episodes on given pairs from given poses (B, P), about ``anchor`` (default the truth).
 
-        Args: luck (B,) int64: seeds of the guard's random numbers, default zeros.
+        Args: guard_seed (B,) int64: seeds of the guard's random numbers, default zeros.
         """
         if self.task.guard is not None:
-            luck = torch.zeros(pair.lanes, dtype=torch.int64) if luck is None else luck
-            luck = luck.to(self.device)
+            guard_seed = torch.zeros(pair.lanes, dtype=torch.int64) if guard_seed is None else guard_seed
+            guard_seed = guard_seed.to(self.device)
         nothing = torch.zeros(pair.lanes, dtype=torch.float64, device=self.device)
         state = EpisodeState(pair=pair, anchor=pair.truth if anchor is None else anchor, pose=pose,
-                             pull_back=pair.truth, displacement=None, labels=None, luck=luck,
+                             pull_back=pair.truth, displacement=None, labels=None, guard_seed=guard_seed,
                              distance=nothing, tre=nothing, score=nothing,
                              arrived=torch.zeros_like(pair.known),
                              steps=torch.zeros_like(pair.known, dtype=torch.int64))
@@ -125,7 +77,7 @@ class RegistrationCore:
     def observe(self, state: EpisodeState) -> Any:
         """Observations (B, *observation shape), or a dict of them, fresh memory.
 
-        But for the view that the step has made: whoever gives that away goes on with ``state.seen()``.
+        But for the view that the step has made: whoever gives that away goes on with ``state.release_views()``.
         """
         return self.task.observation(state)
 
@@ -169,8 +121,8 @@ class RegistrationCore:
 
     def _accepted(self, state: EpisodeState, pose: Tensor, delta: Tensor) -> Tensor:
         """Whether each parameter's part of changes ``delta`` (B, A, P) of a pose (B, P) is let through: (B, A, P)."""
-        assert self.task.guard is not None and state.luck is not None
-        chance = counter_uniform(state.luck, state.steps, 2 * pose.shape[-1])
+        assert self.task.guard is not None and state.guard_seed is not None
+        chance = counter_uniform(state.guard_seed, state.steps, 2 * pose.shape[-1])
         return self.task.guard.accepted(pose, delta, chance)
 
     def measure(self, pair: PairBatch) -> Measure:
@@ -194,8 +146,8 @@ class RegistrationCore:
         displacement = transform.displacement(state.pose)
         unknown = torch.where(pair.known, 0.0, torch.nan)
         placed = replace(state, pull_back=pull_back, displacement=displacement)
-        seen = replace(placed.looked(self.task.observation.view),
-                       labels=None if pair.moving_labels is None else placed.see(pair.moving_labels, "nearest"),
+        seen = replace(placed.with_view(self.task.observation.view),
+                       labels=None if pair.moving_labels is None else placed.resample(pair.moving_labels, "nearest"),
                        distance=measure(state.pose) + unknown,
                        tre=_landmark_error(placed))
         seen = replace(seen, score=self.task.reward.score(seen))
@@ -226,6 +178,6 @@ def checked_options(options: dict[str, Any] | None, known: Sequence[str] = RESET
     return options or {}
 
 
-def pose_of(transform: Any, anchor: Tensor, center: Tensor, pull_back: Tensor) -> Tensor:
+def pose_of(transform: LinearTransform, anchor: Tensor, center: Tensor, pull_back: Tensor) -> Tensor:
     """Poses (B, P) whose residual about ``center``, appended to ``anchor``, is ``pull_back`` (B, D+1, D+1)."""
     return transform.parameters(about(-center, matmul(invert_affine(anchor), pull_back)))

@@ -8,11 +8,11 @@ import gymnasium as gym
 import numpy as np
 import torch
 
-from regenv.core import RegistrationCore, Task, checked_options
+from regenv.core import RegistrationCore, checked_options
 from regenv.registry import build
-from regenv.render import MODES
+from regenv.render import RENDER_MODES, check_modes
 from regenv.state import EpisodeState
-from regenv.vector import RENDER_MODES
+from regenv.task import Task
 
 
 class RegistrationEnv(gym.Env):
@@ -36,10 +36,7 @@ class RegistrationEnv(gym.Env):
     def __init__(self, task: Task | str, render_mode: str | None = None, render_style: str = "overlay",
                  device: torch.device | str = "cpu", max_episode_steps: int | None = None,
                  privileged: bool = False, **arguments: Any) -> None:
-        if render_mode not in (None, *RENDER_MODES):
-            raise ValueError(f"RegistrationEnv: render_mode is {render_mode!r}; it must be one of {RENDER_MODES}.")
-        if render_style not in MODES:
-            raise ValueError(f"render_style is {render_style!r}; it must be one of {', '.join(MODES)}.")
+        check_modes(render_mode, render_style)
         self.render_mode = render_mode
         self.render_style = render_style
         built = build(task, **arguments)
@@ -82,7 +79,7 @@ class RegistrationEnv(gym.Env):
 
     def _observation(self) -> Any:
         seen = self.core.observe(self.state)
-        self._state = self.state.seen()
+        self._state = self.state.release_views()
         if isinstance(seen, dict):
             return {key: value[0].cpu().numpy() for key, value in seen.items()}
         return seen[0].cpu().numpy()

@@ -8,7 +8,7 @@ from typing import Any
 
 import gymnasium as gym
 
-from regenv.core import Task
+from regenv.task import Task
 from regenv.tasks.dense import dense
 from regenv.tasks.keypoint import keypoint
 from regenv.tasks.rigid import rigid

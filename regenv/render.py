@@ -17,6 +17,7 @@ import torch.nn.functional as F
 from torch import Tensor
 
 MODES = ("overlay", "checkerboard", "difference")
+RENDER_MODES = ("rgb_array",)  # of environments, as Gymnasium calls them
 SIDE = 256  # pixels along the longer side of the largest panel, at least
 CURVE_HEIGHT = 96  # pixels
 
@@ -71,6 +72,14 @@ def frame(fixed: Any, warped: Any, mode: str = "overlay", text: str | None = Non
     if errors is not None:
         picture = np.concatenate([picture, curve(errors, CURVE_HEIGHT, picture.shape[1])])
     return picture if text is None else _write(picture, text, 4, 4)
+
+
+def check_modes(render_mode: str | None, render_style: str) -> None:
+    """Raise ValueError unless an environment can draw like that: ``render_mode`` None or "rgb_array", a known style."""
+    if render_mode not in (None, *RENDER_MODES):
+        raise ValueError(f"render_mode is {render_mode!r}; it must be None or one of {', '.join(RENDER_MODES)}.")
+    if render_style not in MODES:
+        raise ValueError(f"render_style is {render_style!r}; it must be one of {', '.join(MODES)}.")
 
 
 def annotate(picture: np.ndarray, step: int, error: float | None, unit: str = "mm", name: str = "TRE") -> np.ndarray:

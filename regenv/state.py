@@ -10,7 +10,8 @@ from typing import Any
 from torch import Tensor
 
 from regenv.data.pairs import PairBatch
-from regenv.ops.warp import look, matmul, warp_through
+from regenv.ops.affine import matmul
+from regenv.ops.warp import fused_warp, warp_through
 
 
 @dataclass(frozen=True)
@@ -30,10 +31,10 @@ class EpisodeState:
         score: (B,) float64, what the reward is the gain of.
         arrived: (B,) bool, the stopping rule holds.
         steps: (B,) int64, steps taken.
-        luck: (B,) int64 or None, seed of what is random in the transition.
+        guard_seed: (B,) int64 or None, seed of what is random in the transition.
         views: what is to be seen of the images, by name, where the last step has made it: "warped" (B, C, *shape),
-            "difference" (B, C, *shape) or "pair" (B, 2C, *shape), as :func:`regenv.ops.warp.look`.
-        moments: (B, C, 5) float64 or None, sums over the voxels of fixed and warped, as :func:`regenv.ops.warp.look`.
+            "difference" (B, C, *shape) or "pair" (B, 2C, *shape), as :func:`regenv.ops.warp.fused_warp`.
+        moments: (B, C, 5) float64 or None, sums over the voxels of fixed and warped, as :func:`regenv.ops.warp.fused_warp`.
     """
 
     pair: PairBatch
@@ -47,11 +48,11 @@ class EpisodeState:
     score: Tensor
     arrived: Tensor
     steps: Tensor
-    luck: Tensor | None = None
+    guard_seed: Tensor | None = None
     views: Mapping[str, Tensor] = field(default_factory=dict)
     moments: Tensor | None = None
 
-    def see(self, image: Tensor, mode: str = "bilinear") -> Tensor:
+    def resample(self, image: Tensor, mode: str = "bilinear") -> Tensor:
         """An image of the moving grid on the fixed grid, at ``pull_back(x + displacement(x))``; nearest for labels."""
         return warp_through(image, self._voxels, self.displacement, tuple(self.pair.fixed.shape[2:]), mode)
 
@@ -65,11 +66,11 @@ class EpisodeState:
             return fixed - self.views["difference"]
         if "pair" in self.views:
             return self.views["pair"][:, fixed.shape[1]:].clone()
-        return self.see(self.pair.moving)
+        return self.resample(self.pair.moving)
 
-    def looked(self, view: str) -> EpisodeState:
+    def with_view(self, view: str) -> EpisodeState:
         """The same with a view made, and the moments of fixed and warped."""
-        seen, moments = look(self.pair.fixed, self.pair.moving, self._voxels, self.displacement, view)
+        seen, moments = fused_warp(self.pair.fixed, self.pair.moving, self._voxels, self.displacement, view)
         return replace(self, views={view: seen}, moments=moments)
 
     @property
@@ -87,7 +88,7 @@ class EpisodeState:
         kept = {name: value[mask] for name, value in self._tensors()}
         return replace(self, pair=self.pair.select(mask), views=views, moments=None, **kept)
 
-    def seen(self) -> EpisodeState:
+    def release_views(self) -> EpisodeState:
         """The same after its views have been given away, so that nobody else gets that memory."""
         return replace(self, views={})
 

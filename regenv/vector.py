@@ -13,12 +13,12 @@ from gymnasium.vector import AutoresetMode
 from gymnasium.vector.utils import batch_space
 from torch import Tensor
 
-from regenv.core import RESET_OPTIONS, RegistrationCore, Task, checked_options
+from regenv.core import RESET_OPTIONS, RegistrationCore, checked_options
 from regenv.registry import build
-from regenv.render import MODES
+from regenv.render import RENDER_MODES, check_modes
 from regenv.state import EpisodeState
+from regenv.task import Task
 
-RENDER_MODES = ("rgb_array",)
 OUTPUTS = ("torch", "numpy")
 
 
@@ -54,13 +54,9 @@ class RegistrationVectorEnv(gym.vector.VectorEnv):
             raise ValueError(f"RegistrationVectorEnv: num_envs is {num_envs}; it must be at least 1.")
         if output not in OUTPUTS:
             raise ValueError(f"RegistrationVectorEnv: output is {output!r}; it must be one of {OUTPUTS}.")
-        if render_mode not in (None, *RENDER_MODES):
-            raise ValueError(f"RegistrationVectorEnv: render_mode is {render_mode!r}; "
-                             f"it must be one of {RENDER_MODES}.")
+        check_modes(render_mode, render_style)
         self.autoreset_mode = AutoresetMode(autoreset_mode)
         self.metadata = {"render_modes": list(RENDER_MODES), "render_fps": 10, "autoreset_mode": self.autoreset_mode}
-        if render_style not in MODES:
-            raise ValueError(f"render_style is {render_style!r}; it must be one of {', '.join(MODES)}.")
         self.render_mode = render_mode
         self.render_style = render_style
         self.num_envs = num_envs
@@ -187,7 +183,7 @@ class RegistrationVectorEnv(gym.vector.VectorEnv):
 
     def _observation(self) -> Any:
         observation = self.core.observe(self.state)
-        self._state = self.state.seen()
+        self._state = self.state.release_views()
         return observation
 
     def _give(self, value: Any) -> Any:

@@ -13,12 +13,13 @@ import torch
 from stable_baselines3.common.base_class import BaseAlgorithm
 from stable_baselines3.common.type_aliases import MaybeCallback
 
-from regagents.a3c.policies import A3CPolicy, Lookahead, best_threshold
-from regagents.a3c.workers import CREWS, Recipe, shared_adam
+from regagents.a3c.lookahead import Lookahead, best_threshold
+from regagents.a3c.policies import A3CPolicy
+from regagents.a3c.workers import POOLS, WorkerConfig, shared_adam
+from regagents.common.algorithm import PolicyTrained, made_with
 from regagents.common.curriculum import Curriculum
-from regagents.common.tasks import PolicyTrained, made_with
 from regenv.core import RegistrationCore
-from regenv.tasks.termination import Never
+from regenv.parts.termination import Never
 
 
 class A3C(PolicyTrained, BaseAlgorithm):
@@ -66,8 +67,8 @@ class A3C(PolicyTrained, BaseAlgorithm):
                             ("episodes_per_pair", episodes_per_pair)):
             if value < 1:
                 raise ValueError(f"A3C: {name} is {value}; it must be at least 1.")
-        if engine not in CREWS:
-            raise ValueError(f"A3C: engine is {engine!r}; it must be one of {', '.join(CREWS)}.")
+        if engine not in POOLS:
+            raise ValueError(f"A3C: engine is {engine!r}; it must be one of {', '.join(POOLS)}.")
         if device != "auto" and torch.device(device).type != "cpu":
             raise ValueError(f"A3C: device is {device!r}; its workers share memory on the CPU, use 'cpu'.")
         if policy == "CnnPolicy":
@@ -104,10 +105,10 @@ class A3C(PolicyTrained, BaseAlgorithm):
         losses: deque[list[float]] = deque(maxlen=log_interval)
         episodes: deque[tuple[float, int, float]] = deque(maxlen=self._stats_window_size)
         progress = torch.tensor([self.num_timesteps / total]).share_memory_()
-        crew_of = CREWS[self.engine]
-        with crew_of(self.policy, self.optimizer, self._recipe(), progress, self.updates, self.n_workers) as crew:
+        pool_class = POOLS[self.engine]
+        with pool_class(self.policy, self.optimizer, self._config(), progress, self.updates, self.n_workers) as pool:
             while self.num_timesteps < total:
-                for report in crew.reports():
+                for report in pool.reports():
                     self.updates += 1
                     losses.append(report["losses"])
                     episodes.extend(report["episodes"])
@@ -141,8 +142,8 @@ class A3C(PolicyTrained, BaseAlgorithm):
         self.logger.record("time/total_timesteps", self.num_timesteps)
         self.logger.dump(self.num_timesteps)
 
-    def _recipe(self) -> Recipe:
-        return Recipe(*made_with(self), self.n_steps, self.gamma, self.ent_coef, self.vf_coef, self.max_grad_norm,
+    def _config(self) -> WorkerConfig:
+        return WorkerConfig(*made_with(self), self.n_steps, self.gamma, self.ent_coef, self.vf_coef, self.max_grad_norm,
                       self.lanes, self.episodes_per_pair, self.supervised, self.reward_scale,
                       self.lr_schedule(1.0), self.decay, self.value_first, self.curriculum, self.seed or 0)  # type: ignore[arg-type]
 

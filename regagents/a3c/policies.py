@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass, replace
 from typing import Any
 
 import numpy as np
@@ -11,15 +10,9 @@ import torch.nn.functional as F
 from stable_baselines3.common.policies import BasePolicy
 from torch import Tensor, nn
 
-from regagents.common.extractors import StridedCNN
-from regenv.core import RegistrationCore
-from regenv.ops.warp import matmul
-from regenv.state import EpisodeState
-from regenv.transforms.rigid import homogeneous, invert_affine
+from regagents.common.extractors import SunCNN
 
 Memory = tuple[Tensor, Tensor]
-THRESHOLDS = 41  # looked at
-LEFT = (0, 10)  # steps to the nearest pose, at which look-ahead is tried
 FEEDFORWARD = 128  # width of the dense layer that stands in for the LSTM ("CNN-LME")
 
 
@@ -30,7 +23,7 @@ class A3CPolicy(BasePolicy):
     """
 
     def __init__(self, observation_space: Any, action_space: Any, lr_schedule: Any = None, hidden: int = 256,
-                 recurrent: bool = True, features_extractor_class: Any = StridedCNN,
+                 recurrent: bool = True, features_extractor_class: Any = SunCNN,
                  features_extractor_kwargs: dict[str, Any] | None = None) -> None:
         super().__init__(observation_space, action_space, features_extractor_class, features_extractor_kwargs,
                          normalize_images=False)
@@ -91,125 +84,3 @@ def chosen(logits: Tensor, deterministic: bool, generator: torch.Generator | Non
     return torch.multinomial(logits.softmax(1), 1, generator=generator).squeeze(1)
 
 
-@dataclass(frozen=True)
-class Lookahead:
-    """Monte Carlo roll-outs from where the value says that the images are aligned (Sun et al. 2018, eq. 5).
-
-    The value tells the neighbourhood of alignment, but hardly the last pixels of the way. So the policy goes on for
-    some steps, until it moves to and fro about its optimum, and only then the roll-outs begin.
-
-    Args: rollouts: trajectories, all of them one batch; depth: steps of each; settle: steps of the policy before them;
-    seed: of their actions.
-    """
-
-    rollouts: int = 20
-    depth: int = 10
-    settle: int = 100
-    seed: int = 0
-
-    def __post_init__(self) -> None:
-        if self.rollouts < 1 or self.depth < 1 or self.settle < 0:
-            raise ValueError(f"Lookahead: rollouts is {self.rollouts}, depth {self.depth} and settle {self.settle}; "
-                             "the first two must be at least 1, the last not negative.")
-
-    def __call__(self, policy: A3CPolicy, core: RegistrationCore, state: EpisodeState, memory: Memory) -> Tensor:
-        """Poses (B, P): the mean of where the trajectories pass, weighted by the sum of the values along each.
-
-        The first action is drawn uniformly, the others by the policy. Poses are averaged relative to the present
-        estimate (translation, scale, cos and sin of the angle; in 3D the rotation nearest to the mean matrix), so that
-        nothing of the truth enters. A trajectory whose values sum to less than nothing has no weight.
-        """
-        generator = torch.Generator().manual_seed(self.seed)
-        each = torch.arange(state.lanes).repeat_interleave(self.rollouts)
-        walk, held = state.select(each), (memory[0][each], memory[1][each])
-        transform = core.task.transform
-        here = transform.matrix(state.pose)
-        back, total, passed = invert_affine(here)[each], torch.zeros(len(each)), []
-        for depth in range(self.depth):
-            logits, value, held = policy(core.observe(walk), held)
-            action = chosen(torch.zeros_like(logits) if depth == 0 else logits, False, generator)
-            walk = core.step(walk, action)[0]
-            total = total + value
-            passed.append(matmul(back, transform.matrix(walk.pose)).unflatten(0, (-1, self.rollouts)))
-        total = total + policy(core.observe(walk), held)[1]
-        weight = total.clamp(min=0).view(-1, self.rollouts).double()
-        weight = torch.where(weight.sum(1, keepdim=True) > 0, weight, 1.0)
-        weight = (weight / (self.depth * weight.sum(1, keepdim=True))).repeat(1, self.depth)
-        return transform.parameters(matmul(here, weighted_mean(torch.cat(passed, 1), weight)))
-
-
-def weighted_mean(maps: Tensor, weight: Tensor) -> Tensor:
-    """Mean (B, D+1, D+1) of similarity pull-backs (B, K, D+1, D+1): of the parameters of their push-forwards.
-
-    Translations, scales and rotation matrices are averaged, the last mapped to the nearest rotation: in 2D that is the
-    mean of cos and sin. Args: weight (B, K), rows sum to one.
-    """
-    n = maps.shape[-1] - 1
-    pushed = invert_affine(maps)
-    scale = torch.linalg.det(pushed[..., :n, :n]).pow(1 / n)
-    rotation = (weight[..., None, None] * pushed[..., :n, :n] / scale[..., None, None]).sum(1)
-    u, _, vt = torch.linalg.svd(rotation)
-    shift = (weight[..., None] * pushed[..., :n, n]).sum(1)
-    return invert_affine(homogeneous(u @ vt * (weight * scale).sum(1)[:, None, None], shift))
-
-
-@torch.inference_mode()
-def play(policy: A3CPolicy, core: RegistrationCore, state: EpisodeState, threshold: float, steps: int,
-         lookahead: Lookahead | None = None) -> tuple[EpisodeState, Tensor]:
-    """Register every lane: the most probable action until the value reaches ``threshold`` or ``steps`` are taken.
-
-    Args: lookahead: a lane that has reached the threshold goes on for its ``settle`` steps; then, as at the last step,
-    its mean replaces the pose.
-    Returns: the episodes where each lane ended, and which lanes (B,) reached the threshold.
-    """
-    memory, reached = policy.begin(state.lanes), torch.zeros(state.lanes, dtype=torch.bool)
-    lanes, final, settle = torch.arange(state.lanes), state.pose.clone(), lookahead.settle if lookahead else 0
-    due, running = torch.full((state.lanes,), steps), state
-    for step in range(steps + settle + 1):
-        logits, value, memory = policy(core.observe(running), memory)
-        there = (value >= threshold) & ~reached[lanes]
-        due[lanes[there]], reached[lanes[there]] = step + settle, True
-        over = due[lanes] <= step
-        if over.any():
-            ended = running.select(over)
-            held = memory[0][over], memory[1][over]
-            final[lanes[over]] = ended.pose if lookahead is None else lookahead(policy, core, ended, held)
-            running, lanes, logits = running.select(~over), lanes[~over], logits[~over]
-            memory = memory[0][~over], memory[1][~over]
-        if not len(lanes):
-            break
-        running = core.step(running, logits.argmax(1))[0]
-    return replace(core.begin(state.pair, final, state.anchor), steps=state.steps), reached
-
-
-@torch.inference_mode()
-def best_threshold(policy: A3CPolicy, core: RegistrationCore, state: EpisodeState, steps: int,
-                   lookahead: Lookahead | None = None) -> float:
-    """The value threshold for :func:`play` whose ends have the smallest mean D, on pairs of known truth.
-
-    Without look-ahead every threshold is read off one walk that no threshold ends. With it a few are played: the
-    usual values some steps before a walk is nearest.
-    """
-    memory, running = policy.begin(state.lanes), state
-    values, errors = [], []
-    for step in range(steps + 1):
-        logits, value, memory = policy(core.observe(running), memory)
-        values.append(value)
-        errors.append(running.distance)
-        if step < steps:
-            running = core.step(running, logits.argmax(1))[0]
-    value, error = torch.stack(values), torch.stack(errors)
-
-    def mean_error(threshold: float) -> float:
-        there = value >= threshold
-        first = torch.where(there.any(0), there.int().argmax(0), steps)
-        return float(error.gather(0, first[None]).mean())
-
-    if lookahead is None:
-        shares = torch.linspace(0, 1, THRESHOLDS)
-        candidates = torch.cat([torch.quantile(each, shares) for each in (value.flatten(), value.amax(0))]).tolist()
-        return min(candidates, key=mean_error)
-    nearest = error.argmin(0)
-    before = [value.gather(0, (nearest - steps_left).clamp(min=0)[None]).median().item() for steps_left in LEFT]
-    return min(before, key=lambda threshold: float(
-        play(policy, core, state, threshold, steps, lookahead)[0].distance.mean()))

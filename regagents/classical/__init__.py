@@ -10,11 +10,12 @@ Another CPU, another number of PyTorch threads (refinement only) or another vers
 the last digits, from which a search can part ways.
 """
 
-from regagents.classical.common import Result, matrix_to_sitk, sitk_to_matrix, to_sitk, working
+from regagents.classical.common import Result, to_sitk, working
 from regagents.classical.elastix import Elastix
-from regagents.classical.features import SiftSimilarity
 from regagents.classical.mutual_information import MattesMI, evaluate_metric, multi_start, random_starts
-from regagents.classical.refinement import Refinement, normalized_information, refine
+from regagents.classical.refinement import Refinement, normalized_information, refine_pose
+from regagents.classical.sift import SiftSimilarity
+from regenv.data.io.resampling import matrix_to_sitk, sitk_to_matrix
 
 __all__ = [
     "Elastix",
@@ -27,7 +28,7 @@ __all__ = [
     "multi_start",
     "normalized_information",
     "random_starts",
-    "refine",
+    "refine_pose",
     "sitk_to_matrix",
     "to_sitk",
     "working",

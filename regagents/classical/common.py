@@ -49,30 +49,6 @@ def to_sitk(array: np.ndarray | Tensor, grid: Grid) -> sitk.Image:
     return image
 
 
-def matrix_to_sitk(pull_back: np.ndarray) -> sitk.AffineTransform:
-    """A matrix (D+1, D+1) as SimpleITK's transform from fixed to moving world points."""
-    n = len(pull_back) - 1
-    transform = sitk.AffineTransform(n)
-    transform.SetMatrix(np.asarray(pull_back, dtype=np.float64)[:n, :n].ravel().tolist())
-    transform.SetTranslation(np.asarray(pull_back, dtype=np.float64)[:n, n].tolist())
-    return transform
-
-
-def sitk_to_matrix(transform: sitk.Transform) -> np.ndarray:
-    """The matrix (D+1, D+1) of a linear SimpleITK transform (Euler, Versor, similarity, affine), whatever its centre.
-
-    Raises: ValueError: the transform is not linear.
-    """
-    if not transform.IsLinear():
-        raise ValueError(f"sitk_to_matrix: the transform is {transform.GetName()}; only a linear one has a matrix.")
-    n = transform.GetDimension()
-    matrix = np.eye(n + 1)
-    matrix[:n, n] = transform.TransformPoint([0.0] * n)
-    for axis in range(n):
-        matrix[:n, axis] = transform.TransformPoint(np.eye(n)[axis].tolist()) - matrix[:n, n]
-    return matrix
-
-
 def working(image: sitk.Image, voxels: int) -> sitk.Image:
     """The image in float32, averaged over whole blocks until it has at most ``voxels``, the finest axes first."""
     factors = np.ones(image.GetDimension(), dtype=np.int64)

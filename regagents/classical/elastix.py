@@ -10,7 +10,8 @@ from typing import Any
 import numpy as np
 import SimpleITK as sitk
 
-from regagents.classical.common import Result, checked, is_flat, sitk_to_matrix
+from regagents.classical.common import Result, checked, is_flat
+from regenv.data.io.resampling import sitk_to_matrix
 from regenv.grid import Grid
 
 _TRANSFORMS = {"rigid": "EulerTransform", "similarity": "SimilarityTransform"}

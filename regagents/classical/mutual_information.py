@@ -10,18 +10,9 @@ from typing import Any
 import numpy as np
 import SimpleITK as sitk
 
-from regagents.classical.common import (
-    LEAST_OVERLAP,
-    Result,
-    checked,
-    is_flat,
-    matrix_to_sitk,
-    shift,
-    sitk_to_matrix,
-    turn_generators,
-    working,
-)
+from regagents.classical.common import LEAST_OVERLAP, Result, checked, is_flat, shift, turn_generators, working
 from regagents.common.threads import one_thread
+from regenv.data.io.resampling import matrix_to_sitk, sitk_to_matrix
 from regenv.grid import Grid
 
 _MOTIONS: dict[str, dict[int, Any]] = {

@@ -10,18 +10,10 @@ import SimpleITK as sitk
 import torch
 from torch import Tensor
 
-from regagents.classical.common import (
-    LEAST_OVERLAP,
-    Result,
-    checked,
-    is_flat,
-    matrix_to_sitk,
-    shift,
-    turn_generators,
-    working,
-)
+from regagents.classical.common import LEAST_OVERLAP, Result, checked, is_flat, shift, turn_generators, working
 from regagents.common.threads import one_thread
-from regenv.data.io import normalize
+from regenv.data.io.images import normalize
+from regenv.data.io.resampling import matrix_to_sitk
 from regenv.grid import Grid
 from regenv.ops.sampling import sample
 from regenv.ops.similarity import mi, nmi
@@ -185,7 +177,7 @@ class _Objective:
         return torch.linalg.matrix_exp(torch.einsum("k,kij->ij", self.whitening @ motion, self.generators))
 
 
-def refine(fixed: sitk.Image, moving: sitk.Image, initial: np.ndarray, center: np.ndarray | None = None) -> Result:
+def refine_pose(fixed: sitk.Image, moving: sitk.Image, initial: np.ndarray, center: np.ndarray | None = None) -> Result:
     """Local refinement of an agent's pose with the standard settings of :class:`Refinement`."""
     return Refinement().register(fixed, moving, initial, center)
 

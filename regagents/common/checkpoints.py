@@ -12,7 +12,7 @@ from safetensors import SafetensorError, safe_open
 from safetensors.torch import save_file
 from torch import Tensor
 
-from regenv.data.io import atomic
+from regenv.atomic import atomic
 
 CARD_VERSION = 1
 

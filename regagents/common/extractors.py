@@ -112,7 +112,7 @@ class DictCNN(BaseFeaturesExtractor):
         return torch.cat([self.cnn(torch.cat(images, 1)), *plain], 1)
 
 
-class PaperCNN(ImageExtractor):
+class LiaoCNN(ImageExtractor):
     """The network of Liao et al. 2017: five 3^D convolutions (8, 32, 32, 128, 128), max pooling after the first two,
     dense layers of 512, 512, 64; batch normalisation and ReLU after each layer."""
 
@@ -128,7 +128,7 @@ class PaperCNN(ImageExtractor):
         self.train()
 
 
-class StridedCNN(ImageExtractor):
+class SunCNN(ImageExtractor):
     """The convolutions of Sun et al. 2018, table 1: C16-8-S4, C16-4-S2, C32-4-S2, FC256, each followed by ELU.
 
     Raises ValueError for images of fewer than 44 voxels along an axis, of which the strides leave nothing.
@@ -137,7 +137,7 @@ class StridedCNN(ImageExtractor):
     def __init__(self, observation_space: gym.spaces.Box, features_dim: int = 256) -> None:
         ndim, channels = len(observation_space.shape) - 1, observation_space.shape[0]
         if min(observation_space.shape[1:]) < 44:
-            raise ValueError(f"StridedCNN: image shape is {observation_space.shape[1:]}; every axis needs at least 44.")
+            raise ValueError(f"SunCNN: image shape is {observation_space.shape[1:]}; every axis needs at least 44.")
         layers: list[nn.Module] = []
         for width, kernel, stride in ((16, 8, 4), (16, 4, 2), (32, 4, 2)):
             layers += [CONV[ndim](channels, width, kernel, stride), nn.ELU()]

@@ -15,9 +15,9 @@ from torch import Tensor
 
 from regagents.common import checkpoints
 from regagents.common.curriculum import Curriculum
-from regagents.common.fresh import FreshPoses
 from regagents.common.precision import mixed
-from regagents.dsl.policies import DSLPolicy, DualStreamPolicy, PaperPolicy
+from regagents.common.supervised import FreshPoses
+from regagents.dsl.policies import DSLPolicy, DualStreamPolicy, LiaoPolicy
 
 
 class DSL(FreshPoses, DQN):
@@ -28,22 +28,22 @@ class DSL(FreshPoses, DQN):
     paper's outlook. ``predict``, ``save``, ``load``, callbacks and logging are SB3's.
 
     Args:
-        policy: "CompactPolicy" (default network), "PaperPolicy" (Liao et al.), "DualStreamPolicy" (Krebs et al.), or a
+        policy: "CompactPolicy" (default network), "LiaoPolicy" (Liao et al.), "DualStreamPolicy" (Krebs et al.), or a
             DSLPolicy subclass.
         env: id or environment; its spec is what the training batches are drawn from.
         learning_rate: peak rate; 6e-5 with the paper's schedule.
-        batch_size, schedule, repose, curriculum, amp, sampler_kwargs: see FreshPoses.
+        batch_size, schedule, poses_per_image, curriculum, amp, sampler_kwargs: see FreshPoses.
         buffer_size, ...: SB3's DQN arguments, used by ``finetune`` only; the buffer is allocated there.
     """
 
     policy_aliases: ClassVar[dict[str, type]] = {"CompactPolicy": DSLPolicy, "CnnPolicy": DSLPolicy,
-                                                 "PaperPolicy": PaperPolicy, "DualStreamPolicy": DualStreamPolicy}  # type: ignore[assignment]
+                                                 "LiaoPolicy": LiaoPolicy, "DualStreamPolicy": DualStreamPolicy}  # type: ignore[assignment]
 
     def __init__(self, policy: str | type[DSLPolicy] = "CompactPolicy", env: Any = None, learning_rate: float = 1e-3,
-                 batch_size: int = 48, schedule: str = "cosine", repose: int = 4, curriculum: Curriculum | None = None,
+                 batch_size: int = 48, schedule: str = "cosine", poses_per_image: int = 4, curriculum: Curriculum | None = None,
                  amp: bool = False, sampler_kwargs: dict[str, Any] | None = None, gamma: float = 0.9,
                  buffer_size: int = 2_000, exploration_initial_eps: float = 0.2, **kwargs: Any) -> None:
-        self.settings(batch_size, schedule, repose, curriculum, amp, sampler_kwargs)
+        self.settings(batch_size, schedule, poses_per_image, curriculum, amp, sampler_kwargs)
         DQN.__init__(self, policy, env, learning_rate=learning_rate, batch_size=batch_size, gamma=gamma,
                      buffer_size=buffer_size, exploration_initial_eps=exploration_initial_eps, **kwargs)
 
@@ -53,6 +53,8 @@ class DSL(FreshPoses, DQN):
         self.buffer_size, self.replay_buffer = wanted, None
         if self.env is not None:
             task = self.task()
+            if task.expert is None:
+                raise ValueError("DSL: the environment has no expert, whose values it could learn; use an id with one.")
             self.action_weights = task.expert.weights(task.actions.deltas)
         self.policy.action_weights.copy_(  # type: ignore[operator]
             torch.as_tensor(self.action_weights))

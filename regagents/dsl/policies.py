@@ -8,7 +8,7 @@ import torch
 from stable_baselines3.dqn.policies import DQNPolicy
 from torch import Tensor
 
-from regagents.common.extractors import CompactCNN, DualStreamCNN, PaperCNN
+from regagents.common.extractors import CompactCNN, DualStreamCNN, LiaoCNN
 
 REJECTED = -1e9  # in place of the value of an action that fuzzy control rejects (Krebs et al. 2017, section 2.2)
 
@@ -48,7 +48,7 @@ class DSLPolicy(DQNPolicy):
         return values.topk(odds.shape[1], dim=1).indices.gather(1, rank).squeeze(1)
 
     def play(self, observation: Any, allowed: Tensor | None, memory: None) -> tuple[Tensor, None]:
-        """See :class:`regagents.deformation.Player`: no rejected action is taken; the best one, or by ``best_odds``."""
+        """See :class:`regagents.common.player.Player`: no rejected action is taken; the best one, or by ``best_odds``."""
         return self._predict(observation, True, allowed), None
 
     def _get_constructor_parameters(self) -> dict[str, Any]:
@@ -63,9 +63,9 @@ class DualStreamPolicy(DSLPolicy):
         super().__init__(*args, **kwargs)
 
 
-class PaperPolicy(DSLPolicy):
+class LiaoPolicy(DSLPolicy):
     """The network of Liao et al. 2017."""
 
     def __init__(self, *args: Any, **kwargs: Any) -> None:
-        kwargs.setdefault("features_extractor_class", PaperCNN)
+        kwargs.setdefault("features_extractor_class", LiaoCNN)
         super().__init__(*args, **kwargs)

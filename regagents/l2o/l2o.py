@@ -15,10 +15,10 @@ from stable_baselines3.common.base_class import BaseAlgorithm
 from stable_baselines3.common.type_aliases import MaybeCallback
 from torch import Tensor
 
+from regagents.common.algorithm import PolicyTrained, made_with
 from regagents.common.curriculum import Curriculum
-from regagents.common.parallel import average, rank, world
+from regagents.common.distributed import average, rank, world
 from regagents.common.precision import mixed
-from regagents.common.tasks import PolicyTrained, made_with
 from regagents.l2o.policies import L2OPolicy
 from regenv.ops.thin_plate import thin_plate
 from regenv.ops.warp import warp_points
@@ -43,7 +43,7 @@ class L2O(PolicyTrained, BaseAlgorithm):
         settle: weight of what the error of an iteration is above the one before, which later iterations are to take
             back; 0 is the paper's loss.
         keypoints: drawn of each pair. augment: whether there are initial displacements.
-        cheap: whether to save memory by computing each iteration again for its gradient.
+        gradient_checkpointing: whether to save memory by computing each iteration again for its gradient.
         curriculum: see Curriculum. amp: bfloat16 networks, where fast.
     """
 
@@ -52,7 +52,7 @@ class L2O(PolicyTrained, BaseAlgorithm):
 
     def __init__(self, policy: str | type[L2OPolicy] = "MultiInputPolicy", env: Any = None,
                  learning_rate: float = 1e-3, halvings: int = 7, lanes: int = 1, accumulate: int = 3,
-                 settle: float = 0.0, keypoints: int = 1024, augment: bool = True, cheap: bool = True,
+                 settle: float = 0.0, keypoints: int = 1024, augment: bool = True, gradient_checkpointing: bool = True,
                  curriculum: Curriculum | None = None, amp: bool = False,
                  policy_kwargs: dict[str, Any] | None = None, stats_window_size: int = 100,
                  tensorboard_log: str | None = None, verbose: int = 0, seed: int | None = None, device: str = "cpu",
@@ -65,7 +65,7 @@ class L2O(PolicyTrained, BaseAlgorithm):
         if settle < 0:
             raise ValueError(f"L2O: settle is {settle}; it must not be negative.")
         self.halvings, self.lanes, self.accumulate, self.settle = halvings, lanes, accumulate, settle
-        self.keypoints, self.augment, self.cheap = keypoints, augment, cheap
+        self.keypoints, self.augment, self.gradient_checkpointing = keypoints, augment, gradient_checkpointing
         self.curriculum, self.amp = curriculum, amp
         super().__init__(policy, env, learning_rate, policy_kwargs=policy_kwargs, stats_window_size=stats_window_size,
                          tensorboard_log=tensorboard_log, verbose=verbose, device=device, seed=seed,
@@ -139,7 +139,7 @@ class L2O(PolicyTrained, BaseAlgorithm):
                 memory = replace(memory, initial=torch.cat(initial))
             errors = [apart(points, wanted, memory.total)]
             for _ in range(steps):
-                memory = (self.policy.advance_cheaply if self.cheap else self.policy.advance)(memory)
+                memory = (self.policy.advance_checkpointed if self.gradient_checkpointing else self.policy.advance)(memory)
                 errors.append(apart(points, wanted, memory.total))
         after = torch.stack(errors[1:])
         weight = torch.arange(1, steps + 1, device=after.device, dtype=after.dtype)

@@ -16,7 +16,7 @@ from stable_baselines3.common.policies import BasePolicy
 from torch import Tensor, nn
 from torch.utils.checkpoint import checkpoint
 
-from regagents.classical.instance import CoupledConvex
+from regagents.classical.convexadam import CoupledConvex
 from regagents.common.extractors import CHANNELS_LAST, CONV, convolved
 from regagents.common.precision import fast_dtype
 from regenv.ops.features import costs, mind_ssc, pooled, spread
@@ -216,7 +216,7 @@ class L2OPolicy(BasePolicy):
         same = torch.einsum("wkd...,kd->w...", around, self.corners / self.reach)
         return torch.cat([residual + around.sum(1), same[:, None], others], 1)
 
-    def advance_cheaply(self, memory: Memory) -> Memory:
+    def advance_checkpointed(self, memory: Memory) -> Memory:
         """As :meth:`advance`, but what lies between is computed again for the gradient instead of being kept."""
         residual, hidden = checkpoint(self._advanced, *astuple_of(memory), use_reentrant=False)
         return replace(memory, residual=residual, hidden=hidden)
@@ -296,7 +296,7 @@ class L2OPolicy(BasePolicy):
 
     def play(self, observation: Mapping[str, Tensor], allowed: Tensor | None,
              memory: Memory | None) -> tuple[Tensor, Memory]:
-        """See :class:`regagents.deformation.Player`: the displacements after one more iteration."""
+        """See :class:`regagents.common.player.Player`: the displacements after one more iteration."""
         memory = self.advance(memory or self.begin(observation))
         return self.field(memory), memory
 

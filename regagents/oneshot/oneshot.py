@@ -13,8 +13,8 @@ from torch import Tensor
 
 from regagents.common import checkpoints
 from regagents.common.curriculum import Curriculum
-from regagents.common.fresh import FreshPoses
 from regagents.common.precision import mixed
+from regagents.common.supervised import FreshPoses
 from regagents.oneshot.policies import OneShotPolicy, scaled
 
 
@@ -30,19 +30,19 @@ class OneShot(FreshPoses, BaseAlgorithm):
         policy: "CnnPolicy", or an OneShotPolicy subclass.
         env: id or environment with continuous actions.
         learning_rate: peak rate.
-        batch_size, schedule, repose, curriculum, amp, sampler_kwargs: see FreshPoses.
+        batch_size, schedule, poses_per_image, curriculum, amp, sampler_kwargs: see FreshPoses.
     """
 
     policy_aliases: ClassVar[dict[str, type]] = {"CnnPolicy": OneShotPolicy}  # type: ignore[assignment]
     policy: OneShotPolicy
 
     def __init__(self, policy: str | type[OneShotPolicy] = "CnnPolicy", env: Any = None, learning_rate: float = 1e-3,
-                 batch_size: int = 64, schedule: str = "cosine", repose: int = 4, curriculum: Curriculum | None = None,
+                 batch_size: int = 64, schedule: str = "cosine", poses_per_image: int = 4, curriculum: Curriculum | None = None,
                  amp: bool = False, sampler_kwargs: dict[str, Any] | None = None,
                  policy_kwargs: dict[str, Any] | None = None, stats_window_size: int = 100,
                  tensorboard_log: str | None = None, verbose: int = 0, seed: int | None = None, device: str = "cpu",
                  _init_setup_model: bool = True) -> None:
-        self.settings(batch_size, schedule, repose, curriculum, amp, sampler_kwargs)
+        self.settings(batch_size, schedule, poses_per_image, curriculum, amp, sampler_kwargs)
         BaseAlgorithm.__init__(self, policy, env, learning_rate, policy_kwargs=policy_kwargs,
                                stats_window_size=stats_window_size, tensorboard_log=tensorboard_log, verbose=verbose,
                                device=device, seed=seed, support_multi_env=True,

@@ -8,14 +8,14 @@ import torch
 from stable_baselines3.common.policies import BasePolicy
 from torch import Tensor, nn
 
-from regagents.common.extractors import StridedCNN
+from regagents.common.extractors import SunCNN
 
 
 class OneShotPolicy(BasePolicy):
     """Image features, then one linear layer: an action (B, P) in [-1, 1], the whole correction at once."""
 
     def __init__(self, observation_space: Any, action_space: Any, lr_schedule: Any = None,
-                 features_extractor_class: Any = StridedCNN,
+                 features_extractor_class: Any = SunCNN,
                  features_extractor_kwargs: dict[str, Any] | None = None) -> None:
         super().__init__(observation_space, action_space, features_extractor_class, features_extractor_kwargs,
                          normalize_images=False, squash_output=True)

@@ -10,8 +10,8 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from regagents.common.replay import Batch
 from regagents.spac.policies import DeterministicPolicy, StateValuePolicy, log_density
+from regagents.spac.replay import Batch
 from regagents.spac.spac import SPAC
 from regenv.ops.warp import warp_dense
 

@@ -196,7 +196,7 @@ class SPACPolicy(BasePolicy):
         return self.act(self.scaled(observation), noise=not deterministic)[2]
 
     def play(self, observation: Any, allowed: Tensor | None, memory: None) -> tuple[Tensor, None]:
-        """See :class:`regagents.deformation.Player`: the field of the mean plan."""
+        """See :class:`regagents.common.player.Player`: the field of the mean plan."""
         return self._predict(observation, deterministic=True), None
 
     def _get_constructor_parameters(self) -> dict[str, Any]:

@@ -17,12 +17,12 @@ from stable_baselines3.common.base_class import BaseAlgorithm
 from stable_baselines3.common.type_aliases import MaybeCallback
 from torch import Tensor
 
+from regagents.common.algorithm import PolicyTrained, made_with
 from regagents.common.curriculum import Curriculum
-from regagents.common.parallel import average, rank, world
+from regagents.common.distributed import average, rank, world
 from regagents.common.precision import mixed
-from regagents.common.replay import Batch, FieldReplay
-from regagents.common.tasks import PolicyTrained, made_with
 from regagents.spac.policies import SPACPolicy, divergence
+from regagents.spac.replay import Batch, FieldReplay
 from regenv.ops import regularity
 from regenv.ops.similarity import lncc
 from regenv.ops.warp import compose, warp_dense
@@ -38,7 +38,7 @@ class SPAC(PolicyTrained, BaseAlgorithm):
     Args:
         policy: "CnnPolicy", or a SPACPolicy subclass.
         env: id or environment of dense registration (RegDense...).
-        learning_rate: of planner and actor; critic_rate: of the critics and the temperature.
+        learning_rate: of planner and actor; critic_lr: of the critics and the temperature.
         batch_size: transitions of an update. lanes: episodes played side by side. updates: per step of all lanes.
         buffer_size: transitions kept. learning_starts: transitions before the first update.
         gamma, tau: discount and rate of the target critics.
@@ -58,7 +58,7 @@ class SPAC(PolicyTrained, BaseAlgorithm):
     draws = True  # whether what is learnt from are drawn plans, or means
 
     def __init__(self, policy: str | type[SPACPolicy] = "CnnPolicy", env: Any = None, learning_rate: float = 1e-3,
-                 critic_rate: float = 3e-4, batch_size: int = 32, lanes: int = 16, updates: int = 1,
+                 critic_lr: float = 3e-4, batch_size: int = 32, lanes: int = 16, updates: int = 1,
                  buffer_size: int = 8_000, learning_starts: int = 640, gamma: float = 0.99, tau: float = 0.005,
                  rl: bool = True, reg_coef: float = 1.0, smooth: float = 0.03, smooth_step: float = 0.5,
                  kl_coef: float = 0.0, window: int = 9, noise: bool = True,
@@ -76,7 +76,7 @@ class SPAC(PolicyTrained, BaseAlgorithm):
                 raise ValueError(f"SPAC: {name} is {weight}; it must not be negative.")
         if not rl and reg_coef == 0:
             raise ValueError("SPAC: rl is False and reg_coef is 0; nothing would be learnt.")
-        self.critic_rate, self.batch_size, self.lanes, self.per_step = critic_rate, batch_size, lanes, updates
+        self.critic_lr, self.batch_size, self.lanes, self.per_step = critic_lr, batch_size, lanes, updates
         self.buffer_size, self.learning_starts, self.gamma, self.tau = buffer_size, learning_starts, gamma, tau
         self.rl, self.reg_coef, self.window, self.noise = rl, reg_coef, window, noise
         self.smooth, self.smooth_step, self.kl_coef = smooth, smooth_step, kl_coef
@@ -95,8 +95,8 @@ class SPAC(PolicyTrained, BaseAlgorithm):
         self.target_entropy = -float(self.policy.plan_size)
         movers = [*self.policy.planner.parameters(), *self.policy.actor.parameters()]
         groups: list[dict[str, Any]] = [{"params": movers, "lr": self.learning_rate},
-                                        {"params": list(self.policy.critics.parameters()), "lr": self.critic_rate},
-                                        {"params": [self.policy.log_alpha], "lr": self.critic_rate}]
+                                        {"params": list(self.policy.critics.parameters()), "lr": self.critic_lr},
+                                        {"params": [self.policy.log_alpha], "lr": self.critic_lr}]
         self.optimizer = torch.optim.Adam(groups)
         self.updates = getattr(self, "updates", 0)
         self._replay: FieldReplay | None = None
@@ -228,7 +228,7 @@ class SPAC(PolicyTrained, BaseAlgorithm):
 
     def _set_rates(self, progress: float) -> None:
         left = max(0.0, 1 - progress) if self.decay else 1.0
-        rates = (float(self.learning_rate), self.critic_rate, self.critic_rate)  # type: ignore[arg-type]
+        rates = (float(self.learning_rate), self.critic_lr, self.critic_lr)  # type: ignore[arg-type]
         for group, rate in zip(self.optimizer.param_groups, rates, strict=True):
             group["lr"] = rate * left
 

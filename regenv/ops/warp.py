@@ -66,7 +66,7 @@ def warp_through(image: Tensor, matrix: Tensor, displacement: Tensor | None, sha
     return operators.warp_dense(image, matrix, displacement, False)
 
 
-def look(fixed: Tensor, moving: Tensor, matrix: Tensor, displacement: Tensor | None,
+def fused_warp(fixed: Tensor, moving: Tensor, matrix: Tensor, displacement: Tensor | None,
          view: str = "warped") -> tuple[Tensor, Tensor]:
     """What a step of an environment needs of its images, in one pass over the voxels. Not differentiable.
 
@@ -79,7 +79,7 @@ def look(fixed: Tensor, moving: Tensor, matrix: Tensor, displacement: Tensor | N
     Raises: ValueError: the view is unknown, or lanes or dimensions differ.
     """
     _known("view", view, VIEWS)
-    return operators.look(fixed, moving, matrix, displacement, view)
+    return operators.fused_warp(fixed, moving, matrix, displacement, view)
 
 
 def _known(name: str, value: str, known: tuple[str, ...]) -> None:
@@ -134,18 +134,3 @@ def invert(displacement: Tensor, iterations: int = 20) -> Tensor:
     return inverse
 
 
-def matmul(a: Tensor, b: Tensor) -> Tensor:
-    """Product of small matrices (..., n, m) and (..., m, k), summed in a fixed order.
-
-    Unlike a batched GEMM its rounding does not depend on the number of lanes, so lane i of N equals a single env.
-    """
-    out = a[..., :, 0, None] * b[..., None, 0, :]
-    for inner in range(1, a.shape[-1]):
-        out = out + a[..., :, inner, None] * b[..., None, inner, :]
-    return out
-
-
-def transform_points(matrix: Tensor, points: Tensor) -> Tensor:
-    """Points (B, N, D) through homogeneous matrices (B, D+1, D+1)."""
-    ndim = points.shape[-1]
-    return matmul(points, matrix[:, :ndim, :ndim].transpose(1, 2)) + matrix[:, None, :ndim, ndim]

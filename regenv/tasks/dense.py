@@ -5,15 +5,15 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from typing import Any
 
-from regenv.core import SUCCESS_MM, Task
-from regenv.data.clustered import Clustered
 from regenv.data.pairs import PairSource
-from regenv.data.perturb import Still
+from regenv.data.sources.clustered import Clustered
 from regenv.grid import Grid
-from regenv.tasks.observation import OBSERVATIONS, Everything
-from regenv.tasks.parts import OBS_DTYPES, field_actions, named, pairs_of, shape_of
-from regenv.tasks.reward import SIMILARITIES, DiceGain, SimilarityGain
-from regenv.tasks.termination import Never, ScoreReached
+from regenv.parts.observation import OBSERVATIONS, DictObservation
+from regenv.parts.reward import SIMILARITIES, DiceGain, SimilarityGain
+from regenv.parts.start import ZeroStart
+from regenv.parts.termination import Never, ScoreReached
+from regenv.task import SUCCESS_MM, Task
+from regenv.tasks.arguments import OBS_DTYPES, field_actions, named, pairs_of, shape_of
 from regenv.transforms.dense import Dense
 
 SIZE = {2: 128, 3: 128}
@@ -78,7 +78,7 @@ def dense(ndim: int, size: int | Sequence[int] | None = None, spacing: float | N
                "dice": DiceGain(reward_scale, terminal_bonus),
                **{name: SimilarityGain(name, reward_scale, terminal_bonus) for name in SIMILARITIES}}
     dtype = named("obs_dtype", obs_dtype or ("uint8" if ndim == 2 else "float32"), OBS_DTYPES)
-    seen = named("observation", observation, {**OBSERVATIONS, "dict": Everything})
+    seen = named("observation", observation, {**OBSERVATIONS, "dict": DictObservation})
     reached = ScoreReached(REACHED * reward_scale)
     stops = {"never": reached if terminal_bonus else Never(), "score": reached}
     return Task(
@@ -86,7 +86,7 @@ def dense(ndim: int, size: int | Sequence[int] | None = None, spacing: float | N
         grid=grid,
         transform=Dense(ndim),
         actions=field_actions(shape, max_displacement, control_grid),
-        start=Still(shape),
+        start=ZeroStart(shape),
         distance=None,
         observation=seen(dtype),
         reward=named("reward", reward, rewards),

@@ -6,14 +6,14 @@ from collections.abc import Mapping, Sequence
 from functools import partial
 from typing import Any
 
-from regenv.core import Task
 from regenv.data.pairs import PairSource
-from regenv.data.perturb import Still
 from regenv.grid import Grid
-from regenv.tasks.observation import OBSERVATIONS, Everything
-from regenv.tasks.parts import OBS_DTYPES, field_actions, named, pairs_of, shape_of
-from regenv.tasks.reward import SIMILARITIES, LandmarkGain, SimilarityGain
-from regenv.tasks.termination import Never
+from regenv.parts.observation import OBSERVATIONS, DictObservation
+from regenv.parts.reward import SIMILARITIES, LandmarkGain, SimilarityGain
+from regenv.parts.start import ZeroStart
+from regenv.parts.termination import Never
+from regenv.task import Task
+from regenv.tasks.arguments import OBS_DTYPES, field_actions, named, pairs_of, shape_of
 from regenv.transforms.dense import UPDATES, Dense
 
 SIZE = {2: 128, 3: 64}
@@ -76,13 +76,13 @@ def keypoint(ndim: int, size: int | Sequence[int] | None = None, spacing: float 
         raise ValueError(f"max_displacement is {max_displacement}; it must be positive, in voxels.")
     named("update", update, UPDATES)
     dtype = named("obs_dtype", obs_dtype or ("uint8" if ndim == 2 else "float32"), OBS_DTYPES)
-    seen = named("observation", observation, {**OBSERVATIONS, "dict": partial(Everything, masks=True)})
+    seen = named("observation", observation, {**OBSERVATIONS, "dict": partial(DictObservation, masks=True)})
     return Task(
         source=pairs_of(source, ndim),
         grid=Grid.centered(shape, FIELD_MM / max(shape) if spacing is None else float(spacing)),
         transform=Dense(ndim, update),
         actions=field_actions(shape, bound, control_grid),
-        start=Still(shape),
+        start=ZeroStart(shape),
         distance=None,
         observation=seen(dtype),
         reward=named("reward", reward, {"tre": LandmarkGain(),

@@ -5,17 +5,17 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from typing import Any
 
-from regenv.core import SUCCESS_MM, Task
 from regenv.data.pairs import PairSource
-from regenv.data.perturb import UniformStart
 from regenv.grid import Grid
-from regenv.tasks.action import ContinuousSteps, DiscreteSteps
-from regenv.tasks.distance import ParameterNorm
-from regenv.tasks.expert import DistanceDrop, GreedyQ
-from regenv.tasks.observation import OBSERVATIONS
-from regenv.tasks.parts import OBS_DTYPES, checked_ranges, checked_steps, named, pairs_of, shape_of
-from regenv.tasks.reward import REWARDS
-from regenv.tasks.termination import Arrived, Never
+from regenv.parts.action import ContinuousSteps, DiscreteSteps
+from regenv.parts.distance import ParameterNorm
+from regenv.parts.expert import DistanceDrop, GreedyQ
+from regenv.parts.observation import OBSERVATIONS
+from regenv.parts.reward import REWARDS
+from regenv.parts.start import UniformStart
+from regenv.parts.termination import Arrived, Never
+from regenv.task import SUCCESS_MM, Task
+from regenv.tasks.arguments import OBS_DTYPES, checked_ranges, checked_steps, named, pairs_of, shape_of
 from regenv.transforms.rigid import Rigid, RigidMotion
 
 MOTIONS = {"parameters": Rigid, "disentangled": RigidMotion}

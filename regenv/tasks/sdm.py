@@ -7,20 +7,21 @@ from functools import lru_cache
 from pathlib import Path
 from typing import Any
 
-from regenv.core import SUCCESS_MM, Task
-from regenv.data.ground_truth import MODELS
-from regenv.data.organs import FRAMES
+from regenv.data.banks.ground_truth import MODELS
+from regenv.data.banks.pelvises import FRAMES
 from regenv.data.pairs import PairSource
-from regenv.data.perturb import OnTheWay
-from regenv.tasks.action import ContinuousSteps, DiscreteSteps
-from regenv.tasks.distance import TargetNorm
-from regenv.tasks.expert import DistanceDrop
-from regenv.tasks.guard import FuzzyControl
-from regenv.tasks.observation import OBSERVATIONS
-from regenv.tasks.parts import OBS_DTYPES, checked_steps, named, pairs_of
-from regenv.tasks.reward import SIMILARITIES, DiceGain, DistanceDecrease, SimilarityGain
-from regenv.tasks.termination import Never
-from regenv.transforms.sdm import SDM, DeformationModel
+from regenv.parts.action import ContinuousSteps, DiscreteSteps
+from regenv.parts.distance import TargetNorm
+from regenv.parts.expert import DistanceDrop
+from regenv.parts.guard import FuzzyControl
+from regenv.parts.observation import OBSERVATIONS
+from regenv.parts.reward import SIMILARITIES, DiceGain, DistanceDecrease, SimilarityGain
+from regenv.parts.start import OnTheWay
+from regenv.parts.termination import Never
+from regenv.task import SUCCESS_MM, Task
+from regenv.tasks.arguments import OBS_DTYPES, checked_steps, named, pairs_of
+from regenv.transforms.deformation_model import DeformationModel
+from regenv.transforms.sdm import SDM
 
 INCREMENT = 0.2   # of a mode's mean absolute amplitude in training
 REWARDS = {"distance": DistanceDecrease(bonus=0.0), "dice": DiceGain(),

@@ -5,18 +5,18 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from typing import Any
 
-from regenv.core import SUCCESS_MM, Task
-from regenv.data.landmarked import Landmarked
 from regenv.data.pairs import PairSource
-from regenv.data.perturb import UniformStart
+from regenv.data.sources.landmarked import Landmarked
 from regenv.grid import Grid
-from regenv.tasks.action import ContinuousSteps, DiscreteSteps
-from regenv.tasks.distance import LandmarkError, ParameterNorm
-from regenv.tasks.expert import DistanceDrop
-from regenv.tasks.observation import OBSERVATIONS
-from regenv.tasks.parts import OBS_DTYPES, checked_ranges, checked_steps, named, pairs_of, shape_of
-from regenv.tasks.reward import SIMILARITIES, DistanceDecrease, NegativeDistance, SimilarityGain
-from regenv.tasks.termination import Arrived, Never
+from regenv.parts.action import ContinuousSteps, DiscreteSteps
+from regenv.parts.distance import LandmarkError, ParameterNorm
+from regenv.parts.expert import DistanceDrop
+from regenv.parts.observation import OBSERVATIONS
+from regenv.parts.reward import SIMILARITIES, DistanceDecrease, NegativeDistance, SimilarityGain
+from regenv.parts.start import UniformStart
+from regenv.parts.termination import Arrived, Never
+from regenv.task import SUCCESS_MM, Task
+from regenv.tasks.arguments import OBS_DTYPES, checked_ranges, checked_steps, named, pairs_of, shape_of
 from regenv.transforms.similarity import Similarity
 
 SIZE = {2: 168, 3: 64}

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from dataclasses import dataclass
+from typing import ClassVar
 
 import torch
 from torch import Tensor
@@ -24,6 +25,7 @@ class Dense:
 
     ndim: int
     update: str = "compose"
+    linear: ClassVar[bool] = False
 
     @property
     def names(self) -> tuple[str, ...]:

@@ -7,11 +7,12 @@ the identity at perfect alignment. Poses are (..., P): translations in mm, then 
 from __future__ import annotations
 
 from dataclasses import dataclass
+from typing import ClassVar
 
 import torch
 from torch import Tensor
 
-from regenv.ops.warp import matmul
+from regenv.ops.affine import homogeneous, invert_affine, matmul
 from regenv.transforms.rotations import (
     axis_rotation,
     product,
@@ -20,28 +21,6 @@ from regenv.transforms.rotations import (
     rotation_matrix,
     rotation_vector,
 )
-
-
-def homogeneous(linear: Tensor, translation: Tensor) -> Tensor:
-    """Matrices (..., D+1, D+1) of ``x -> linear x + translation``."""
-    top = torch.cat([linear, translation.unsqueeze(-1)], dim=-1)
-    bottom = torch.zeros_like(top[..., :1, :])
-    bottom[..., 0, -1] = 1
-    return torch.cat([top, bottom], dim=-2)
-
-
-def invert_affine(matrix: Tensor) -> Tensor:
-    """Inverse of homogeneous matrices (..., D+1, D+1), by adjugates: its rounding does not depend on the lanes."""
-    n = matrix.shape[-1] - 1
-    a = matrix[..., :n, :n]
-    if n == 2:
-        adjugate = torch.stack([a[..., 1, 1], -a[..., 0, 1], -a[..., 1, 0], a[..., 0, 0]], -1).unflatten(-1, (2, 2))
-    else:
-        rows = [torch.linalg.cross(a[..., :, i], a[..., :, j]) for i, j in ((1, 2), (2, 0), (0, 1))]
-        adjugate = torch.stack(rows, dim=-2)
-    determinant = matmul(adjugate, a)[..., 0, 0]
-    linear = adjugate / determinant[..., None, None]
-    return homogeneous(linear, -matmul(linear, matrix[..., :n, n:]).squeeze(-1))
 
 
 @dataclass(frozen=True)
@@ -54,6 +33,7 @@ class Rigid:
     """
 
     ndim: int
+    linear: ClassVar[bool] = True
 
     @property
     def names(self) -> tuple[str, ...]:

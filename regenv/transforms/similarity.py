@@ -3,20 +3,15 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
+from typing import ClassVar
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from regenv.ops.warp import matmul
-from regenv.transforms.rigid import Rigid, homogeneous, invert_affine
-from regenv.transforms.rotations import (
-    product,
-    quaternion_of,
-    quaternion_of_matrix,
-    rotation_matrix,
-    rotation_vector,
-)
+from regenv.ops.affine import homogeneous, invert_affine, matmul
+from regenv.transforms.rigid import Rigid
+from regenv.transforms.rotations import product, quaternion_of, quaternion_of_matrix, rotation_matrix, rotation_vector
 
 SCALES = (0.2, 5.0)
 
@@ -35,6 +30,7 @@ class Similarity:
     ndim: int
     unit: float = 1.0
     scale_unit: float = 0.05
+    linear: ClassVar[bool] = True
 
     @property
     def names(self) -> tuple[str, ...]:

@@ -15,9 +15,9 @@ import numpy as np
 import pytest
 import SimpleITK as sitk
 
-from regagents import registration
 from regagents.cli import main
-from regenv.data.io import write_image
+from regagents.registration import register as registration
+from regenv.data.io.images import write_image
 from regenv.grid import Grid
 from tests.regagents.toys import checkpoint, image_pair, toy_config
 
@@ -292,7 +292,7 @@ def test_train_refuses_in_one_line(arguments: list[str], part: str, tmp_path: Pa
 
 def test_train_notes_its_command(tmp_path: Path, monkeypatch: pytest.MonkeyPatch,
                                  capsys: pytest.CaptureFixture[str]) -> None:
-    from regagents import presets
+    from regagents.training import presets
 
     source = {"name": "phantoms", "patients": 2, "bank_spacing": 8.0}
     monkeypatch.setitem(presets.PRESETS, "tiny", toy_config(2, size=8, source=source) | {"steps": 48})

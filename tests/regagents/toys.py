@@ -8,12 +8,12 @@ from typing import Any
 import numpy as np
 import torch
 
+from regagents.agents import create
 from regagents.common import checkpoints
 from regagents.dsl.dsl import DSL
-from regagents.train import create
-from regenv.data.io import write_image
-from regenv.data.perturb import about
+from regenv.data.io.images import write_image
 from regenv.grid import Grid
+from regenv.ops.affine import about
 from regenv.transforms.rigid import Rigid
 
 SHAPES = {2: (60, 64), 3: (22, 26, 24)}

@@ -12,15 +12,13 @@ import torch
 from torch import Tensor
 
 from regenv.core import RegistrationCore, pose_of
+from regenv.data.catalogue import source_named
 from regenv.data.pairs import PairBatch, PairSource
-from regenv.data.perturb import about
-from regenv.data.sources import source_named
 from regenv.grid import Grid
-from regenv.ops.warp import matmul, transform_points
+from regenv.ops.affine import about, homogeneous, matmul, transform_points
+from regenv.parts.distance import ParameterNorm
 from regenv.registry import CATALOGUE, build
-from regenv.tasks.distance import ParameterNorm
-from regenv.transforms.rigid import homogeneous
-from regenv.transforms.sdm import DeformationModel
+from regenv.transforms.deformation_model import DeformationModel
 from tests.regenv.families import LINEAR, small
 
 EXACT = 1e-9  # mm
@@ -277,7 +275,7 @@ def test_nothing_returned_shares_memory_with_the_state(name: str, reward: dict[s
     state = core.reset(generators(2))
     state, rewards, *_ = core.step(state, some_actions(core, 2, np.random.default_rng(0)))
     given = [core.observe(state), rewards, *core.info(state).values()]
-    held = {tensor.untyped_storage().data_ptr() for tensor in tensors(state.seen())}
+    held = {tensor.untyped_storage().data_ptr() for tensor in tensors(state.release_views())}
     assert not held & {tensor.untyped_storage().data_ptr() for tensor in given}
 
 
@@ -309,7 +307,7 @@ def test_a_step_never_waits_for_the_device(name: str, monkeypatch: pytest.Monkey
     core.info(state)
     monkeypatch.setattr(DeformationModel, "__post_init__", lambda self: None)  # looked at once a device, before a step
     core.deltas = without_numbers(core.deltas)
-    after, rewards, terminated, truncated = core.step(without_numbers(state.seen()), without_numbers(actions))
+    after, rewards, terminated, truncated = core.step(without_numbers(state.release_views()), without_numbers(actions))
     core.observe(after)
     core.info(after)
     assert rewards.shape == terminated.shape == truncated.shape == (2,)

@@ -4,8 +4,3 @@ A phantom is a bank of patients, each painted once from soft geometric bodies. A
 little, resamples it on the grids asked for and gives each image its own contrast and artefacts. The patients of
 ``split="train"`` and ``split="test"`` are never the same.
 """
-
-from regenv.data.phantoms.brain import BrainPhantom
-from regenv.data.phantoms.spine import SpinePhantom
-
-__all__ = ["BrainPhantom", "SpinePhantom"]

@@ -11,8 +11,8 @@ import torch
 from torch import Tensor
 
 from regenv.grid import Grid
+from regenv.ops.affine import matmul
 from regenv.ops.sampling import affine_coordinates, sample
-from regenv.ops.warp import matmul
 
 _SPLITS = {"train": 0, "test": 1}
 

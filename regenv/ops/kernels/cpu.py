@@ -46,7 +46,7 @@ def warp_labels(labels: Tensor, matrix: Tensor | None, displacement: Tensor | No
     return out.view(labels.dtype)
 
 
-def look(fixed: Tensor, moving: Tensor, matrix: Tensor | None, displacement: Tensor | None,
+def fused_warp(fixed: Tensor, moving: Tensor, matrix: Tensor | None, displacement: Tensor | None,
              view: str) -> tuple[Tensor, Tensor]:
     """What is seen of the warped image, and its moments with the fixed one, in one pass over the voxels."""
     lanes, channels, shape = *moving.shape[:2], tuple(fixed.shape[2:])

@@ -15,7 +15,7 @@ from torch import Tensor
 from regenv.ops.kernels.layout import MOMENTS, bits, homogeneous
 from regenv.ops.kernels.reference import vjp
 
-__all__ = ["look", "vjp", "warp", "warp_labels"]
+__all__ = ["fused_warp", "vjp", "warp", "warp_labels"]
 
 BLOCK = 512
 _SIZES = ("channels", "blocks", "height", "width", "d", "h", "w")  # a size of 1 would be a constant of another type
@@ -39,7 +39,7 @@ def warp_labels(labels: Tensor, matrix: Tensor | None, displacement: Tensor | No
     return out.view(labels.dtype)
 
 
-def look(fixed: Tensor, moving: Tensor, matrix: Tensor | None, displacement: Tensor | None,
+def fused_warp(fixed: Tensor, moving: Tensor, matrix: Tensor | None, displacement: Tensor | None,
          view: str) -> tuple[Tensor, Tensor]:
     """What is seen of the warped image, and its moments with the fixed one, in one pass over the voxels."""
     lanes, channels, shape = *moving.shape[:2], tuple(fixed.shape[2:])

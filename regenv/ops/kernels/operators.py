@@ -95,19 +95,19 @@ def warp_labels(labels: Tensor, matrix: Tensor | None, displacement: Tensor | No
     return backend(labels.device, displacement).warp_labels(labels, matrix, displacement, tuple(shape))
 
 
-@custom_op("regenv::look", mutates_args=(),
+@custom_op("regenv::fused_warp", mutates_args=(),
            schema="(Tensor fixed, Tensor moving, Tensor? matrix, Tensor? displacement, str view) "
                   "-> (Tensor, Tensor)")
-def look(fixed: Tensor, moving: Tensor, matrix: Tensor | None, displacement: Tensor | None,
+def fused_warp(fixed: Tensor, moving: Tensor, matrix: Tensor | None, displacement: Tensor | None,
          view: str) -> tuple[Tensor, Tensor]:
     """The step of an environment in one pass: warp, observation, and the sums that rewards are made of."""
-    check("look", moving, matrix, displacement, fixed.shape[2:])
+    check("fused_warp", moving, matrix, displacement, fixed.shape[2:])
     if fixed.shape[:2] != moving.shape[:2] or fixed.device != moving.device:
-        raise ValueError(f"look: fixed is {tuple(fixed.shape)} on {fixed.device}, moving {tuple(moving.shape)} on "
+        raise ValueError(f"fused_warp: fixed is {tuple(fixed.shape)} on {fixed.device}, moving {tuple(moving.shape)} on "
                          f"{moving.device}; lanes, channels and device must agree.")
-    check_float("look", fixed)
-    check_float("look", moving)
-    return backend(fixed.device, displacement).look(fixed, moving, matrix, displacement, view)
+    check_float("fused_warp", fixed)
+    check_float("fused_warp", moving)
+    return backend(fixed.device, displacement).fused_warp(fixed, moving, matrix, displacement, view)
 
 
 @custom_op("regenv::warp_vjp", mutates_args=(),
@@ -145,7 +145,7 @@ def _(labels: Tensor, matrix: Tensor | None, displacement: Tensor | None, shape:
     return labels.new_empty((*labels.shape[:2], *shape))
 
 
-@look.register_fake
+@fused_warp.register_fake
 def _(fixed: Tensor, moving: Tensor, matrix: Tensor | None, displacement: Tensor | None,
       view: str) -> tuple[Tensor, Tensor]:
     lanes, channels = moving.shape[:2]

@@ -30,7 +30,7 @@ def warp_labels(labels: Tensor, matrix: Tensor | None, displacement: Tensor | No
     return sample_labels(labels, points(len(labels), matrix, displacement, shape))
 
 
-def look(fixed: Tensor, moving: Tensor, matrix: Tensor | None, displacement: Tensor | None,
+def fused_warp(fixed: Tensor, moving: Tensor, matrix: Tensor | None, displacement: Tensor | None,
          view: str) -> tuple[Tensor, Tensor]:
     """What is seen of the warped image, and its moments with the fixed one."""
     still = fixed.to(torch.float32)

@@ -1,0 +1,1 @@
+"""Agents and classical methods measured on the same held-out pairs."""

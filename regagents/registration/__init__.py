@@ -1,0 +1,1 @@
+"""Two images registered by agents and what follows them."""

@@ -1,0 +1,1 @@
+"""Training: presets, off-the-shelf agents with tuned settings, sweeps, recorded episodes."""

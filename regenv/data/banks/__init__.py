@@ -1,0 +1,1 @@
+"""Prepared subjects and downloads, kept in a cache."""

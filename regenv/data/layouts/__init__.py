@@ -1,0 +1,1 @@
+"""Folders of public data sets as they are laid out."""

@@ -1,0 +1,1 @@
+"""Sources of pairs, one a file."""

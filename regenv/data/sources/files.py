@@ -1,0 +1,149 @@
+"""The user's own images as a source of pairs, and the step from two images to lanes of an environment."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from functools import lru_cache
+
+import numpy as np
+import SimpleITK as sitk
+import torch
+from torch import Tensor
+
+from regenv.data.io.images import Image, ImageError, read_image, read_mask
+from regenv.data.io.images import read_labels as read_label_image
+from regenv.data.io.landmarks import read_landmarks
+from regenv.data.io.resampling import _on, coarser, foreground_center, reduced
+from regenv.data.io.transforms import read_transform
+from regenv.data.pairs import PairBatch
+from regenv.grid import Grid
+from regenv.ops import landmarks as lattice_points
+
+KEYS = ("fixed", "moving", "fixed_mask", "moving_mask", "fixed_labels", "moving_labels", "fixed_landmarks",
+        "moving_landmarks", "truth")
+
+
+@dataclass(frozen=True)
+class Files:
+    """Pairs of images on disk: ``{"name": "files", "pairs": [{"fixed": "a.nii.gz", "moving": "b.nii.gz"}]}``.
+
+    Each pair is a mapping from the names below to paths; ``fixed`` and ``moving`` are needed.
+
+    - ``fixed_mask``, ``moving_mask``: outside, the image is shown as 0.
+    - ``fixed_labels``, ``moving_labels``: both give ``info["dice"]``.
+    - ``fixed_landmarks``, ``moving_landmarks``: corresponding points; both give a true ``info["tre"]``.
+    - ``truth``: the transform that aligns them (fixed to moving points), or "identity" for images that are aligned as
+      they stand. Without it the distance is unknown (NaN) and an action moves the image about the current estimate.
+
+    Files are read, checked and reduced to the environment's grid once, on the first draw. The grid is centred on each
+    fixed image's foreground.
+
+    Raises:
+        ImageError: an unknown or missing key, a bad file, or images of another dimension than ``ndim``.
+    """
+
+    ndim: int
+    pairs: tuple[Mapping[str, str], ...]
+
+    def __post_init__(self) -> None:
+        if not self.pairs:
+            raise ImageError("files: pairs is empty; give at least one pair of fixed and moving.")
+        for pair in self.pairs:
+            unknown = sorted(set(pair) - set(KEYS))
+            missing = [key for key in ("fixed", "moving") if key not in pair]
+            if unknown or missing:
+                raise ImageError(f"files: pair {dict(pair)} has unknown keys {unknown} and lacks {missing}; "
+                                 f"keys are {', '.join(KEYS)}.")
+            for left, right in (("fixed_labels", "moving_labels"), ("fixed_landmarks", "moving_landmarks")):
+                if (left in pair) != (right in pair):
+                    raise ImageError(f"files: pair {dict(pair)} has only one of {left} and {right}; give both.")
+        for key in ("fixed_labels", "fixed_landmarks"):
+            if len({key in pair for pair in self.pairs}) > 1:
+                raise ImageError(f"files: only some pairs have {key}; give it for all pairs or for none.")
+
+    def draw(self, rngs: Sequence[np.random.Generator], grid: Grid, device: torch.device,
+             difficulty: float = 1.0) -> PairBatch:
+        """Pairs picked uniformly; ``difficulty`` changes nothing. Pairs of one environment share a moving grid size."""
+        batches = _loaded(self.ndim, tuple(tuple(sorted(pair.items())) for pair in self.pairs), grid)
+        return PairBatch.stack([batches[rng.integers(len(batches))] for rng in rngs]).to(device)
+
+
+@lru_cache(maxsize=4)
+def _loaded(ndim: int, pairs: tuple[tuple[tuple[str, str], ...], ...], grid: Grid) -> tuple[PairBatch, ...]:
+    """All pairs on the environment's grid, one lane each, padded to one moving size."""
+    opened = [_Opened.read(dict(pair), ndim) for pair in pairs]
+    spacing = min(grid.spacing)
+    sizes = [coarser(pair.moving.grid, spacing).shape for pair in opened]
+    shape = tuple(int(n) for n in np.max(sizes, axis=0))
+    return tuple(pair.batch(grid, shape) for pair in opened)
+
+
+@dataclass(frozen=True)
+class _Opened:
+    fixed: Image
+    moving: Image
+    files: Mapping[str, str]
+
+    @classmethod
+    def read(cls, files: Mapping[str, str], ndim: int) -> _Opened:
+        images = []
+        for side in ("fixed", "moving"):
+            image = read_image(files[side])
+            if image.grid.ndim != ndim:
+                raise ImageError(f"{image.path}: image is {image.grid.ndim}D; this environment needs {ndim}D images.")
+            if f"{side}_mask" in files:
+                mask = read_mask(files[f"{side}_mask"])
+                inside = _on(mask.array.astype(np.float32), mask.grid, image.grid, sitk.sitkNearestNeighbor) > 0
+                image = Image(np.where(inside, image.array, image.array.min()), image.grid, image.path)
+            images.append(image)
+        return cls(images[0], images[1], files)
+
+    def batch(self, grid: Grid, shape: tuple[int, ...]) -> PairBatch:
+        here = Grid.centered(grid.shape, grid.spacing, foreground_center(self.fixed).tolist(), grid.direction)
+        truth = self.files.get("truth")
+        matrix = None if truth is None else np.eye(grid.ndim + 1) if truth == "identity" else read_transform(truth)
+        points = [read_landmarks(self.files[key]) if key in self.files else None
+                  for key in ("fixed_landmarks", "moving_landmarks")]
+        labels = [read_label_image(self.files[key]) if key in self.files else None
+                  for key in ("fixed_labels", "moving_labels")]
+        return image_pair(self.fixed, self.moving, here, truth=matrix, points=(points[0], points[1]),
+                          labels=(labels[0], labels[1]), moving_shape=shape)
+
+
+def image_pair(fixed: Image, moving: Image, grid: Grid, lanes: int = 1, truth: np.ndarray | None = None,
+               points: tuple[np.ndarray | None, np.ndarray | None] = (None, None),
+               labels: tuple[Image | None, Image | None] = (None, None),
+               moving_shape: tuple[int, ...] | None = None) -> PairBatch:
+    """Two images as lanes of an environment: fixed on ``grid``, moving on its own axes at the grid's spacing.
+
+    Args:
+        lanes: copies (sharing memory). truth: (D+1, D+1) pull-back at alignment, None where unknown.
+        points: corresponding landmarks (N, D) mm of both worlds. labels: label images of both.
+        moving_shape: voxels of the moving grid, at least what its extent asks for.
+    """
+    on_moving = coarser(moving.grid, min(grid.spacing))
+    if moving_shape is not None:
+        on_moving = Grid(moving_shape, on_moving.spacing, on_moving.origin, on_moving.direction)
+    n = grid.ndim
+    marks = lattice_points.lattice(grid, per_axis=3, margin=0.2) if points[0] is None else points[0]
+
+    def repeat(array: np.ndarray) -> Tensor:
+        return torch.from_numpy(np.ascontiguousarray(array)).expand(lanes, *array.shape)
+
+    def labelled(image: Image | None, target: Grid) -> Tensor | None:
+        if image is None:
+            return None
+        values = _on(image.array.astype(np.float32), image.grid, target, sitk.sitkNearestNeighbor)
+        return repeat(values.astype(np.int16)[None])
+
+    return PairBatch(
+        fixed=repeat(reduced(fixed, grid)[None]), moving=repeat(reduced(moving, on_moving)[None]),
+        fixed_to_world=repeat(grid.voxel_to_world), world_to_moving=repeat(on_moving.world_to_voxel),
+        truth=repeat(np.eye(n + 1) if truth is None else truth),
+        known=torch.full((lanes,), truth is not None), center=repeat(grid.center),
+        landmarks=repeat(np.asarray(marks, dtype=np.float64)),
+        targets=None if points[1] is None else repeat(np.asarray(points[1], dtype=np.float64)),
+        fixed_labels=labelled(labels[0], grid), moving_labels=labelled(labels[1], on_moving))
+
+

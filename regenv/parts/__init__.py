@@ -1,0 +1,1 @@
+"""The parts that tasks are made of: each a frozen dataclass with pure, batched methods."""

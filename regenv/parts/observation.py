@@ -1,0 +1,110 @@
+"""What an agent sees of an episode. ``view`` is what of it the step that warps the image makes in the same pass."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import ClassVar
+
+import gymnasium as gym
+import numpy as np
+import torch
+from torch import Tensor
+
+from regenv.state import EpisodeState
+
+
+@dataclass(frozen=True)
+class Difference:
+    """The difference image ``fixed - warped`` (Liao et al. 2017).
+
+    float32: (1, *shape) in [-1, 1]. uint8: (1, *shape), 128 where the images agree.
+    """
+
+    dtype: str = "float32"
+    channels: int = 1
+    view: ClassVar[str] = "difference"
+
+    def space(self, shape: tuple[int, ...]) -> gym.spaces.Box:
+        return _box(self.dtype, -1.0, (self.channels, *shape))
+
+    def __call__(self, state: EpisodeState) -> Tensor:
+        """(B, 1, *shape)."""
+        difference = state.views.get(self.view)
+        if difference is None:
+            difference = state.pair.fixed - state.warped
+        return _quantized((difference * 0.5).add_(128 / 255)) if self.dtype == "uint8" else difference
+
+
+@dataclass(frozen=True)
+class Pair:
+    """The two images (fixed, warped) as channels: what contrast changes and two modalities need.
+
+    float32: (2, *shape) in [0, 1]. uint8: (2, *shape).
+    """
+
+    dtype: str = "float32"
+    channels: int = 2
+    view: ClassVar[str] = "pair"
+
+    def space(self, shape: tuple[int, ...]) -> gym.spaces.Box:
+        return _box(self.dtype, 0.0, (self.channels, *shape))
+
+    def __call__(self, state: EpisodeState) -> Tensor:
+        """(B, 2, *shape)."""
+        both = state.views.get(self.view)
+        if both is None:
+            both = torch.cat([state.pair.fixed, state.warped], dim=1).clamp_(0, 1)
+        return _quantized(both) if self.dtype == "uint8" else both
+
+
+MASKED = ("fixed", "moving")
+BEYOND = 10  # images' lengths, farther than which no displacement is told
+
+
+@dataclass(frozen=True)
+class DictObservation:
+    """A dict: fixed, moving and warped image (1, *shape), and the displacement (D, *shape), voxels; float32 or uint8
+    images. For pairs on one grid and dense poses.
+
+    Args: dtype: of the images; masks: also fixed_mask and moving_mask (1, *shape) uint8, 1 where the images' labels are
+    not background, everywhere where there are no labels.
+    """
+
+    dtype: str = "float32"
+    masks: bool = False
+    view: ClassVar[str] = "warped"
+
+    def space(self, shape: tuple[int, ...]) -> gym.spaces.Dict:
+        images = {name: _box(self.dtype, 0.0, (1, *shape)) for name in ("fixed", "moving", "warped")}
+        masks = {f"{name}_mask": gym.spaces.Box(0, 1, (1, *shape), np.uint8) for name in MASKED if self.masks}
+        far = float(BEYOND * max(shape))
+        field = gym.spaces.Box(-far, far, (len(shape), *shape), np.float32)
+        return gym.spaces.Dict({**images, **masks, "displacement": field})
+
+    def __call__(self, state: EpisodeState) -> dict[str, Tensor]:
+        """Each (B, ...)."""
+        assert state.displacement is not None
+        far = float(BEYOND * max(state.displacement.shape[2:]))
+        images = {"fixed": state.pair.fixed, "moving": state.pair.moving, "warped": state.warped}
+        seen = {name: _quantized(image) if self.dtype == "uint8" else image.clamp(0, 1)
+                for name, image in images.items()}
+        masks = {f"{name}_mask": _mask(getattr(state.pair, name), getattr(state.pair, f"{name}_labels"))
+                 for name in MASKED if self.masks}
+        return {**seen, **masks, "displacement": state.displacement.clamp(-far, far)}
+
+
+def _mask(image: Tensor, labels: Tensor | None) -> Tensor:
+    return torch.ones_like(image[:, :1], dtype=torch.uint8) if labels is None else (labels > 0).to(torch.uint8)
+
+
+def _box(dtype: str, low: float, shape: tuple[int, ...]) -> gym.spaces.Box:
+    if dtype == "uint8":
+        return gym.spaces.Box(0, 255, shape, np.uint8)
+    return gym.spaces.Box(low, 1.0, shape, np.float32)
+
+
+def _quantized(unit: Tensor) -> Tensor:
+    return (unit * 255).round_().clamp_(0, 255).to(torch.uint8)
+
+
+OBSERVATIONS = {"difference": Difference, "pair": Pair}

@@ -1,0 +1,103 @@
+"""Rewards: the gain of a score in a step, plus a bonus on arrival."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+
+from regenv.ops import overlap, similarity
+from regenv.state import EpisodeState
+
+
+@dataclass(frozen=True)
+class DistanceDecrease:
+    """Decrease of the pose distance D, plus a bonus on arrival (Liao et al. 2017, eq. 3 and 4)."""
+
+    bonus: float = 10.0
+
+    def score(self, state: EpisodeState) -> Tensor:
+        """(B,) float64; 0 where the truth is unknown, so that such lanes earn nothing."""
+        return torch.nan_to_num(-state.distance)
+
+    def __call__(self, before: EpisodeState, after: EpisodeState) -> Tensor:
+        """Rewards (B,) float64."""
+        return after.score - before.score + self.bonus * after.arrived
+
+
+class NegativeDistance(DistanceDecrease):
+    """-D in every step, the bonus on arrival (Sun et al. 2018, eq. 4). Unbounded: returns grow with the episode."""
+
+    def __call__(self, before: EpisodeState, after: EpisodeState) -> Tensor:
+        """Rewards (B,) float64."""
+        return torch.where(after.arrived, self.bonus, after.score)
+
+
+@dataclass(frozen=True)
+class DiceGain:
+    """Gain of the mean Dice of labels, which needs no deformation to be known (Luo et al. 2022, eq. 5).
+
+    Args: scale: reward per unit of Dice; bonus: on arrival; of: "labels", or "clusters" of the intensities.
+    """
+
+    scale: float = 1.0
+    bonus: float = 0.0
+    of: str = "labels"
+
+    def score(self, state: EpisodeState) -> Tensor:
+        """(B,) float64. Raises ValueError where the pairs have no labels."""
+        pair = state.pair
+        if self.of == "clusters" and pair.fixed_clusters is not None and pair.moving_clusters is not None:
+            dice = overlap.mean_dice(pair.fixed_clusters, state.resample(pair.moving_clusters, "nearest"), pair.clusters)
+        elif pair.fixed_labels is not None and state.labels is not None:
+            dice = overlap.mean_dice(pair.fixed_labels, state.labels, pair.classes)
+        else:
+            raise ValueError("reward is 'dice'; it needs labels of both images. Use another source or reward.")
+        return self.scale * dice.nan_to_num().to(torch.float64)
+
+    def __call__(self, before: EpisodeState, after: EpisodeState) -> Tensor:
+        """Rewards (B,) float64."""
+        return after.score - before.score + self.bonus * after.arrived
+
+
+@dataclass(frozen=True)
+class SimilarityGain:
+    """Gain of an image similarity: the unsupervised reward, which needs no truth.
+
+    Args: metric: a name in ``SIMILARITIES`` (higher is more alike); scale: reward per unit; bonus: on arrival, only
+    where the truth is known.
+    """
+
+    metric: str = "mi"
+    scale: float = 10.0
+    bonus: float = 0.0
+
+    def score(self, state: EpisodeState) -> Tensor:
+        """(B,) float64."""
+        if self.metric in FROM_MOMENTS and state.moments is not None:
+            return self.scale * FROM_MOMENTS[self.metric](state.moments, state.pair.fixed[0, 0].numel())
+        return self.scale * SIMILARITIES[self.metric](state.pair.fixed, state.warped).to(torch.float64)
+
+    def __call__(self, before: EpisodeState, after: EpisodeState) -> Tensor:
+        """Rewards (B,) float64."""
+        return after.score - before.score + self.bonus * after.arrived
+
+
+@dataclass(frozen=True)
+class LandmarkGain:
+    """Decrease of the mean landmark error, mm."""
+
+    def score(self, state: EpisodeState) -> Tensor:
+        """(B,) float64; 0 where the source has no landmarks or does not know where they belong."""
+        return torch.nan_to_num(-state.tre)
+
+    def __call__(self, before: EpisodeState, after: EpisodeState) -> Tensor:
+        """Rewards (B,) float64."""
+        return after.score - before.score
+
+
+SIMILARITIES = {"mi": similarity.mi, "ncc": similarity.ncc, "lncc": similarity.lncc, "ssim": similarity.ssim,
+                "mse": lambda fixed, warped: -similarity.mse(fixed, warped)}
+FROM_MOMENTS = {"ncc": similarity.ncc_of_moments, "mse": lambda sums, voxels: -similarity.mse_of_moments(sums, voxels)}
+REWARDS = {"distance": DistanceDecrease(), **{name: SimilarityGain(name) for name in SIMILARITIES}}

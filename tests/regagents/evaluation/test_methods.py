@@ -1,0 +1,102 @@
+"""What can be evaluated: agents of every kind meet the chunk's own pairs and starts."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import gymnasium as gym
+import numpy as np
+import pytest
+import torch
+
+import regenv  # noqa: F401
+from regagents.agents import create
+from regagents.classical import Elastix
+from regagents.common import checkpoints
+from regagents.evaluation.evaluate import evaluate
+from regagents.evaluation.methods import Policy, method_named, own_episodes, tuned_mi
+from regagents.evaluation.pairs import chunks
+from regenv.registry import build
+
+ID = "RegSimilarity2D-v0"
+KWARGS: dict[str, Any] = {"size": 44, "source": {"name": "phantoms", "patients": 2, "bank_spacing": 2.5}}
+PAIRS, SEED = 3, 5
+SAME_MM = 1e-6
+
+
+def saved(path: Path, agent: str, env: str, constant: float, **env_kwargs: Any) -> str:
+    """A checkpoint of an untrained agent whose heads give constants: its value is 0, whatever it sees."""
+    config = {"agent": agent, "env": env, "env_kwargs": {**KWARGS, "max_episode_steps": 4, **env_kwargs},
+              "algorithm": {"stop_values": [0.5, -0.5]} if agent == "A3C" else {}}
+    model = create(config)
+    with torch.no_grad():
+        for name, parameter in model.network.named_parameters():
+            if "head" in name:
+                parameter.zero_()
+        head = model.network.policy_head if agent == "A3C" else model.network.head
+        head.bias[0] = constant
+    checkpoints.save(path, model.network.state_dict(), {"name": path.stem, "algorithm": agent, "config": config})
+    return str(path)
+
+
+def error_after(actions: list[Any], env_id: str, seed: int, **kwargs: Any) -> float:
+    env = gym.make(env_id, stop="never", **{**KWARGS, **kwargs})
+    _, info = env.reset(seed=seed)
+    for action in actions:
+        info = env.step(action)[-1]
+    return float(info["tre"])
+
+
+def test_an_a3c_agent_walks_until_its_value_is_reached(tmp_path: Path) -> None:
+    """Stop value 0.5 is never reached by a value of 0: four shifts; look-ahead's -0.5 is reached at once."""
+    path = saved(tmp_path / "agent.safetensors", "A3C", ID, 9.0)
+    plain, ahead = evaluate(ID, [path, path + "+mc"], PAIRS, SEED, KWARGS).rows
+    for i, (walked, looked) in enumerate(zip(plain.errors_mm, ahead.errors_mm, strict=True)):
+        assert walked == pytest.approx(error_after([0] * 4, ID, SEED + i), abs=SAME_MM)
+        assert abs(looked - walked) > SAME_MM
+
+
+def test_a_one_shot_agent_takes_one_step_on_the_discrete_ids_pairs(tmp_path: Path) -> None:
+    env = "RegSimilarity2DContinuous-v0"
+    path = saved(tmp_path / "agent.safetensors", "OneShot", env, 0.25, step_sizes=[45.0])
+    row = evaluate(ID, [path], PAIRS, SEED, KWARGS).rows[0]
+    for i, error in enumerate(row.errors_mm):
+        action = np.array([0.25, 0, 0, 0], np.float32)
+        assert error == pytest.approx(error_after([action], env, SEED + i, step_sizes=(45.0,), whole=True), abs=1e-3)
+
+
+def test_a_recurrent_policy_keeps_its_state() -> None:
+    """RecurrentPPO's contract: the state comes back with every call, episode_start is true in the first one only."""
+    calls = []
+
+    class Counter:
+        def predict(self, observation: np.ndarray, state: Any = None, episode_start: Any = None,
+                    deterministic: bool = False) -> tuple[np.ndarray, int]:
+            calls.append((state, episode_start.tolist(), deterministic))
+            return np.zeros(len(observation), dtype=np.int64), (state or 0) + 1
+
+    evaluate(ID, [Policy("counter", Counter())], 2, SEED, {**KWARGS, "max_episode_steps": 3})
+    assert calls == [(None, [True] * 2, True), (1, [False] * 2, True), (2, [False] * 2, True)]
+
+
+def test_agents_of_other_grids_and_transforms_are_refused() -> None:
+    chunk = next(chunks(ID, 1, SEED, KWARGS))
+    with pytest.raises(ValueError, match=r"late: it sees \(48, 48\) voxels"):
+        own_episodes("late", build(ID, **{**KWARGS, "size": 48}), chunk)
+    with pytest.raises(ValueError, match="late: it moves a Rigid, but the pairs need a Similarity"):
+        own_episodes("late", build("RegRigid2D-v0", size=44, spacing=chunk.core.task.grid.spacing[0]), chunk)
+
+
+@pytest.mark.parametrize(("env", "motion"), [(ID, "similarity"), ("RegRigid2D-v0", "rigid")])
+def test_mutual_information_moves_what_the_environment_moves(env: str, motion: str) -> None:
+    method, learned = method_named("mi", build(env))
+    assert method.search == tuned_mi(motion, 2) and method.search.motion == motion and not learned  # type: ignore[attr-defined]
+
+
+def test_baselines_that_do_not_fit_are_named(monkeypatch: pytest.MonkeyPatch) -> None:
+    with pytest.raises(ValueError, match="SIFT needs 2D"):
+        method_named("sift", build("RegRigid3D-v0"))
+    monkeypatch.setattr(Elastix, "available", staticmethod(lambda: False))
+    with pytest.raises(ValueError, match="pip install itk-elastix"):
+        method_named("elastix", build(ID))
