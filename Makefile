@@ -19,16 +19,17 @@ test-slow: $(READY)
 	$(PYTEST) -m slow --timeout 3600
 
 test-clients: $(CLIENTS)/.ready
-	OMP_NUM_THREADS=1 NUMBA_NUM_THREADS=1 $(CLIENTS)/bin/python benchmarks/clients.py
+	OMP_NUM_THREADS=1 NUMBA_NUM_THREADS=1 $(CLIENTS)/bin/python tests/clients/matrix.py
 
 lint: $(READY)
 	$(V)/bin/ruff check regenv regagents tests examples benchmarks
+	$(V)/bin/lint-imports
 
 typecheck: $(READY)
 	$(V)/bin/mypy
 
 bench: $(READY)
-	for script in $(filter-out benchmarks/common.py benchmarks/clients.py benchmarks/rllib.py,$(wildcard benchmarks/*.py)); do $(V)/bin/python $$script || exit 1; done
+	for script in $$(grep -l __main__ benchmarks/*.py); do $(V)/bin/python $$script || exit 1; done
 
 install: $(READY)
 

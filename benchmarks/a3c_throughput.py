@@ -1,4 +1,4 @@
-"""Environment steps per second: A3C with 8 workers against SB3's A2C with DummyVecEnv(8), one run, turn by turn.
+"""Environment steps per second: A3C with 8 workers beside SB3's A2C with DummyVecEnv(8), in turn, in one run.
 
 Both train the same network (the convolutions of Sun et al. 2018, table 1, and a dense layer of 128; A2C has no LSTM)
 on the same id and arguments, 30 steps between updates, from random weights.
@@ -37,7 +37,7 @@ ENV, WORKERS, N_STEPS = "RegSimilarity2D-v0", 8, 30
 
 
 class Stopwatch(BaseCallback):
-    """Steps and seconds from the first time that ``warm_up`` steps are done: workers have started by then."""
+    """Counts steps and seconds once ``warm_up`` steps are done, when the workers have started."""
 
     def __init__(self, warm_up: int) -> None:
         super().__init__()
@@ -51,6 +51,7 @@ class Stopwatch(BaseCallback):
 
     @property
     def rate(self) -> float:
+        """Steps per second."""
         assert self.begun is not None
         steps, since = self.begun
         return (self.model.num_timesteps - steps) / (perf_counter() - since)

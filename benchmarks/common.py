@@ -2,10 +2,14 @@
 
 from __future__ import annotations
 
+import csv
+import json
 import os
 import platform
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
+from datetime import date
 from pathlib import Path
+from typing import Any
 
 import matplotlib.pyplot as plt
 import numpy as np
@@ -23,6 +27,28 @@ def keep(figure: Figure, path: Path) -> None:
     with atomic(path) as temporary:
         figure.savefig(temporary, dpi=110, format="png")
     plt.close(figure)
+
+
+def write(out: Path, page: str, head: Sequence[str], rows: Iterable[Sequence[Any]]) -> None:
+    """Write a page, OUT.md, and its numbers, OUT.csv."""
+    with atomic(out.with_suffix(".md")) as temporary:
+        temporary.write_text(page)
+    with atomic(out.with_suffix(".csv")) as temporary, temporary.open("w", newline="") as file:
+        csv.writer(file).writerows([head, *rows])
+
+
+def made_by(script: str, typed: Sequence[str]) -> str:
+    """The sentence that says how a page was made."""
+    return (f"Made by `{' '.join([f'python benchmarks/{script}', *typed])}` on {date.today()}, {platform.machine()}, "
+            f"1 thread, torch {torch.__version__}")
+
+
+def publish(out: Path, page: str, numbers: dict[str, Any]) -> None:
+    """Write a page and its numbers to ``out`` with the suffixes .md and .json, each whole or not at all."""
+    with atomic(out.with_suffix(".md")) as temporary:
+        temporary.write_text(page)
+    with atomic(out.with_suffix(".json")) as temporary:
+        temporary.write_text(json.dumps(numbers, indent=1) + "\n")
 
 
 def machine() -> str:

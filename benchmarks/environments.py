@@ -5,9 +5,9 @@
     python benchmarks/environments.py --size 16 --rounds 1 --no-growth     # a first look, two minutes
 
 Three tiers, as in EnvPool's paper: steps with actions drawn beforehand; steps whose actions a policy of SB3's PPO
-chooses; PPO learning. Every kind runs in processes of its own, kinds in turn, round after round, so that whatever
-else the machine does meets all of them. All play ``RegRigid3D-v0`` on one pair; no episode ends meanwhile. A last part
-tells how the time of a native step grows with voxels and with lanes.
+chooses; PPO learning. Every kind runs in its own processes, kinds in turn, round after round, so that other load on the
+machine affects all of them. All play ``RegRigid3D-v0`` on one pair, and no episode ends meanwhile. A last part measures
+how the time of a native step grows with voxels and with lanes.
 """
 
 # Workers import this file: what not every process needs is imported where it is needed.
@@ -16,14 +16,12 @@ from __future__ import annotations
 import argparse
 import itertools
 import json
-import multiprocessing
 import os
 import subprocess
 import sys
 import tempfile
 import threading
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass, fields
 from datetime import date
 from functools import partial
 from pathlib import Path
@@ -32,189 +30,22 @@ from typing import Any
 
 import gymnasium as gym
 import numpy as np
-import SimpleITK as sitk
-from scipy.spatial.transform import Rotation
+from environment_kinds import CPUS, KINDS, TIERS, difference, keep_pair, native, vectorised
 
 RESULTS = Path(__file__).parent / "results"
-ENV, RANGE = "RegRigid3D-v0", 30.0                 # starting poses, mm and degrees
-ENDLESS = 1_000_000                                # steps, which no episode here comes to
 TOLERANCE = 1e-3                                   # of an observation, between SimpleITK's environment and ours
 WARM_UP, ROLLOUT, BATCH, EPOCHS = 3, 8, 64, 2      # vector steps; PPO's n_steps, batch_size and n_epochs
 WIDTHS, FEATURES = (8, 16, 32, 32), 64             # of the policy's network: convolutions of stride 2, dense layer
 DRAWN = 256                                        # actions a lane, over and over
-LOOK = 0.02                                        # seconds between two looks at the memory
+LOOK = 0.02                                        # seconds between two samples of the memory
 GROWTH = {"sizes grow": [(size, 4) for size in (16, 24, 32, 48, 64, 96)],  # and lanes
           "lanes grow": [(32, lanes) for lanes in (1, 4, 16, 64)]}
 GROWTH_STEPS = 5                                   # of a round
-TIERS = {1: "steps", 2: "steps and inference", 3: "steps, inference and learning"}
 REFERENCE = "sitk-async"
 PATIENT = {"OMP_WAIT_POLICY": "PASSIVE"}           # threads that spin would take the CPUs from workers
 THREADS = ("OMP_NUM_THREADS", "NUMBA_NUM_THREADS", "ITK_GLOBAL_DEFAULT_NUMBER_OF_THREADS")
-PRELOADED = {"regenv": ["regenv.env"], "SimpleITK": ["gymnasium", "SimpleITK", "scipy.spatial.transform"],
-             "SubprocVecEnv": ["stable_baselines3.common.vec_env"], "AsyncVectorEnv": ["gymnasium.vector"]}
-CPUS = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
 Work = Callable[[int], int]
 """Does at least so many vector steps and returns how many it has done."""
-
-
-@dataclass(frozen=True)
-class Kind:
-    """What is compared. Args: lanes: None for as many as asked for; tiers: it can be measured in."""
-
-    engine: str
-    way: str
-    device: str = "cpu"
-    lanes: int | None = None
-    tiers: tuple[int, ...] = tuple(TIERS)
-
-    @property
-    def label(self) -> str:
-        return f"{self.engine}, {self.way}" + (", CUDA" if self.device == "cuda" else "")
-
-    @property
-    def threads(self) -> int:
-        """Of each process that steps environments."""
-        return 1 if self.way in PRELOADED else CPUS
-
-
-KINDS = {
-    "native": Kind("regenv", "native"),
-    "dummy": Kind("regenv", "DummyVecEnv"),
-    "subproc": Kind("regenv", "SubprocVecEnv"),
-    "async": Kind("regenv", "AsyncVectorEnv"),
-    "sitk-dummy": Kind("SimpleITK", "DummyVecEnv"),
-    "sitk-subproc": Kind("SimpleITK", "SubprocVecEnv"),
-    "sitk-async": Kind("SimpleITK", "AsyncVectorEnv"),
-    "cuda": Kind("regenv", "native", "cuda"),
-    "cuda-1024": Kind("regenv", "native", "cuda", 1024, (1, 2)),  # whose rollouts would fill the memory
-}
-
-
-def as_image(array: np.ndarray, voxel_to_world: np.ndarray) -> sitk.Image:
-    """Args: array (D, H, W); voxel_to_world (4, 4), of voxel points in the order of its axes."""
-    image = sitk.GetImageFromArray(array)
-    columns = voxel_to_world[:3, 2::-1]
-    spacing = np.linalg.norm(columns, axis=0)
-    image.SetSpacing(spacing.tolist())
-    image.SetDirection((columns / spacing).ravel().tolist())
-    image.SetOrigin(voxel_to_world[:3, 3].tolist())
-    return image
-
-
-class SimpleITKRigid(gym.Env):
-    """``RegRigid3D-v0`` as one would write it with SimpleITK: one filter, kept, that resamples once a step.
-
-    Args: path: of the pair that ``keep_pair`` wrote.
-    """
-
-    def __init__(self, path: Path) -> None:
-        with np.load(path) as kept:
-            pair = {name: kept[name][0] for name in kept}
-        self.fixed = pair["fixed"][0]
-        self.moving = as_image(pair["moving"][0], np.linalg.inv(pair["world_to_moving"]))
-        self.truth, self.center = pair["truth"], pair["center"]
-        self.resample = sitk.ResampleImageFilter()
-        self.resample.SetReferenceImage(as_image(self.fixed, pair["fixed_to_world"]))
-        self.resample.SetInterpolator(sitk.sitkLinear)
-        self.observation_space = gym.spaces.Box(-1.0, 1.0, (1, *self.fixed.shape), np.float32)
-        self.action_space = gym.spaces.Discrete(12)
-        self.pose = np.zeros(6)
-
-    def reset(self, *, seed: int | None = None,
-              options: dict[str, Any] | None = None) -> tuple[np.ndarray, dict[str, Any]]:
-        super().reset(seed=seed)
-        self.pose = self.np_random.uniform(-RANGE, RANGE, 6)
-        return self._look(), {"distance": self._distance()}
-
-    def step(self, action: Any) -> tuple[np.ndarray, float, bool, bool, dict[str, Any]]:
-        before = self._distance()
-        self.pose[action // 2] += 1 - 2 * (action % 2)
-        distance = self._distance()
-        arrived = distance <= 0.5 or bool(np.abs(self.pose).max() <= 0.5)
-        return self._look(), before - distance + 10 * arrived, arrived, False, {"distance": distance}
-
-    def _distance(self) -> float:
-        return float(np.linalg.norm(self.pose))
-
-    def _look(self) -> np.ndarray:
-        """Fixed minus warped, (1, D, H, W)."""
-        residual = np.eye(4)
-        residual[:3, :3] = Rotation.from_euler("XYZ", self.pose[3:], degrees=True).as_matrix()
-        residual[:3, 3] = self.pose[:3] + self.center - residual[:3, :3] @ self.center
-        pull_back = self.truth @ residual
-        transform = sitk.AffineTransform(3)
-        transform.SetMatrix(pull_back[:3, :3].ravel().tolist())
-        transform.SetTranslation(pull_back[:3, 3].tolist())
-        self.resample.SetTransform(transform)
-        warped = self.resample.Execute(self.moving)  # which must outlive its view
-        return (self.fixed - sitk.GetArrayViewFromImage(warped))[None]
-
-
-@dataclass(frozen=True)
-class Kept:
-    """A source of regenv's that knows the one pair of ``keep_pair``: a reset costs next to nothing."""
-
-    path: Path
-    ndim: int = 3
-
-    def draw(self, rngs: Sequence[np.random.Generator], grid: Any, device: Any, difficulty: float = 1.0) -> Any:
-        import torch
-
-        from regenv import PairBatch
-        with np.load(self.path) as kept:
-            return PairBatch(**{name: torch.from_numpy(kept[name]).to(device).repeat_interleave(len(rngs), 0)
-                                for name in kept})
-
-
-def keep_pair(folder: Path, size: int) -> Path:
-    """Draw the id's first pair and write what is known of it, one lane each, into a file."""
-    from regenv.core import RegistrationCore
-    from regenv.registry import build
-    pair = RegistrationCore(build(ENV, size=size)).reset([np.random.default_rng(0)]).pair
-    known = {field.name: value.numpy() for field in fields(pair) if (value := getattr(pair, field.name)) is not None}
-    np.savez(folder / f"pair-{size}.npz", **known)
-    return folder / f"pair-{size}.npz"
-
-
-def single(engine: str, size: int, path: Path) -> gym.Env:
-    if engine == "SimpleITK":
-        return SimpleITKRigid(path)
-    import regenv  # noqa: F401  registers the ids
-    return gym.make(ENV, size=size, source=Kept(path), max_episode_steps=ENDLESS)
-
-
-def native(lanes: int, size: int, path: Path, device: str = "cpu") -> gym.vector.VectorEnv:
-    """Our vector environment: arrays from the CPU, tensors that stay where they are from another device."""
-    from regenv.vector import RegistrationVectorEnv
-    return RegistrationVectorEnv(ENV, num_envs=lanes, device=device, output="numpy" if device == "cpu" else "torch",
-                                 autoreset_mode="SameStep", max_episode_steps=ENDLESS, size=size, source=Kept(path))
-
-
-def vectorised(kind: Kind, lanes: int, size: int, path: Path) -> Any:
-    """A VectorEnv of Gymnasium's or a VecEnv of SB3's, whose observations are the caller's to keep, as ours are.
-
-    Workers come from a server that has imported what they need: they start fast and share its memory.
-    """
-    if kind.way == "native":
-        return native(lanes, size, path, kind.device)
-    functions = [partial(single, kind.engine, size, path)] * lanes
-    if kind.way in PRELOADED:
-        multiprocessing.set_forkserver_preload(PRELOADED[kind.engine] + PRELOADED[kind.way])
-    if kind.way == "AsyncVectorEnv":
-        return gym.vector.AsyncVectorEnv(functions, shared_memory=True, context="forkserver",
-                                         autoreset_mode="SameStep")
-    from stable_baselines3.common import vec_env
-    return getattr(vec_env, kind.way)(functions)
-
-
-def difference(size: int, path: Path) -> float:
-    """How far SimpleITK's environment is from ours, the worst voxel or reward of an episode's beginning."""
-    ours, theirs = single("regenv", size, path), single("SimpleITK", size, path)
-    off = [np.abs(ours.reset(seed=0)[0] - theirs.reset(seed=0)[0]).max()]
-    for action in range(12):
-        one, other = ours.step(action), theirs.step(action)
-        off += [np.abs(one[0] - other[0]).max(), abs(float(one[1]) - float(other[1]))]
-    return float(max(off))
 
 
 def stepping(env: Any, lanes: int) -> Work:
@@ -275,7 +106,7 @@ WORKS = {1: stepping, 2: acting, 3: learning}
 
 
 def family() -> set[int]:
-    """This process and all that it has started, directly or not; empty without /proc."""
+    """Ids of this process and all its descendants; empty without /proc."""
     parents = {}
     for stat in Path("/proc").glob("[0-9]*/stat"):
         try:
@@ -289,7 +120,7 @@ def family() -> set[int]:
 
 
 def resident() -> int:
-    """Bytes of memory of the family, pages that processes share counted once (PSS); 0 where that is not told."""
+    """Bytes of memory of the family, with pages that processes share counted once (PSS); 0 if unknown."""
     total = 0
     for pid in family():
         try:
@@ -301,7 +132,7 @@ def resident() -> int:
 
 
 def peak(work: Callable[[], Any]) -> int:
-    """The most bytes that the family held while ``work`` ran, looked at every ``LOOK`` seconds."""
+    """The most bytes that the family held while ``work`` ran, sampled every ``LOOK`` seconds."""
     most, done = [resident()], threading.Event()
 
     def watch() -> None:
@@ -328,7 +159,7 @@ def timed(work: Work, steps: int, device: str = "cpu") -> tuple[int, float]:
 
 
 def measured(name: str, tiers: Sequence[int], steps: int, lanes: int, size: int, pair: str) -> list[dict[str, Any]]:
-    """A kind in its tiers: environment steps a second, and the most memory it held while it warmed up."""
+    """A kind in its tiers: environment steps a second, and the peak of its memory during the warm-up."""
     kind, found = KINDS[name], []
     env = vectorised(kind, lanes, size, Path(pair))
     for tier in tiers:
@@ -447,19 +278,19 @@ def page(command: str, size: int, rows: Sequence[dict[str, Any]], growth: dict[s
     tiers = "; ".join(f"{tier}, {TIERS[tier]}" for tier in dict.fromkeys(row["tier"] for row in rows))
     told = (f"# Speed of the environments\n\nMade by `{command}` on {date.today()}: {machine()}.\n\n"
             f"Rigid registration of one pair, {size} voxels an axis. Tiers: {tiers}. Medians over the rounds; ratios "
-            "are taken within each round. Steps are those of single lanes. In tier 1 the native environment and "
-            "AsyncVectorEnv (shared memory) are stepped as they are and give arrays, on CUDA tensors there; in tiers "
-            "2 and 3 regenv's SB3VecEnv hands them to SB3. Workers compute on one thread each, the policy and all "
-            "else on all CPUs; threads that wait sleep (OMP_WAIT_POLICY). PPO is the same for all: rollouts of "
+            "are taken within each round. A step is one of a single lane. In tier 1 the native environment and "
+            "AsyncVectorEnv (shared memory) are stepped directly and give arrays, on CUDA tensors; in tiers 2 and 3 "
+            "regenv's SB3VecEnv passes them to SB3. Workers compute on one thread each, the policy and everything "
+            "else on all CPUs; waiting threads sleep (OMP_WAIT_POLICY). PPO is the same for all: rollouts of "
             f"{ROLLOUT} steps a lane, {EPOCHS} epochs in batches of {BATCH}, {len(WIDTHS)} strided convolutions of "
-            f"{WIDTHS[0]} to {WIDTHS[-1]} channels. Memory is the host's, of all processes together, pages that they "
-            f"share counted once (PSS): the most while a tier warms up.\n\n{table(rows, size)}")
+            f"{WIDTHS[0]} to {WIDTHS[-1]} channels. Memory is the peak on the host during the warm-up of a tier, of "
+            f"all processes together, with shared pages counted once (PSS).\n\n{table(rows, size)}")
     if growth:
         laws = ", and ".join(f"with the power {power:.2f} of its voxels while {name} (the last {used} rows)"
                              for name, (power, _, used) in ((name, law(each)) for name, each in growth.items()))
         told += ("\n## Growth\n\nThe time of a native step on the CPU, on one thread, grows "
-                 f"{laws}: least squares over the logarithms, of the rows that take at least {ABOVE:g} times as long "
-                 "as the fastest, for below them overhead rules, and of two rows at least.\n\n"
+                 f"{laws}. The powers are fitted by least squares over the logarithms, to the rows that take at least "
+                 f"{ABOVE:g} times as long as the fastest (overhead dominates the others), and to two or more.\n\n"
                  f"{growth_table(growth)}")
     return told
 
@@ -488,9 +319,7 @@ def main(argv: Sequence[str] | None = None) -> int:
         print(json.dumps(JOBS[name](**json.loads(given))))
         return 0
     import torch
-    from common import machine
-
-    from regenv.atomic import atomic
+    from common import machine, publish
     able = {name for name, kind in KINDS.items() if kind.device == "cpu" or torch.cuda.is_available()}
     if lacking := set(arguments.kinds or ()) - able:
         parser.error(f"--kinds {' '.join(sorted(lacking))}: torch finds no CUDA device.")
@@ -511,13 +340,9 @@ def main(argv: Sequence[str] | None = None) -> int:
                     f"{rounded(run['steps_per_second'])} steps/s in tier {run['tier']}" for run in found), flush=True)
         growth = alone("growing", 1, rounds=arguments.rounds, folder=folder) if arguments.growth else {}
     rows, command = summary(runs), " ".join(["python benchmarks/environments.py", *typed])
-    with atomic(arguments.out.with_suffix(".md")) as temporary:
-        temporary.write_text(page(command, arguments.size, rows, growth))
-    with atomic(arguments.out.with_suffix(".json")) as temporary:
-        temporary.write_text(json.dumps({
-            "command": command, "date": str(date.today()), "machine": machine(), "size": arguments.size, "rows": rows,
-            "runs": runs, "growth": growth, "exponents": {name: law(each)[0] for name, each in growth.items()}},
-            indent=1) + "\n")
+    publish(arguments.out, page(command, arguments.size, rows, growth), {
+        "command": command, "date": str(date.today()), "machine": machine(), "size": arguments.size, "rows": rows,
+        "runs": runs, "growth": growth, "exponents": {name: law(each)[0] for name, each in growth.items()}})
     draw(arguments.out.with_suffix(".png"), rows, growth)
     return 0
 

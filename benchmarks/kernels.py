@@ -3,8 +3,8 @@
     python benchmarks/kernels.py                             # all sizes, on one thread and on all
     python benchmarks/kernels.py --sizes 64x64x64 --lanes 1  # one row per warp
 
-All methods of a row do the same work on the same numbers, in turn, so the ratios hold whatever else the machine does.
-Where there is a GPU its kernels are measured too, beside torch, MONAI and kornia there.
+All methods of a row do the same work on the same numbers, in turn, so other load on the machine does not change their
+ratios. Where there is a GPU, its kernels are measured too, beside torch, MONAI and kornia on it.
 """
 
 from __future__ import annotations
@@ -12,7 +12,6 @@ from __future__ import annotations
 import argparse
 import importlib.util
 import itertools
-import json
 import math
 import os
 import sys
@@ -29,18 +28,17 @@ import scipy.ndimage
 import SimpleITK as sitk
 import torch
 import torch.nn.functional as F
-from common import ABOVE, keep, machine, power_law
+from common import ABOVE, keep, machine, power_law, publish
 from torch import Tensor
 
-from regenv.atomic import atomic
 from regenv.ops import sampling, warp
 from regenv.ops.kernels import reference
 
 RESULTS = Path(__file__).parent / "results"
 SIZES = ("64x64", "128x128", "256x256", "512x512", "32x32x32", "64x64x64", "128x128x128", "192x192x192")
 LANES = (1, 16, 256)
-MOST = 1 << 24                      # voxels of a batch: larger ones are left out
-PEERS_MOST = 1 << 23                # of a batch for peers that take one image after the other
+MOST = 1 << 24                      # voxels of a batch; larger batches are left out
+PEERS_MOST = 1 << 23                # voxels of a batch, for peers that take one image after the other
 COPIED = 1 << 28                    # bytes, by which the bandwidth is measured
 GPU_SIZES = (("64x64x64", 64), ("256x256x256", 1), ("512x512", 64))  # and lanes
 Method = Callable[[], Any]
@@ -154,8 +152,9 @@ WARPS: dict[str, tuple[Callable[[Tensor, Tensor, Tensor], dict[str, Method]], Ca
 
 
 def seconds(methods: dict[str, Method], repeats: int, device: str = "cpu") -> dict[str, float]:
-    """Median seconds of every method, taken in turn. Of two calls in a row the second counts: the first may compile,
-    and may find caches full, and the other core busy, with what the method before has left."""
+    """Median seconds of every method, run in turn. Of two calls in a row the second counts: the first may compile, and
+    the method before may have left full caches and a busy core."""
+
     def run(method: Method) -> float:
         for _ in range(2):
             begin = perf_counter()
@@ -179,13 +178,14 @@ def bandwidth(device: str = "cpu") -> float:
 
 
 def threaded(threads: int) -> None:
+    """Set the number of threads of all libraries."""
     torch.set_num_threads(threads)
     numba.set_num_threads(threads)
     sitk.ProcessObject.SetGlobalDefaultNumberOfThreads(threads)
 
 
 def table(rows: Sequence[dict[str, Any]]) -> str:
-    """Milliseconds of ours, and how many times as long the others take."""
+    """Milliseconds of regenv, and how many times as long the others take."""
     names = list(dict.fromkeys(name for row in rows for name in row["seconds"] if name != "regenv"))
     lines = [f"| warp | shape | lanes | threads | regenv, ms | of copy bandwidth | {' | '.join(names)} |",
              "| --- | --- | ---: | ---: | ---: | ---: |" + " ---: |" * len(names)]
@@ -230,7 +230,7 @@ def measured(names: Sequence[str], size: str, lanes: int, where: str, copied: fl
 
 
 def growth(rows: Sequence[dict[str, Any]]) -> list[dict[str, Any]]:
-    """Exponents of our seconds on one thread, over the voxels of batches and over the lanes of the smallest images."""
+    """Exponents of regenv's seconds on one thread, over voxels of a batch and over lanes of the smallest images."""
     laws = []
     for name, ndim in itertools.product(WARPS, (2, 3)):
         mine = [row for row in rows if row["warp"] == name and row["threads"] == "1"
@@ -272,15 +272,11 @@ def main(argv: Sequence[str] | None = None) -> int:
             f"of others are multiples of ours.\n\n{table(rows)}")
     if laws:
         told += ("\n## Growth\n\nOur time on one thread grows with these powers of the voxels of a batch, and of the "
-                 "lanes at the smallest size: least squares over the logarithms, of the rows that take at least "
-                 f"{ABOVE:g} times as long as the fastest, for below them overhead rules.\n\n"
+                 "lanes at the smallest size, by least squares over the logarithms of the rows that take at least "
+                 f"{ABOVE:g} times as long as the fastest; overhead dominates the others.\n\n"
                  "| warp | over | power | rows |\n| --- | --- | ---: | ---: |\n" + "".join(
                      f"| {law['warp']} | {law['over']} | {law['power']:.2f} | {law['rows']} |\n" for law in laws))
-    with atomic(arguments.out.with_suffix(".md")) as temporary:
-        temporary.write_text(told)
-    with atomic(arguments.out.with_suffix(".json")) as temporary:
-        temporary.write_text(json.dumps({"machine": machine(), "copy_bytes_per_second": copied, "rows": rows,
-                                         "growth": laws}, indent=1) + "\n")
+    publish(arguments.out, told, {"machine": machine(), "copy_bytes_per_second": copied, "rows": rows, "growth": laws})
     draw(arguments.out.with_suffix(".png"), rows)
     return 0
 

@@ -7,16 +7,13 @@
 from __future__ import annotations
 
 import argparse
-import csv
 import os
-import platform
 import sys
 from collections.abc import Sequence
 from dataclasses import dataclass
-from datetime import date
 from pathlib import Path
 from time import perf_counter
-from typing import Protocol
+from typing import ClassVar, Protocol
 
 os.environ.setdefault("OMP_NUM_THREADS", "1")
 os.environ.setdefault("NUMBA_NUM_THREADS", "1")
@@ -24,141 +21,121 @@ os.environ.setdefault("NUMBA_NUM_THREADS", "1")
 import matplotlib.pyplot as plt
 import numpy as np
 import torch
-from common import keep
+from common import keep, made_by, write
 from torch import Tensor
 
-from regagents.agents import load, resolve
-from regagents.classical.convexadam import AdamInstance, CoupledConvex
+from regagents.agents import load
+from regagents.classical.convexadam import CoupledConvex
 from regagents.evaluation import learn2reg
-from regagents.evaluation.dense import deform
-from regenv.atomic import atomic
+from regagents.evaluation.evaluate import measured
+from regagents.evaluation.methods import Found, Initial, Method, Optimiser, Policy
+from regagents.evaluation.pairs import Chunk, drawn
+from regagents.evaluation.report import Row
+from regagents.evaluation.tuned import tuned_fields
+from regagents.l2o.policies import ITERATIONS
 from regenv.core import RegistrationCore
-from regenv.ops import regularity
-from regenv.registry import build
-from regenv.state import EpisodeState
 
 RESULTS = Path(__file__).parent / "results"
 ENV, SIZE = "RegKeypoint3D-v0", 64
+ARGUMENTS = {"size": SIZE, "observation": "dict", "source": {"name": "lungs", "split": "test"}}
 WEIGHTS, ONE_SHOT = "lung3d-l2o", "lung3d-oneshot"
-TRAINED, BEYOND = 8, 16             # iterations of the learned optimiser: as trained, and how far the figure goes
-OF_ADAM = (0, 1, 2, 5, 10, 20, 40, 80)  # iterations whose errors are measured
+BEYOND = 16                             # iterations of the learned optimiser in the figure, twice those of training
+OF_ADAM = (0, 1, 2, 5, 10, 20, 40, 80)  # iterations of Adam in the figure
+MEASURES = ("tre_mm", "sd_log_jacobian_organs", "folding_organs")
+CHALLENGE = {"tre": "TRE, mm", "tre30": "TRE30, mm", "dice": "Dice", "dice30": "Dice30", "hd95": "HD95, voxels",
+             "sd_log_jacobian": "SDlogJ (+3)", "sd_log_jacobian_honest": "SDlogJ", "folding": "folded"}
+Line = tuple[Row, dict[str, float]]
+"""Of the tables: what was measured within the lungs, and the measures of the Learn2Reg challenge."""
 
 
 class Iterative(Protocol):
-    """Such as AdamInstance or L2OPolicy."""
+    """An optimiser that tells its way, such as AdamInstance or L2OPolicy."""
 
     def path(self, fixed: Tensor, moving: Tensor, at: Sequence[int], fixed_mask: Tensor | None = None,
              moving_mask: Tensor | None = None, initial: Tensor | None = None) -> Tensor: ...
 
 
 @dataclass(frozen=True)
-class Row:
-    """A method: of each pair the key-point error, mm; spread of log det J and share of folded voxels within the lungs;
-    and the Learn2Reg measures. Seconds a pair."""
+class Iterations:
+    """An optimiser after some iterations, from the displacements of the start."""
 
-    method: str
-    tre: np.ndarray
-    sd_log_jacobian: np.ndarray
-    folded: np.ndarray
-    challenge: dict[str, float]
-    seconds: float
+    name: str
+    solver: Iterative
+    iterations: int
+    learned: ClassVar[bool] = False
 
-    @classmethod
-    def of(cls, method: str, core: RegistrationCore, state: EpisodeState, seconds: float) -> Row:
-        pair, field = state.pair, state.displacement
-        assert field is not None and pair.fixed_labels is not None and pair.moving_labels is not None
-        lungs = pair.fixed_labels > 0
-        known = RegistrationCore(core.task, privileged=True).info(state)
-        cases = [learn2reg.measured(field[lane].numpy(), pair.fixed_labels[lane, 0].numpy(),
-                                    pair.moving_labels[lane, 0].numpy(), known["keypoints"][lane].numpy(),
-                                    known["keypoint_targets"][lane].numpy(), core.task.grid.spacing,
-                                    lungs[lane, 0].numpy()) for lane in range(state.lanes)]
-        return cls(method, state.tre.numpy(), regularity.sd_log_jacobian(field, lungs).double().numpy(),
-                   regularity.folding(field, lungs).double().numpy(), learn2reg.summary(cases), seconds)
+    def __call__(self, chunk: Chunk) -> Found:
+        return Found.displaced(chunk, path(self.solver, chunk, (self.iterations,))[0])
 
 
-def placed(core: RegistrationCore, start: EpisodeState, field: Tensor) -> EpisodeState:
-    """The episodes with a displacement as their present estimate."""
-    return core.begin(start.pair, field)
+def path(solver: Iterative, chunk: Chunk, at: Sequence[int]) -> Tensor:
+    """Displacements (len(at), B, D, *shape), voxels, after some iterations."""
+    pair = chunk.state.pair
+    return solver.path(pair.fixed, pair.moving, at, pair.fixed_labels > 0, pair.moving_labels > 0,
+                       chunk.state.displacement)
 
 
-def iterated(core: RegistrationCore, start: EpisodeState, solver: Iterative, title: str, at: Sequence[int],
-             ends: Sequence[int]) -> tuple[list[Row], np.ndarray]:
-    """Rows after some iterations, ``ends``, and the mean error after those of ``at``, which has the ends, too."""
-    curve, fields, seconds = np.zeros(len(at)), [], 0.0
-    for lane in (start.select(slice(n, n + 1)) for n in range(start.lanes)):
-        pair = lane.pair
-        assert pair.fixed_labels is not None and pair.moving_labels is not None
-        given = {"fixed_mask": pair.fixed_labels > 0, "moving_mask": pair.moving_labels > 0,
-                 "initial": lane.displacement}
-        begin = perf_counter()
-        solver.path(pair.fixed, pair.moving, (ends[0],), **given)
-        seconds += perf_counter() - begin
-        path = solver.path(pair.fixed, pair.moving, at, **given)
-        curve += [float(placed(core, lane, field).tre) for field in path]
-        fields.append(path)
-    rows = [Row.of(f"{title}, {end} iterations", core,
-                   placed(core, start, torch.cat([path[at.index(end)] for path in fields])),
-                   seconds / start.lanes * end / ends[0]) for end in ends]
-    return rows, curve / start.lanes
+def singly(chunk: Chunk) -> list[Chunk]:
+    """The pairs one by one."""
+    return [Chunk(chunk.core, chunk.state.select(slice(lane, lane + 1)), ENV, chunk.seed + lane)
+            for lane in range(chunk.state.lanes)]
 
 
-def in_one_step(core: RegistrationCore, start: EpisodeState, title: str) -> Row:
-    """The row of a network that was trained without key-points to register in one step."""
-    spacing = core.task.grid.spacing[0]
-    agent = load(resolve(ONE_SHOT), algorithm="SPAC", size=SIZE, spacing=spacing)
-    own, fields, seconds = RegistrationCore(agent.task()), [], 0.0
-    assert start.displacement is not None
-    for lane in range(start.lanes):
-        state = own.begin(start.pair.select(slice(lane, lane + 1)), start.displacement[lane: lane + 1])
-        begin = perf_counter()
-        fields.append(deform(agent, own, state, 1).displacement)
-        seconds += perf_counter() - begin
-    return Row.of(title, core, placed(core, start, torch.cat(fields)), seconds / start.lanes)
+def found_by(method: Method, chunk: Chunk) -> Tensor:
+    """Displacements (B, D, *shape), voxels, pair by pair."""
+    return torch.cat([method(one).displacements for one in singly(chunk)])
 
 
-def pre_registered(core: RegistrationCore, start: EpisodeState) -> tuple[EpisodeState, float]:
-    """The episodes after coupled convex optimisation, as pre-registration, and its seconds a pair."""
-    pair = start.pair
-    assert pair.fixed_labels is not None and pair.moving_labels is not None
-    begin = perf_counter()
-    fields = [CoupledConvex().solve(*(part[lane: lane + 1] for part in (
-        pair.fixed, pair.moving, pair.fixed_labels > 0, pair.moving_labels > 0))) for lane in range(start.lanes)]
-    return placed(core, start, torch.cat(fields)), (perf_counter() - begin) / start.lanes
+def line(method: Method, chunk: Chunk) -> Line:
+    """A method's line of the tables."""
+    begun = perf_counter()
+    fields = found_by(method, chunk)
+    seconds = (perf_counter() - begun) / chunk.state.lanes
+    pair = chunk.state.pair
+    known = RegistrationCore(chunk.core.task, privileged=True).info(chunk.state)
+    parts = fields, pair.fixed_labels[:, 0], pair.moving_labels[:, 0], known["keypoints"], known["keypoint_targets"]
+    cases = [learn2reg.measured(*(part[lane].numpy() for part in parts), chunk.core.task.grid.spacing,
+                                pair.fixed_labels[lane, 0].numpy() > 0) for lane in range(chunk.state.lanes)]
+    return (Row(method.name, measured(chunk, Found.displaced(chunk, fields), MEASURES), seconds),
+            learn2reg.summary(cases))
 
 
-def table(rows: Sequence[Row]) -> str:
-    lines = ["| method | error, mm | 50th | 90th | SDlogJ, lungs | folded, lungs | pairs with folds | s/pair |",
-             "| --- | ---: | ---: | ---: | ---: | ---: | ---: | ---: |"]
-    for row in rows:
-        middle, high = np.percentile(row.tre, [50, 90])
-        lines.append(f"| {row.method} | {row.tre.mean():.2f} ± {row.tre.std():.2f} | {middle:.2f} | {high:.2f} | "
-                     f"{row.sd_log_jacobian.mean():.3f} | {row.folded.mean():.3%} | {(row.folded > 0).sum()} | "
-                     f"{row.seconds:.2f} |")
-    return "\n".join(lines) + "\n"
+def curve(solver: Iterative, chunk: Chunk, at: Sequence[int]) -> list[float]:
+    """Mean key-point error after some iterations, mm."""
+    fields = torch.cat([path(solver, one, at) for one in singly(chunk)], 1)
+    return [float(np.mean(measured(chunk, Found.displaced(chunk, field), MEASURES[:1])["tre_mm"])) for field in fields]
 
 
-def challenge_table(rows: Sequence[Row]) -> str:
+def table(lines: Sequence[Line]) -> str:
+    told = ["| method | error, mm | 50th | 90th | SDlogJ, lungs | folded, lungs | pairs with folds | s/pair |",
+            "| --- | ---: | ---: | ---: | ---: | ---: | ---: | ---: |"]
+    for row, _ in lines:
+        tre, spread, folded = map(row.values, MEASURES)
+        middle, high = np.percentile(tre, [50, 90])
+        told.append(f"| {row.method} | {tre.mean():.2f} ± {tre.std():.2f} | {middle:.2f} | {high:.2f} | "
+                    f"{spread.mean():.3f} | {folded.mean():.3%} | {(folded > 0).sum()} | {row.seconds:.2f} |")
+    return "\n".join(told) + "\n"
+
+
+def challenge_table(lines: Sequence[Line]) -> str:
     """The Learn2Reg measures; SDlogJ is of det J + 3."""
-    names = {"tre": "TRE, mm", "tre30": "TRE30, mm", "dice": "Dice", "dice30": "Dice30", "hd95": "HD95, voxels",
-             "sd_log_jacobian": "SDlogJ (+3)", "sd_log_jacobian_honest": "SDlogJ", "folding": "folded"}
-    lines = [f"| method | {' | '.join(names.values())} |", "| --- |" + " ---: |" * len(names)]
-    lines += [f"| {row.method} | {' | '.join(f'{row.challenge[name]:.4f}' for name in names)} |" for row in rows]
-    return "\n".join(lines) + "\n"
+    told = [f"| method | {' | '.join(CHALLENGE.values())} |", "| --- |" + " ---: |" * len(CHALLENGE)]
+    told += [f"| {row.method} | {' | '.join(f'{found[name]:.4f}' for name in CHALLENGE)} |" for row, found in lines]
+    return "\n".join(told) + "\n"
 
 
-def draw(path: Path, learned_curves: dict[str, np.ndarray], adam_curves: dict[str, np.ndarray]) -> None:
+def draw(out: Path, learned: dict[str, list[float]], adam: dict[str, list[float]]) -> None:
     """Mean key-point error over the iterations."""
     figure, axis = plt.subplots(figsize=(7, 4.5))
-    for name, curve in learned_curves.items():
-        axis.plot(curve, label=name, marker=".")
-    for name, curve in adam_curves.items():
-        axis.plot(OF_ADAM, curve, label=name, marker=".", linestyle="--")
-    axis.axvline(TRAINED, color="0.7", lw=1)
+    for name, values in learned.items():
+        axis.plot(values, label=name, marker=".")
+    for name, values in adam.items():
+        axis.plot(OF_ADAM, values, label=name, marker=".", linestyle="--")
+    axis.axvline(ITERATIONS, color="0.7", lw=1)
     axis.set(xlabel="iteration", ylabel="mean key-point error, mm", xscale="symlog", xlim=(-0.1, None))
     axis.grid(alpha=0.3)
     axis.legend(fontsize=8)
-    keep(figure, path)
+    keep(figure, out)
 
 
 def main(argv: Sequence[str] | None = None) -> int:
@@ -169,40 +146,33 @@ def main(argv: Sequence[str] | None = None) -> int:
     parser.add_argument("--out", type=Path, default=RESULTS / "keypoints")
     arguments = parser.parse_args(typed)
     torch.set_num_threads(1)
-    core = RegistrationCore(build(ENV, size=SIZE, observation="dict", source={"name": "lungs", "split": "test"}))
-    start = core.reset([np.random.default_rng(arguments.seed + lane) for lane in range(arguments.pairs)])
-    begun, seconds = pre_registered(core, start)
-    agent = load(resolve(WEIGHTS), algorithm="L2O", size=SIZE, spacing=core.task.grid.spacing[0])
-    rows = [Row.of("initial", core, start, 0.0)]
-    learned, adam = {}, {}
-    for state, name in ((start, ""), (begun, " after coupled convex")):
-        if name:
-            rows.append(Row.of("coupled convex", core, begun, seconds))
-        rows.append(in_one_step(core, state, f"one-shot U-Net{name}"))
-        found, adam[f"Adam{name}"] = iterated(core, state, AdamInstance(), f"Adam{name}", OF_ADAM, OF_ADAM[-1:])
-        rows += found
-        found, learned[f"L2O{name}"] = iterated(core, state, agent.policy, f"L2O{name}", range(BEYOND + 1),
-                                                (TRAINED, BEYOND))
-        rows += found
-        print(table(rows), flush=True)
-    assert start.pair.landmarks is not None
-    command = " ".join(["python benchmarks/keypoints.py", *typed])
-    told = (f"# Learned optimisation on key-points\n\nMade by `{command}` on {date.today()}, {platform.machine()}, "
-            f"1 thread, torch {torch.__version__}: {start.lanes} pairs of held-out patients, {SIZE} voxels of "
-            f"{core.task.grid.spacing[0]:.1f} mm an axis; errors on {start.pair.landmarks.shape[1]} key-points a pair."
-            f"\n\n{table(rows)}\nThe measures of the Learn2Reg challenge, and the honest spread of log det J and share "
-            f"of folds beside its own:\n\n{challenge_table(rows)}")
-    print(told)
-    out = arguments.out
-    with atomic(out.with_suffix(".md")) as temporary:
-        temporary.write_text(told)
-    with atomic(out.with_suffix(".csv")) as temporary, temporary.open("w", newline="") as file:
-        writer = csv.writer(file)
-        writer.writerow(["method", "tre_mm", "tre_sd", "sd_log_jacobian", "folding", "seconds_per_pair",
-                         *(f"learn2reg_{name}" for name in rows[0].challenge)])
-        writer.writerows([row.method, row.tre.mean(), row.tre.std(), row.sd_log_jacobian.mean(), row.folded.mean(),
-                          row.seconds, *row.challenge.values()] for row in rows)
-    draw(out.with_suffix(".png"), learned, adam)
+    start = drawn(ENV, ARGUMENTS, 0, arguments.pairs, arguments.seed)
+    grid, adam = start.core.task.grid, tuned_fields(start.core.task).adam
+    optimiser = load(WEIGHTS, size=SIZE, spacing=grid.spacing[0]).policy
+    one_shot = load(ONE_SHOT, size=SIZE, spacing=grid.spacing[0])
+    lines, of_learned, of_adam = [line(Initial(), start)], {}, {}
+    convex = Optimiser("coupled convex", CoupledConvex(), masked=True)
+    for chunk, name in ((start, ""), (None, " after coupled convex")):
+        if chunk is None:
+            lines.append(line(convex, start))
+            chunk = Chunk(start.core, start.core.begin(start.state.pair, found_by(convex, start)), ENV, start.seed)
+        lines += [line(Policy(f"one-shot U-Net{name}", one_shot, one_shot.task(), 1), chunk),
+                  *(line(Iterations(f"{title}{name}, {n} iterations", solver, n), chunk) for title, solver, n in (
+                      ("Adam", adam, adam.iterations), ("L2O", optimiser, ITERATIONS), ("L2O", optimiser, BEYOND)))]
+        of_adam[f"Adam{name}"] = curve(adam, chunk, OF_ADAM)
+        of_learned[f"L2O{name}"] = curve(optimiser, chunk, range(BEYOND + 1))
+        print(table(lines), flush=True)
+    page = (f"# Learned optimisation on key-points\n\n{made_by('keypoints.py', typed)}: {arguments.pairs} pairs of "
+            f"held-out patients, {SIZE} voxels of {grid.spacing[0]:.1f} mm an axis; errors on "
+            f"{start.state.pair.landmarks.shape[1]} key-points a pair.\n\n{table(lines)}\nThe measures of the "
+            "Learn2Reg challenge, and the spread of log det J and share of folds without its offset:\n\n"
+            f"{challenge_table(lines)}")
+    print(page)
+    write(arguments.out, page, ["method", "tre_mm", "tre_sd", "sd_log_jacobian", "folding", "seconds_per_pair",
+                                *(f"learn2reg_{name}" for name in lines[0][1])],
+          [[row.method, tre.mean(), tre.std(), spread.mean(), folded.mean(), row.seconds, *challenge.values()]
+           for row, challenge in lines for tre, spread, folded in [map(row.values, MEASURES)]])
+    draw(arguments.out.with_suffix(".png"), of_learned, of_adam)
     return 0
 
 

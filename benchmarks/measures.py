@@ -3,13 +3,12 @@
     python benchmarks/measures.py
     python benchmarks/measures.py --only lncc-3d kmeans
 
-Methods of a row work on the same images, in turn; how far their results are apart is in the row.
+Methods of a row work on the same images, in turn; the row also tells how far their results are apart.
 """
 
 from __future__ import annotations
 
 import argparse
-import json
 import sys
 from collections.abc import Callable, Sequence
 from datetime import date
@@ -19,14 +18,13 @@ from typing import Any
 import numpy as np
 import torch
 import torch.nn.functional as F
-from common import machine
+from common import machine, publish
 from kernels import Method, seconds, threaded
 from monai.losses import GlobalMutualInformationLoss, LocalNormalizedCrossCorrelationLoss
 from monai.metrics import compute_dice
 from sklearn.cluster import KMeans
 from torch import Tensor
 
-from regenv.atomic import atomic
 from regenv.ops import overlap, similarity
 from regenv.ops.kmeans import kmeans
 
@@ -37,7 +35,7 @@ Row = tuple[dict[str, Method], Callable[[dict[str, Any]], dict[str, float]]]
 
 
 def pair(shape: tuple[int, ...], lanes: int = 1) -> tuple[Tensor, Tensor]:
-    """Two smooth images (lanes, 1, *shape) in [0, 1] that have something in common; the second asks for gradients."""
+    """Two correlated smooth images (lanes, 1, *shape) in [0, 1]; the second requires gradients."""
     draw = torch.Generator().manual_seed(0)
     coarse = torch.rand((2, lanes, 1, *(max(n // 8, 2) for n in shape)), generator=draw)
     mode = "bilinear" if len(shape) == 2 else "trilinear"
@@ -54,7 +52,7 @@ def with_gradient(measure: Callable[[Tensor, Tensor], Tensor], fixed: Tensor, mo
 
 
 def conv_lncc(fixed: Tensor, moving: Tensor) -> Tensor:
-    """As many papers' code computes it: sums by a full convolution with ones, zeros beyond the border."""
+    """As the code of many papers computes it: sums by a full convolution with ones, zeros beyond the border."""
     ndim = fixed.ndim - 2
     kernel = torch.ones(1, 1, *(WINDOW,) * ndim)
     conv = F.conv2d if ndim == 2 else F.conv3d
@@ -146,10 +144,7 @@ def main(argv: Sequence[str] | None = None) -> int:
                      "seconds": seconds(methods, arguments.repeats)})
         print(name, rows[-1], flush=True)
     command = " ".join(["python benchmarks/measures.py", *typed])
-    with atomic(arguments.out.with_suffix(".md")) as temporary:
-        temporary.write_text(page(command, rows))
-    with atomic(arguments.out.with_suffix(".json")) as temporary:
-        temporary.write_text(json.dumps({"machine": machine(), "command": command, "rows": rows}, indent=1) + "\n")
+    publish(arguments.out, page(command, rows), {"machine": machine(), "command": command, "rows": rows})
     return 0
 
 

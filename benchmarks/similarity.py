@@ -15,10 +15,8 @@ import argparse
 import csv
 import json
 import os
-import platform
 import sys
 from collections.abc import Sequence
-from datetime import date
 from pathlib import Path
 from typing import Any
 
@@ -28,7 +26,7 @@ os.environ.setdefault("NUMBA_NUM_THREADS", "1")
 import matplotlib.pyplot as plt
 import numpy as np
 import torch
-from common import keep
+from common import keep, made_by, write
 from tqdm import tqdm
 
 from regagents.agents import resolve
@@ -67,7 +65,7 @@ PANELS = (("RL-LME and CNN-LME", ("similarity-rl", "similarity-cnn")),
 
 def numbers(report: Report, method: str) -> dict[str, float]:
     """Mean, standard deviation, median and 90th percentile of a row, pixels; its seconds a pair."""
-    row = next(row for row in report.rows if row.method == method)
+    row = report.row(method)
     errors = np.asarray(row.errors_mm) / PIXEL_MM
     return {"mean": float(errors.mean()), "std": float(errors.std()), "p50": float(np.percentile(errors, 50)),
             "p90": float(np.percentile(errors, 90)), "seconds": row.seconds}
@@ -80,7 +78,7 @@ def methods_of(reports: dict[str, Report]) -> list[str]:
 
 
 def table(reports: dict[str, Report]) -> str:
-    """Markdown, with the paper's own numbers (other images) behind."""
+    """Markdown; the last column has the paper's numbers, which are of other images."""
     heads = [f"{name} {column}" for name in reports for column in ("mean±std", "50th", "90th")]
     lines = ["| method | " + " | ".join([*heads, "s/pair", "paper: " + ", ".join(heads)]) + " |",
              "| --- |" + " ---: |" * (len(heads) + 2)]
@@ -96,22 +94,16 @@ def table(reports: dict[str, Report]) -> str:
     return "\n".join(lines) + "\n"
 
 
-def save(reports: dict[str, Report], out: Path, command: str) -> None:
-    """Write OUT.md, OUT.csv and OUT.json (every pair's error)."""
-    earlier = "; rows of other methods by earlier commands" if "--add" in command else ""
-    head = ("# Multimodal similarity registration, table 2 of Sun et al. 2018\n\n"
-            f"Made by `{command}` on {date.today()}, {platform.machine()}, 1 thread, torch "
-            f"{torch.__version__}{earlier}.\nErrors in pixels, landmarks on a lattice of 30 x 30. Held-out slices: "
-            f"{', '.join(HELD_OUT['subjects'])}, slabs never trained on (of these people only mni2009c was in "
-            "training). The paper's numbers are on its own CT and MR images.\n\n")
-    with atomic(out.with_suffix(".md")) as temporary:
-        temporary.write_text(head + table(reports))
-    with atomic(out.with_suffix(".csv")) as temporary, temporary.open("w", newline="") as file:
-        writer = csv.writer(file)
-        writer.writerow(["set", "method", "mean_px", "std_px", "p50_px", "p90_px", "seconds_per_pair"])
-        for name, report in reports.items():
-            writer.writerows([name, ROWS[method], *numbers(report, method).values()]
-                             for method in methods_of(reports))
+def save(reports: dict[str, Report], out: Path, typed: Sequence[str]) -> None:
+    """Write OUT.md, OUT.csv and OUT.json (with the error of every pair)."""
+    earlier = "; rows of other methods by earlier commands" if "--add" in typed else ""
+    page = (f"# Multimodal similarity registration, table 2 of Sun et al. 2018\n\n{made_by('similarity.py', typed)}"
+            f"{earlier}.\nErrors in pixels, landmarks on a lattice of 30 x 30. Held-out slices: "
+            f"{', '.join(HELD_OUT['subjects'])}, slabs never trained on (of these subjects only mni2009c was in "
+            f"training). The paper's numbers are on its own CT and MR images.\n\n{table(reports)}")
+    write(out, page, ["set", "method", "mean_px", "std_px", "p50_px", "p90_px", "seconds_per_pair"],
+          [[name, ROWS[method], *numbers(report, method).values()]
+           for name, report in reports.items() for method in methods_of(reports)])
     with atomic(out.with_suffix(".json")) as temporary:
         temporary.write_text(json.dumps({name: _rounded(report.to_dict()) for name, report in reports.items()}) + "\n")
 
@@ -169,7 +161,7 @@ def main(argv: Sequence[str] | None = None) -> int:
                 report = evaluate(ENV, methods, arguments.pairs, arguments.seed, kwargs,
                                   progress=lambda _, share, bar=bar: bar.update(share - bar.n))
             reports[name] = reports[name].joined(report) if name in reports else report
-            save(reports, arguments.out, " ".join(["python benchmarks/similarity.py", *typed]))
+            save(reports, arguments.out, typed)
         print(table(reports))
     draw(arguments.out.with_suffix(".png"))
     return 0

@@ -1,9 +1,9 @@
-"""Register two real heads of different people: Colin27, thrown out of place, back to MNI152.
+"""Register two real heads of different people: Colin27, moved by a random rigid motion, to MNI152.
 
     make demo
 
-The throw changes only the header of Colin27, so it is known exactly and no voxel is resampled. Colin27 comes aligned
-with MNI space, so that alignment, thrown along, is the truth; two heads differ, so it holds to a few millimetres.
+The motion changes only the header of Colin27, so it is known exactly and no voxel is resampled. Colin27 comes aligned
+with MNI space, so the motion is the truth; two heads differ, so it holds to a few millimetres.
 """
 
 from __future__ import annotations
@@ -30,7 +30,7 @@ from regenv.transforms.rigid import Rigid
 LATTICE_MM = 60.0
 
 
-def thrown(image: Image, motion: np.ndarray) -> Image:
+def moved(image: Image, motion: np.ndarray) -> Image:
     """The image moved in the world by a rigid motion (4, 4), mm, by its header alone."""
     direction = motion[:3, :3] @ np.reshape(image.grid.direction, (3, 3))
     origin = motion[:3, :3] @ np.array(image.grid.origin) + motion[:3, 3]
@@ -54,8 +54,8 @@ def main(argv: Sequence[str] | None = None) -> int:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--out", type=Path, default=Path("demo_output"))
     parser.add_argument("--agent", help="name of an agent, or a checkpoint's path (default: the shipped head agent)")
-    parser.add_argument("--mm", type=float, default=30.0, help="of the throw, per axis")
-    parser.add_argument("--degrees", type=float, default=30.0, help="of the throw, per axis")
+    parser.add_argument("--mm", type=float, default=30.0, help="of the random motion, per axis")
+    parser.add_argument("--degrees", type=float, default=30.0, help="of the random motion, per axis")
     parser.add_argument("--seed", type=int, default=0)
     arguments = parser.parse_args(argv)
     try:
@@ -80,13 +80,13 @@ def demo(arguments: argparse.Namespace) -> None:
             bar.set_description_str(stage)
             bar.update(round(100 * share) - bar.n)
 
-        result = register(fixed, thrown(colin, motion), agent=arguments.agent, seed=arguments.seed, progress=progress,
+        result = register(fixed, moved(colin, motion), agent=arguments.agent, seed=arguments.seed, progress=progress,
                           landmarks=(points, truth))
     out = result.save(arguments.out)
 
     error = result.metrics["tre_mm"]
     print(f"TRE {error['before']:.1f} mm before, {error['after']:.1f} mm after. The truth is Colin27's own alignment "
-          "with MNI space: of another head, so it holds to 2 or 3 mm.")
+          "with MNI space; it is another head, so the truth holds to 2 or 3 mm.")
     print(f"{perf_counter() - began:.0f} s. {out}/: {', '.join(sorted(path.name for path in out.iterdir()))}")
 
 

@@ -8,26 +8,26 @@ import torch
 import regenv
 from regenv.env import RegistrationEnv
 from regenv.ops.similarity import ncc
-from regenv.tasks.arguments import pairs_of
+from regenv.tasks.arguments import source_for
 from regenv.tasks.rigid import rigid
 from regenv.vector import RegistrationVectorEnv
 
 
 @dataclass(frozen=True)
 class Negatives:
-    """Brain phantoms whose moving image is a negative of itself in half of all pairs."""
+    """Brain phantoms whose moving image is inverted in half of all pairs."""
 
     ndim: int = 2
 
     def draw(self, rngs, grid, device, difficulty=1.0):
-        pairs = pairs_of("phantoms", self.ndim).draw(rngs, grid, device, difficulty)
+        pairs = source_for("phantoms", self.ndim).draw(rngs, grid, device, difficulty)
         flip = torch.tensor([rng.random() < 0.5 for rng in rngs], device=device).view(-1, *(1,) * (grid.ndim + 1))
         return replace(pairs, moving=torch.where(flip, 1 - pairs.moving, pairs.moving))
 
 
 @dataclass(frozen=True)
 class SquaredCorrelation:
-    """Gain of the squared correlation, to which a negative looks alike."""
+    """Gain of the squared correlation, which is the same for an inverted image."""
 
     def score(self, state):
         return ncc(state.pair.fixed, state.warped).double().square()

@@ -1,4 +1,4 @@
-"""Your own images as pairs: the agent trains on a folder of NIfTI files, here three made ones."""
+"""Your own images as pairs: an agent trains on a folder of NIfTI files, here three synthetic ones."""
 
 import sys
 import tempfile
@@ -10,7 +10,7 @@ from stable_baselines3 import PPO
 
 import regenv  # noqa: F401
 from regenv import Grid
-from regenv.data.io.images import write_image
+from regenv.data.io.writing import write_image
 from regenv.wrappers.sb3 import SB3VecEnv
 
 if len(sys.argv) > 1:

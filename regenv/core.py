@@ -1,4 +1,4 @@
-"""RegistrationCore: batched reset, step, observe on EpisodeState. It knows neither Gym nor rigid."""
+"""RegistrationCore: batched reset, step and observe on EpisodeState. It knows neither Gymnasium nor any part."""
 
 from __future__ import annotations
 
@@ -9,12 +9,14 @@ from typing import Any
 
 import numpy as np
 import torch
+from numpy.typing import NDArray
 from torch import Tensor
 
 from regenv import render
 from regenv.data.pairs import PairBatch
 from regenv.ops import overlap
 from regenv.ops.affine import about, invert_affine, matmul, transform_points
+from regenv.ops.landmarks import tre
 from regenv.ops.random import counter_uniform
 from regenv.ops.warp import warp_points
 from regenv.state import EpisodeState
@@ -62,7 +64,7 @@ class RegistrationCore:
                              distance=nothing, tre=nothing, score=nothing,
                              arrived=torch.zeros_like(pair.known),
                              steps=torch.zeros_like(pair.known, dtype=torch.int64))
-        return self._look(state)
+        return self._evaluated(state)
 
     def step(self, state: EpisodeState, action: Tensor) -> tuple[EpisodeState, Tensor, Tensor, Tensor]:
         """One action per lane: the state after it, rewards (B,) float64, terminated (B,), truncated (B,) bool."""
@@ -71,18 +73,18 @@ class RegistrationCore:
         if self.task.guard is not None:
             delta = delta * self._accepted(state, pose, delta[:, None])[:, 0]
         moved = replace(state, anchor=anchor, pose=self.task.transform.apply(pose, delta), steps=state.steps + 1)
-        after = self._look(moved)
+        after = self._evaluated(moved)
         return after, self.task.reward(state, after), after.arrived, after.steps >= self.task.max_episode_steps
 
-    def observe(self, state: EpisodeState) -> Any:
-        """Observations (B, *observation shape), or a dict of them, fresh memory.
+    def observe(self, state: EpisodeState) -> Tensor | dict[str, Tensor]:
+        """Observations (B, *observation shape), or a dict of them.
 
-        But for the view that the step has made: whoever gives that away goes on with ``state.release_views()``.
+        They may share memory with the cached view; call ``state.release_views()`` afterwards.
         """
         return self.task.observation(state)
 
     def info(self, state: EpisodeState) -> dict[str, Tensor]:
-        """Numbers about the state, each (B, ...), fresh memory; the same keys at reset and at step."""
+        """Numbers about the state, each (B, ...), in memory of their own; the same keys at reset and at step."""
         numbers = {}
         if state.pair.landmarks is not None:
             numbers = {"tre": state.tre.clone(), "is_success": state.tre <= self.task.success_mm}
@@ -97,30 +99,30 @@ class RegistrationCore:
             numbers |= {"keypoints": transform_points(invert_affine(state.pair.fixed_to_world), state.pair.landmarks),
                         "keypoint_targets": transform_points(state.pair.world_to_moving, state.pair.targets)}
         if self.privileged and self.task.expert is not None:
-            wanted = state.pair.target_pose
-            numbers["target"] = state.pose.clone() if wanted is None else state.pose - wanted
+            goal = state.pair.target_pose
+            numbers["target"] = state.pose.clone() if goal is None else state.pose - goal
             numbers["q_star"] = self.task.expert(self.task.transform, self.measure(state.pair), state.pose,
                                                  self.deltas)
         return numbers
 
     def action_mask(self, state: EpisodeState) -> Tensor | None:
-        """Which discrete actions will have an effect in the next step, (B, A) bool; None where nothing is guarded."""
+        """Which discrete actions will have an effect in the next step, (B, A) bool; None for a task without a guard."""
         if self.task.guard is None:
             return None
         return self._accepted(state, state.pose, self.deltas.expand(state.lanes, -1, -1)).all(-1)
 
-    def frame(self, state: EpisodeState, lane: int, style: str = "overlay") -> np.ndarray:
-        """A lane as a (H, W, 3) uint8 picture of fixed and warped, with the step and the error written in.
+    def frame(self, state: EpisodeState, lane: int, style: str = "overlay") -> NDArray[np.uint8]:
+        """A picture (H, W, 3) uint8 of a lane's fixed and warped image, with the step and the error written in.
 
         Args: style: "overlay", "checkerboard" or "difference".
         """
         fixed, warped = (image[lane, 0].cpu().numpy() for image in (state.pair.fixed, state.warped))
-        tre = float(state.tre[lane])
+        error = float(state.tre[lane])
         picture = render.frame(fixed, warped, style, spacing=self.task.grid.spacing)
-        return render.annotate(picture, int(state.steps[lane]), None if np.isnan(tre) else tre)
+        return render.annotate(picture, int(state.steps[lane]), None if np.isnan(error) else error)
 
     def _accepted(self, state: EpisodeState, pose: Tensor, delta: Tensor) -> Tensor:
-        """Whether each parameter's part of changes ``delta`` (B, A, P) of a pose (B, P) is let through: (B, A, P)."""
+        """Which parameters' parts of changes ``delta`` (B, A, P) of poses (B, P) have an effect: (B, A, P) bool."""
         assert self.task.guard is not None and state.guard_seed is not None
         chance = counter_uniform(state.guard_seed, state.steps, 2 * pose.shape[-1])
         return self.task.guard.accepted(pose, delta, chance)
@@ -132,29 +134,29 @@ class RegistrationCore:
         return partial(self.task.distance, self.task.transform, pair)
 
     def _rebased(self, state: EpisodeState) -> tuple[Tensor, Tensor]:
+        """Anchor and pose from which a step goes on: changed only in lanes whose truth is unknown."""
         residual = about(state.pair.center, self.task.transform.matrix(state.pose))
         anchor, pose = self.task.transform.rebase(state.anchor, residual, state.pose)
         known = state.pair.known
         kept = known.view(-1, *(1,) * (pose.ndim - 1))
         return torch.where(known[:, None, None], state.anchor, anchor), torch.where(kept, state.pose, pose)
 
-    def _look(self, state: EpisodeState) -> EpisodeState:
-        """Warp once, measure once."""
+    def _evaluated(self, state: EpisodeState) -> EpisodeState:
+        """The state with all that follows from its pose: images are warped once, and errors measured once."""
         pair, transform = state.pair, self.task.transform
         measure = self.measure(pair)
         pull_back = matmul(state.anchor, about(pair.center, transform.matrix(state.pose)))
         displacement = transform.displacement(state.pose)
         unknown = torch.where(pair.known, 0.0, torch.nan)
         placed = replace(state, pull_back=pull_back, displacement=displacement)
-        seen = replace(placed.with_view(self.task.observation.view),
-                       labels=None if pair.moving_labels is None else placed.resample(pair.moving_labels, "nearest"),
-                       distance=measure(state.pose) + unknown,
-                       tre=_landmark_error(placed))
-        seen = replace(seen, score=self.task.reward.score(seen))
-        return replace(seen, arrived=self.task.termination(transform, measure, seen, self.deltas))
+        labels = None if pair.moving_labels is None else placed.resample(pair.moving_labels, "nearest")
+        measured = replace(placed.with_view(self.task.observation.view), labels=labels,
+                           distance=measure(state.pose) + unknown, tre=landmark_error(placed))
+        scored = replace(measured, score=self.task.reward.score(measured))
+        return replace(scored, arrived=self.task.termination(transform, measure, scored, self.deltas))
 
 
-def _landmark_error(state: EpisodeState) -> Tensor:
+def landmark_error(state: EpisodeState) -> Tensor:
     """Mean distance (B,) of the landmarks from where they belong, mm; NaN where that is unknown."""
     pair, points = state.pair, state.pair.landmarks
     nowhere = torch.full((pair.lanes,), torch.nan, dtype=torch.float64, device=pair.fixed.device)
@@ -165,9 +167,9 @@ def _landmark_error(state: EpisodeState) -> Tensor:
         points = transform_points(pair.fixed_to_world, warp_points(points_vox, state.displacement).to(torch.float64))
     moved = transform_points(state.pull_back, points)
     if pair.targets is not None:
-        return torch.linalg.vector_norm(moved - pair.targets, dim=-1).mean(-1)
-    wanted = transform_points(pair.truth, pair.landmarks)  # type: ignore[arg-type]
-    return torch.where(pair.known, torch.linalg.vector_norm(moved - wanted, dim=-1).mean(-1), nowhere)
+        return tre(moved, pair.targets)
+    targets = transform_points(pair.truth, pair.landmarks)  # type: ignore[arg-type]
+    return torch.where(pair.known, tre(moved, targets), nowhere)
 
 
 def checked_options(options: dict[str, Any] | None, known: Sequence[str] = RESET_OPTIONS) -> dict[str, Any]:

@@ -7,6 +7,7 @@ from typing import Any
 import gymnasium as gym
 import numpy as np
 import torch
+from numpy.typing import NDArray
 
 from regenv.core import RegistrationCore, checked_options
 from regenv.registry import build
@@ -16,7 +17,7 @@ from regenv.task import Task
 
 
 class RegistrationEnv(gym.Env):
-    """One registration episode: ``gym.make("RegRigid3D-v0")``. What each id is, stands in its builder's docstring
+    """One registration episode: ``gym.make("RegRigid3D-v0")``. The docstring of an id's builder describes it
     (``regenv.tasks.rigid.rigid``).
 
     Args:
@@ -56,33 +57,33 @@ class RegistrationEnv(gym.Env):
         return self._state
 
     def reset(self, *, seed: int | None = None,
-              options: dict[str, Any] | None = None) -> tuple[np.ndarray, dict[str, Any]]:
+              options: dict[str, Any] | None = None) -> tuple[Any, dict[str, Any]]:
         super().reset(seed=seed)
         options = checked_options(options)
         pair = self.state.pair if options.get("same_pairs") else None
         self._state = self.core.reset([self.np_random], options.get("difficulty", 1.0), options.get("reach", 1.0), pair)
         return self._observation(), self._info()
 
-    def step(self, action: Any) -> tuple[np.ndarray, float, bool, bool, dict[str, Any]]:
+    def step(self, action: Any) -> tuple[Any, float, bool, bool, dict[str, Any]]:
         chosen = torch.as_tensor(np.asarray(action), device=self.core.device).unsqueeze(0)
         self._state, reward, terminated, truncated = self.core.step(self.state, chosen)
         return (self._observation(), float(reward), bool(terminated), self._limited and bool(truncated), self._info())
 
-    def action_masks(self) -> np.ndarray:
-        """Which discrete actions will be let through in the next step, (A,) bool: sb3-contrib's name for it."""
+    def action_masks(self) -> NDArray[np.bool_]:
+        """Which discrete actions will have an effect in the next step, (A,) bool; named as in sb3-contrib."""
         mask = self.core.action_mask(self.state)
         return np.ones(len(self.core.deltas), dtype=bool) if mask is None else mask[0].cpu().numpy()
 
-    def render(self) -> np.ndarray | None:  # type: ignore[override]
+    def render(self) -> NDArray[np.uint8] | None:  # type: ignore[override]
         """A (H, W, 3) uint8 frame: fixed and warped in ``render_style``, with the step and the error written in."""
         return None if self.render_mode is None else self.core.frame(self.state, 0, self.render_style)
 
     def _observation(self) -> Any:
-        seen = self.core.observe(self.state)
+        observation = self.core.observe(self.state)
         self._state = self.state.release_views()
-        if isinstance(seen, dict):
-            return {key: value[0].cpu().numpy() for key, value in seen.items()}
-        return seen[0].cpu().numpy()
+        if isinstance(observation, dict):
+            return {key: value[0].cpu().numpy() for key, value in observation.items()}
+        return observation[0].cpu().numpy()
 
     def _info(self) -> dict[str, Any]:
         values = {key: value[0].cpu().numpy() for key, value in self.core.info(self.state).items()}

@@ -1,4 +1,4 @@
-"""Grid: where the voxels of an image lie in the world.
+"""Grid: the geometry of an image's voxels in the world.
 
 World points are millimetres in ITK order (x, y[, z]), LPS. Voxel points are continuous indices in array-axis
 order ([k, ]j, i), so that they index tensors directly. Metadata (spacing, origin, direction) is in ITK order,
@@ -13,6 +13,7 @@ from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
+from numpy.typing import NDArray
 
 _SINGULAR = 1e-6
 
@@ -86,12 +87,12 @@ class Grid:
         return tuple(n * s for n, s in zip(self.size, self.spacing, strict=True))
 
     @property
-    def center(self) -> np.ndarray:
+    def center(self) -> NDArray[np.float64]:
         """World position of the grid's middle, mm, (D,)."""
         return self.to_world((np.asarray(self.shape, dtype=np.float64) - 1) / 2)
 
     @property
-    def voxel_to_world(self) -> np.ndarray:
+    def voxel_to_world(self) -> NDArray[np.float64]:
         """Homogeneous matrix from voxel points (array-axis order) to world points, (D+1, D+1) float64."""
         n = self.ndim
         matrix = np.eye(n + 1)
@@ -101,15 +102,15 @@ class Grid:
         return matrix
 
     @property
-    def world_to_voxel(self) -> np.ndarray:
+    def world_to_voxel(self) -> NDArray[np.float64]:
         """Inverse of :attr:`voxel_to_world`."""
-        return np.linalg.inv(self.voxel_to_world)
+        return np.asarray(np.linalg.inv(self.voxel_to_world), dtype=np.float64)
 
-    def to_world(self, points_vox: np.ndarray) -> np.ndarray:
+    def to_world(self, points_vox: NDArray[Any]) -> NDArray[np.float64]:
         """Voxel points (..., D) to world points (..., D) mm."""
         return _apply(self.voxel_to_world, points_vox)
 
-    def to_voxel(self, points_mm: np.ndarray) -> np.ndarray:
+    def to_voxel(self, points_mm: NDArray[Any]) -> NDArray[np.float64]:
         """World points (..., D) mm to voxel points (..., D)."""
         return _apply(self.world_to_voxel, points_mm)
 
@@ -124,6 +125,6 @@ class Grid:
         return Grid.centered(shape, spacings, self.center.tolist(), self.direction)
 
 
-def _apply(matrix: np.ndarray, points: np.ndarray) -> np.ndarray:
+def _apply(matrix: NDArray[np.float64], points: NDArray[Any]) -> NDArray[np.float64]:
     n = matrix.shape[0] - 1
     return np.asarray(points, dtype=np.float64) @ matrix[:n, :n].T + matrix[:n, n]

@@ -18,7 +18,7 @@ from regenv.tasks.similarity import similarity
 
 @dataclass(frozen=True)
 class Row:
-    """An id: who builds its task, with which arguments, and its time limit."""
+    """An id: the builder of its task, the builder's arguments, and the time limit."""
 
     builder: Callable[..., Task]
     arguments: Mapping[str, Any] = field(default_factory=dict)

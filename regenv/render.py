@@ -14,10 +14,11 @@ import numpy as np
 import SimpleITK as sitk
 import torch
 import torch.nn.functional as F
+from numpy.typing import NDArray
 from torch import Tensor
 
 MODES = ("overlay", "checkerboard", "difference")
-RENDER_MODES = ("rgb_array",)  # of environments, as Gymnasium calls them
+RENDER_MODES = ("rgb_array",)  # of environments, in Gymnasium's terms
 SIDE = 256  # pixels along the longer side of the largest panel, at least
 CURVE_HEIGHT = 96  # pixels
 
@@ -39,7 +40,7 @@ _FONT = bytes.fromhex(
 
 
 def frame(fixed: Any, warped: Any, mode: str = "overlay", text: str | None = None, *,
-          spacing: Sequence[float] | None = None, errors: Sequence[float] | None = None) -> np.ndarray:
+          spacing: Sequence[float] | None = None, errors: Sequence[float] | None = None) -> NDArray[np.uint8]:
     """One picture of a fixed image and a warped one.
 
     Args:
@@ -48,8 +49,8 @@ def frame(fixed: Any, warped: Any, mode: str = "overlay", text: str | None = Non
             or "difference" (warped brighter: orange; fixed brighter: blue; equal: black).
         text: written into the top left corner; see :func:`annotate` for the usual one.
         spacing: mm per voxel, ITK order (x, y[, z]), for the right aspect; None: cubic voxels.
-        errors: the errors so far, one a step; drawn as a curve below the picture. Pass at least one from the start on,
-            so that all frames of a video have the same size.
+        errors: the errors so far, one per step, drawn as a curve below the picture. Pass at least one from the first
+            frame on, so that all frames of a video have the same size.
     Returns: (height, width, 3) uint8, both sides even (video codecs need that) and the longest panel >= 256 pixels.
 
     Raises:
@@ -82,7 +83,8 @@ def check_modes(render_mode: str | None, render_style: str) -> None:
         raise ValueError(f"render_style is {render_style!r}; it must be one of {', '.join(MODES)}.")
 
 
-def annotate(picture: np.ndarray, step: int, error: float | None, unit: str = "mm", name: str = "TRE") -> np.ndarray:
+def annotate(picture: NDArray[np.uint8], step: int, error: float | None, unit: str = "mm",
+             name: str = "TRE") -> NDArray[np.uint8]:
     """A copy of a frame with the step's number and its error written in: ``step 12  TRE 3.4 mm``.
 
     Args: picture (H, W, 3) uint8; error None or NaN where it is unknown, and then left out.
@@ -91,7 +93,7 @@ def annotate(picture: np.ndarray, step: int, error: float | None, unit: str = "m
     return _write(picture, f"step {step}" + (f"  {name} {error:.1f} {unit}" if known else ""), 4, 4)
 
 
-def curve(errors: Sequence[float], height: int = CURVE_HEIGHT, width: int = SIDE) -> np.ndarray:
+def curve(errors: Sequence[float], height: int = CURVE_HEIGHT, width: int = SIDE) -> NDArray[np.uint8]:
     """The errors over the steps as a line from 0 (bottom) to their maximum (top, its value written there); NaN: a gap.
 
     Returns: (height, width, 3) uint8.
@@ -117,7 +119,7 @@ def curve(errors: Sequence[float], height: int = CURVE_HEIGHT, width: int = SIDE
     return _write(picture, label, max(0, width - 12 * len(label) - 8), 6)
 
 
-def write_png(path: str | PathLike[str], picture: np.ndarray) -> None:
+def write_png(path: str | PathLike[str], picture: NDArray[np.uint8]) -> None:
     """Write a picture (H, W, 3) uint8 as a PNG file.
 
     Raises:
@@ -129,13 +131,13 @@ def write_png(path: str | PathLike[str], picture: np.ndarray) -> None:
     sitk.WriteImage(image, fspath(path), imageIO="PNGImageIO")
 
 
-def _pixels(image: Any) -> np.ndarray:
+def _pixels(image: Any) -> NDArray[np.float32]:
     array = np.asarray(image.detach().cpu() if isinstance(image, Tensor) else image, dtype=np.float32)
     return np.nan_to_num(array).clip(0, 1)
 
 
-def _sections(a: np.ndarray, b: np.ndarray,
-              sides: tuple[float, ...]) -> list[tuple[np.ndarray, np.ndarray, float, float]]:
+def _sections(a: NDArray[np.float32], b: NDArray[np.float32],
+              sides: tuple[float, ...]) -> list[tuple[NDArray[np.float32], NDArray[np.float32], float, float]]:
     """The slices to show of both images, and each one's height and width, mm."""
     if a.ndim == 2:
         return [(a, b, a.shape[0] * sides[0], a.shape[1] * sides[1])]
@@ -149,13 +151,13 @@ def _sections(a: np.ndarray, b: np.ndarray,
     return sections
 
 
-def _resize(image: np.ndarray, height: float, width: float) -> np.ndarray:
+def _resize(image: NDArray[np.float32], height: float, width: float) -> NDArray[np.float32]:
     size = (max(1, round(height)), max(1, round(width)))
     pixels = torch.from_numpy(np.ascontiguousarray(image))[None, None]
     return F.interpolate(pixels, size=size, mode="bilinear", align_corners=False)[0, 0].numpy()
 
 
-def _blend(fixed: np.ndarray, warped: np.ndarray, mode: str) -> np.ndarray:
+def _blend(fixed: NDArray[np.float32], warped: NDArray[np.float32], mode: str) -> NDArray[np.uint8]:
     """One panel: (H, W) twice to (H, W, 3) uint8."""
     if mode == "overlay":
         rgb = np.stack([warped, fixed, warped], axis=-1)
@@ -169,7 +171,7 @@ def _blend(fixed: np.ndarray, warped: np.ndarray, mode: str) -> np.ndarray:
     return np.round(rgb * 255).astype(np.uint8)
 
 
-def _beside(panels: list[np.ndarray]) -> np.ndarray:
+def _beside(panels: list[NDArray[np.uint8]]) -> NDArray[np.uint8]:
     """Panels side by side, each centred in the height of the tallest."""
     height = max(panel.shape[0] for panel in panels)
     padded = []
@@ -179,12 +181,12 @@ def _beside(panels: list[np.ndarray]) -> np.ndarray:
     return np.concatenate(padded, axis=1)
 
 
-def _even(picture: np.ndarray) -> np.ndarray:
+def _even(picture: NDArray[np.uint8]) -> NDArray[np.uint8]:
     height, width = picture.shape[:2]
     return np.pad(picture, ((0, height % 2), (0, width % 2), (0, 0)))
 
 
-def _write(picture: np.ndarray, text: str, left: int, top: int) -> np.ndarray:
+def _write(picture: NDArray[np.uint8], text: str, left: int, top: int) -> NDArray[np.uint8]:
     """A copy with a line of text in white on black, as large as fits (twice or once the font's size), else cut off."""
     dots = _dots(text)
     if picture.shape[1] >= left + 2 * dots.shape[1] + 4:
@@ -197,7 +199,7 @@ def _write(picture: np.ndarray, text: str, left: int, top: int) -> np.ndarray:
     return out
 
 
-def _dots(text: str) -> np.ndarray:
+def _dots(text: str) -> NDArray[np.bool_]:
     """A line of text as a (7, 6 len(text) - 1) mask; a character that the font lacks becomes a question mark."""
     columns = []
     for character in text:

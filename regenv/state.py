@@ -1,4 +1,4 @@
-"""EpisodeState: all that an episode is, as batched tensors."""
+"""EpisodeState: everything about running episodes, as batched tensors."""
 
 from __future__ import annotations
 
@@ -20,21 +20,22 @@ class EpisodeState:
 
     Attributes:
         pair: the images and what is known of them.
-        anchor: (B, D+1, D+1) float64, pull-back that the pose's residual is appended to: the truth where it is known.
+        anchor: (B, D+1, D+1) float64, pull-back to which the pose's residual is appended: the truth where it is known.
         pose: (B, P) float64, parameters of the residual.
         pull_back: (B, D+1, D+1) float64, fixed world to moving world: anchor times residual.
         displacement: (B, D, *shape) float32 or None, voxels of the fixed grid, array-axis order: points are displaced
             first, then pulled back.
-        labels: (B, 1, *shape) int16 or None, the moving labels seen through both, nearest neighbour.
+        labels: (B, 1, *shape) int16 or None, the moving labels resampled through both, nearest neighbour.
         distance: (B,) float64, D of the pose; NaN where the truth is unknown.
         tre: (B,) float64, mean landmark error, mm; NaN where the truth is unknown.
-        score: (B,) float64, what the reward is the gain of.
-        arrived: (B,) bool, the stopping rule holds.
+        score: (B,) float64, the score whose gain is the reward.
+        arrived: (B,) bool, whether the stopping rule holds.
         steps: (B,) int64, steps taken.
-        guard_seed: (B,) int64 or None, seed of what is random in the transition.
-        views: what is to be seen of the images, by name, where the last step has made it: "warped" (B, C, *shape),
-            "difference" (B, C, *shape) or "pair" (B, 2C, *shape), as :func:`regenv.ops.warp.fused_warp`.
-        moments: (B, C, 5) float64 or None, sums over the voxels of fixed and warped, as :func:`regenv.ops.warp.fused_warp`.
+        guard_seed: (B,) int64 or None, seeds of the guard's random numbers.
+        views: images cached by the last step, by name: "warped" (B, C, *shape), "difference" (B, C, *shape) or "pair"
+            (B, 2C, *shape), as of :func:`regenv.ops.warp.fused_warp`.
+        moments: (B, C, 5) float64 or None, sums over the voxels of fixed and warped, as of
+            :func:`regenv.ops.warp.fused_warp`.
     """
 
     pair: PairBatch
@@ -53,12 +54,15 @@ class EpisodeState:
     moments: Tensor | None = None
 
     def resample(self, image: Tensor, mode: str = "bilinear") -> Tensor:
-        """An image of the moving grid on the fixed grid, at ``pull_back(x + displacement(x))``; nearest for labels."""
+        """An image of the moving grid resampled on the fixed grid at ``pull_back(x + displacement(x))``.
+
+        Args: mode: "bilinear", or "nearest" for labels.
+        """
         return warp_through(image, self._voxels, self.displacement, tuple(self.pair.fixed.shape[2:]), mode)
 
     @cached_property
     def warped(self) -> Tensor:
-        """The moving image on the fixed grid, (B, C, *shape) float32: taken from a view, or else warped now."""
+        """The moving image on the fixed grid, (B, C, *shape) float32: from a cached view, or warped now."""
         fixed = self.pair.fixed
         if "warped" in self.views:
             return self.views["warped"]
@@ -69,13 +73,13 @@ class EpisodeState:
         return self.resample(self.pair.moving)
 
     def with_view(self, view: str) -> EpisodeState:
-        """The same with a view made, and the moments of fixed and warped."""
-        seen, moments = fused_warp(self.pair.fixed, self.pair.moving, self._voxels, self.displacement, view)
-        return replace(self, views={view: seen}, moments=moments)
+        """The same state with a view and the moments of fixed and warped computed and cached."""
+        image, moments = fused_warp(self.pair.fixed, self.pair.moving, self._voxels, self.displacement, view)
+        return replace(self, views={view: image}, moments=moments)
 
     @property
     def _voxels(self) -> Tensor:
-        """Voxel points of the fixed grid to those of the moving one, (B, D+1, D+1), without the displacement."""
+        """Maps (B, D+1, D+1) from voxel points of the fixed to those of the moving grid, without the displacement."""
         return matmul(matmul(self.pair.world_to_moving, self.pull_back), self.pair.fixed_to_world)
 
     @property
@@ -89,7 +93,7 @@ class EpisodeState:
         return replace(self, pair=self.pair.select(mask), views=views, moments=None, **kept)
 
     def release_views(self) -> EpisodeState:
-        """The same after its views have been given away, so that nobody else gets that memory."""
+        """The same state without its cached views, so that their callers own them."""
         return replace(self, views={})
 
     def put(self, mask: Tensor, other: EpisodeState) -> EpisodeState:
@@ -99,7 +103,7 @@ class EpisodeState:
         return replace(self, pair=self.pair.put(mask, other.pair), views=views, moments=None, **changed)
 
     def _tensors(self) -> list[tuple[str, Any]]:
-        """Names and tensors of all that changes in an episode."""
+        """Names and values of the tensors that change during an episode."""
         return [(f.name, value) for f in fields(self)
                 if f.name not in ("pair", "views", "moments") and (value := getattr(self, f.name)) is not None]
 

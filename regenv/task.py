@@ -29,7 +29,7 @@ class Transform(Protocol):
     """What a pose means: the residual of the map from fixed to moving world, and how an action changes it."""
 
     linear: ClassVar[bool]
-    """Whether every pose is a matrix and nothing else; then it is a :class:`LinearTransform` too."""
+    """Whether every pose is a matrix and nothing else; if so, the transform is a :class:`LinearTransform`."""
 
     @property
     def ndim(self) -> int:
@@ -37,25 +37,25 @@ class Transform(Protocol):
 
     @property
     def names(self) -> tuple[str, ...]:
-        """Of the parameters of a pose."""
+        """Names of a pose's parameters."""
 
     def matrix(self, pose: Tensor) -> Tensor:
-        """Linear part of the residual pull-back, (..., D+1, D+1) float64, world mm about the origin, of (..., P)."""
+        """Linear part (..., D+1, D+1) float64 of the residual pull-back of poses (..., P), mm about the origin."""
 
     def displacement(self, pose: Tensor) -> Tensor | None:
-        """Displacements (B, D, *shape) float32, voxels of the fixed grid, array-axis order; None where there are none.
-        Points are displaced first, then taken by the matrix."""
+        """Displacements (B, D, *shape) float32, voxels of the fixed grid, array-axis order; None for linear transforms.
+        Points are displaced first, then mapped by the matrix."""
 
     def apply(self, pose: Tensor, delta: Tensor) -> Tensor:
-        """Poses after actions that change the parameters by ``delta``, of broadcastable shape."""
+        """Poses after actions that change the parameters by ``delta``, which broadcasts with ``pose``."""
 
     def from_draws(self, draws: Tensor) -> Tensor:
-        """Poses of what a :class:`Start` draws."""
+        """Poses that correspond to the draws of a :class:`Start`."""
 
     def rebase(self, anchor: Tensor, residual: Tensor, pose: Tensor) -> tuple[Tensor, Tensor]:
-        """Anchor and pose to go on from where the truth is unknown.
+        """Anchor and pose from which a step goes on in lanes whose truth is unknown.
 
-        Args: anchor (B, D+1, D+1): what the residual is appended to; residual (B, D+1, D+1): of ``pose``.
+        Args: anchor (B, D+1, D+1): pull-backs to which the residuals are appended; residual (B, D+1, D+1): of ``pose``.
         """
 
 
@@ -70,7 +70,7 @@ class LinearTransform(Transform, Protocol):
 
 
 def is_linear(transform: Transform) -> TypeGuard[LinearTransform]:
-    """Whether poses are matrices: what the type checker is told by ``transform.linear``."""
+    """Whether poses are matrices, as ``transform.linear`` says; narrows the type for the type checker."""
     return transform.linear
 
 
@@ -79,16 +79,16 @@ class Actions(Protocol):
 
     @property
     def deltas(self) -> NDArray[np.float64]:
-        """Change of the parameters by each discrete action, (A, P); (0, D) where there are none. Continuous steps
-        give their unit steps, by which the stopping rule is judged."""
+        """Change of the parameters by each discrete action, (A, P); (0, D) for actions that are fields. Continuous
+        actions give their unit steps, which the stopping rule tries."""
 
     def space(self) -> gym.Space[Any]:
-        """Of one lane's action."""
+        """Space of one lane's action."""
 
     def delta(self, action: Tensor, table: Tensor) -> Tensor:
         """Change of the parameters (B, P), or of a field (B, D, *shape), by actions (B, ...).
 
-        Args: table: ``deltas`` on the device. Raises ValueError for actions that are out of the space.
+        Args: table: ``deltas`` on the device. Raises ValueError for actions outside the space.
         """
 
 
@@ -97,9 +97,9 @@ class Start(Protocol):
 
     def draw(self, rngs: Sequence[np.random.Generator], scale: float = 1.0,
              pair: PairBatch | None = None) -> NDArray[Any]:
-        """One draw a generator, (B, ...), for ``Transform.from_draws``.
+        """One draw per generator, (B, ...), for ``Transform.from_draws``.
 
-        Args: scale: in (0, 1], shrinks the range; pair: the lanes' images and what is known of them.
+        Args: scale: in (0, 1], shrinks the range; pair: the lanes' images and known truth.
         """
 
 
@@ -114,20 +114,20 @@ class Observation(Protocol):
     """What an agent sees."""
 
     view: ClassVar[str]
-    """What of it the step that warps the image makes in the same pass: "warped", "difference" or "pair"."""
+    """The image that the step's warp computes in the same pass: "warped", "difference" or "pair"."""
 
     def space(self, shape: tuple[int, ...]) -> gym.Space[Any]:
-        """Of one lane, for images (*shape)."""
+        """Space of one lane's observation, for images of (*shape)."""
 
     def __call__(self, state: EpisodeState) -> Tensor | dict[str, Tensor]:
-        """(B, *space.shape) each, of the space's dtype."""
+        """Observations (B, *space.shape) of the space's dtype, or a dict of such."""
 
 
 class Reward(Protocol):
     """What a step earns."""
 
     def score(self, state: EpisodeState) -> Tensor:
-        """(B,) float64, kept in ``state.score``: what the reward is the gain of."""
+        """The score (B,) float64 whose gain is the reward; kept in ``state.score``."""
 
     def __call__(self, before: EpisodeState, after: EpisodeState) -> Tensor:
         """Rewards (B,) float64 of a step."""
@@ -140,11 +140,11 @@ class Termination(Protocol):
     """Whether nothing but the time limit ends an episode."""
 
     def __call__(self, transform: Transform, measure: Measure, state: EpisodeState, deltas: Tensor) -> Tensor:
-        """(B,) bool. Args: measure: D of poses; deltas (A, P): the discrete actions."""
+        """Which lanes have arrived, (B,) bool. Args: measure: D of poses; deltas (A, P): the discrete actions."""
 
 
 class Expert(Protocol):
-    """What a perfect agent knows: a target for every action."""
+    """Supervised targets for every action, computed from the true pose."""
 
     def __call__(self, transform: Transform, measure: Measure, pose: Tensor, deltas: Tensor) -> Tensor:
         """Targets (B, A) float64 of poses (B, P)."""
@@ -154,12 +154,12 @@ class Expert(Protocol):
 
 
 class Guard(Protocol):
-    """Which actions are let through."""
+    """Which actions have an effect."""
 
     def accepted(self, pose: Tensor, delta: Tensor, chance: Tensor) -> Tensor:
-        """(B, A, P) bool: which parameters' parts of changes ``delta`` (B, A, P) have an effect on poses (B, P).
+        """Which parameters' parts of changes ``delta`` (B, A, P) have an effect on poses (B, P): (B, A, P) bool.
 
-        Args: chance (B, 2 P): uniform numbers, 2 p for raising parameter p, 2 p + 1 for lowering it.
+        Args: chance (B, 2 P): uniform numbers; column 2 p is for raising parameter p, 2 p + 1 for lowering it.
         """
 
 
@@ -168,14 +168,14 @@ class Task:
     """One row of the catalogue: the parts that make an episode.
 
     Args:
-        source: where pairs come from.
+        source: draws the image pairs.
         grid: the fixed image's grid, on which the agent sees both images.
         transform: what a pose means. actions: how an action changes it. start: where episodes begin.
-        distance: the D of a pose, if there is one. observation: what the agent sees. reward, termination: as named.
-        expert: targets for ``privileged=True``, where there are any.
+        distance: D of a pose, or None. observation: what the agent sees. reward, termination: as named.
+        expert: targets of ``privileged=True``, or None.
         max_episode_steps: time limit.
         success_mm: landmark error at which a registration counts as a success.
-        guard: which actions are let through; None lets all.
+        guard: which actions have an effect; None for all.
 
     Raises ValueError for a time limit below 1.
     """

@@ -11,6 +11,7 @@ import torch
 from gymnasium.utils import seeding
 from gymnasium.vector import AutoresetMode
 from gymnasium.vector.utils import batch_space
+from numpy.typing import NDArray
 from torch import Tensor
 
 from regenv.core import RESET_OPTIONS, RegistrationCore, checked_options
@@ -31,8 +32,8 @@ class RegistrationVectorEnv(gym.vector.VectorEnv):
         task: a Task, or the catalogue's id of one.
         num_envs: lanes.
         device: where tensors live.
-        output: "torch" (default) or "numpy": type of observations, rewards (float32 in torch, as its users expect, else
-            float64 as Gymnasium's), flags and infos.
+        output: "torch" (default) or "numpy": type of observations, rewards (float32 in torch, float64 in numpy as
+            Gymnasium's), flags and infos.
         autoreset_mode: NEXT_STEP (Gymnasium's default), SAME_STEP or DISABLED. SAME_STEP adds ``final_obs``,
             ``_final_obs``, ``final_info``, ``_final_info`` to the infos.
         max_episode_steps: time limit; default the task's.
@@ -72,8 +73,8 @@ class RegistrationVectorEnv(gym.vector.VectorEnv):
         self.action_space = batch_space(self.single_action_space, num_envs)
         self._rngs: list[np.random.Generator] = [seeding.np_random()[0] for _ in range(num_envs)]
         self._state: EpisodeState | None = None
-        self._everyone = torch.ones(num_envs, dtype=torch.bool, device=self.device)
-        self._taken = np.zeros(num_envs, dtype=np.int64)
+        self._all_lanes = torch.ones(num_envs, dtype=torch.bool, device=self.device)
+        self._steps_taken = np.zeros(num_envs, dtype=np.int64)
         self._done = np.zeros(num_envs, dtype=bool)
 
     @property
@@ -96,15 +97,15 @@ class RegistrationVectorEnv(gym.vector.VectorEnv):
                 if seeds[lane] is not None:
                     self._rngs[lane] = seeding.np_random(seeds[lane])[0]
         self._restart(mask, options)
-        return self._give(self._observation()), self._masked(self.core.info(self.state), mask)
+        return self._converted(self._observation()), self._masked(self.core.info(self.state), mask)
 
     def step(self, actions: Any) -> tuple[Any, Any, Any, Any, dict[str, Any]]:
         chosen = torch.as_tensor(actions).to(self.device, non_blocking=True)
         if chosen.shape != self.action_space.shape:
             raise ValueError(f"step: actions have shape {tuple(chosen.shape)}; it must be {self.action_space.shape}.")
         after, reward, terminated, truncated = self.core.step(self.state, chosen)
-        self._taken += 1
-        everyone = np.ones(self.num_envs, dtype=bool)
+        self._steps_taken += 1
+        all_lanes = np.ones(self.num_envs, dtype=bool)
         extra: dict[str, Any] = {}
         if self.autoreset_mode == AutoresetMode.NEXT_STEP:
             self._state = after
@@ -119,9 +120,9 @@ class RegistrationVectorEnv(gym.vector.VectorEnv):
             where = self._ended(terminated)
             if where.any():
                 done = terminated | truncated
-                extra = {"final_obs": self._give(self._observation()), "_final_obs": self._give(done.clone()),
+                extra = {"final_obs": self._converted(self._observation()), "_final_obs": self._converted(done.clone()),
                          "final_info": self._masked(self.core.info(after), where),
-                         "_final_info": self._give(done.clone())}
+                         "_final_info": self._converted(done.clone())}
                 self._restart(where, {})
         else:
             if self._done.any():
@@ -129,26 +130,26 @@ class RegistrationVectorEnv(gym.vector.VectorEnv):
                                    "autoreset disabled call reset(options={'reset_mask': ...}) for them first.")
             self._state = after
             self._done = self._ended(terminated)
-        infos = self._masked(self.core.info(self.state), everyone) | extra
+        infos = self._masked(self.core.info(self.state), all_lanes) | extra
         if self.output == "torch":
             reward = reward.to(torch.float32)
-        return (self._give(self._observation()), self._give(reward), self._give(terminated.clone()),
-                self._give(truncated.clone()), infos)
+        return (self._converted(self._observation()), self._converted(reward), self._converted(terminated.clone()),
+                self._converted(truncated.clone()), infos)
 
-    def render(self) -> tuple[np.ndarray, ...] | None:
+    def render(self) -> tuple[NDArray[np.uint8], ...] | None:
         """One (H, W, 3) uint8 frame per lane: fixed and warped in ``render_style``, step and error written in."""
         if self.render_mode is None:
             return None
         return tuple(self.core.frame(self.state, lane, self.render_style) for lane in range(self.num_envs))
 
-    def action_masks(self) -> Tensor | np.ndarray:
-        """Which discrete actions will be let through in the next step, (num_envs, A) bool: the name of sb3-contrib."""
+    def action_masks(self) -> Tensor | NDArray[np.bool_]:
+        """Which discrete actions will have an effect in the next step, (num_envs, A) bool; named as in sb3-contrib."""
         mask = self.core.action_mask(self.state)
         if mask is None:
             mask = torch.ones(self.num_envs, len(self.core.deltas), dtype=torch.bool, device=self.device)
-        return self._give(mask)
+        return self._converted(mask)
 
-    def _restart(self, where: np.ndarray, options: dict[str, Any]) -> None:
+    def _restart(self, where: NDArray[np.bool_], options: dict[str, Any]) -> None:
         """Fresh episodes in the lanes of ``where`` (num_envs,) bool."""
         rngs = [self._rngs[lane] for lane in np.flatnonzero(where)]
         mask = torch.from_numpy(where).to(self.device)
@@ -163,14 +164,15 @@ class RegistrationVectorEnv(gym.vector.VectorEnv):
         else:
             self._state = self._state.put(mask, fresh)
         self._done = self._done & ~where
-        self._taken[where] = 0
+        self._steps_taken[where] = 0
 
-    def _ended(self, terminated: Tensor) -> np.ndarray:
-        """Lanes (num_envs,) bool whose episode is over; where no episode terminates, the device is not waited for."""
-        late = self._taken >= self.core.task.max_episode_steps
+    def _ended(self, terminated: Tensor) -> NDArray[np.bool_]:
+        """Lanes (num_envs,) bool whose episode is over; an endless task does not wait for flags of the device."""
+        late = self._steps_taken >= self.core.task.max_episode_steps
         return late if self.core.task.endless else late | terminated.cpu().numpy()
 
-    def _mask(self, given: Any) -> np.ndarray:
+    def _mask(self, given: Any) -> NDArray[np.bool_]:
+        """``reset_mask`` as (num_envs,) bool. Raises ValueError for one that does not fit."""
         if given is None:
             return np.ones(self.num_envs, dtype=bool)
         mask = given.detach().cpu().numpy() if isinstance(given, Tensor) else np.asarray(given)
@@ -182,21 +184,22 @@ class RegistrationVectorEnv(gym.vector.VectorEnv):
         return mask
 
     def _observation(self) -> Any:
+        """The observation, whose memory the state no longer uses."""
         observation = self.core.observe(self.state)
         self._state = self.state.release_views()
         return observation
 
-    def _give(self, value: Any) -> Any:
-        """A result as the caller asked for it; numpy arrays own their memory because the tensor was made for them."""
+    def _converted(self, value: Any) -> Any:
+        """A result as torch or numpy, as asked for; arrays take over the memory of tensors made for them."""
         if isinstance(value, dict):
-            return {key: self._give(part) for key, part in value.items()}
+            return {key: self._converted(part) for key, part in value.items()}
         return value if self.output == "torch" else value.cpu().numpy()
 
-    def _masked(self, numbers: dict[str, Tensor], where: np.ndarray) -> dict[str, Any]:
+    def _masked(self, numbers: dict[str, Tensor], where: NDArray[np.bool_]) -> dict[str, Any]:
         """Infos with Gymnasium's ``_key`` masks of the lanes they hold for."""
         infos: dict[str, Any] = {}
         for key, value in numbers.items():
-            infos[key] = self._give(value)
-            infos["_" + key] = self._give(self._everyone.clone() if where.all()
-                                          else torch.from_numpy(where.copy()).to(self.device))
+            infos[key] = self._converted(value)
+            lanes = self._all_lanes.clone() if where.all() else torch.from_numpy(where.copy()).to(self.device)
+            infos["_" + key] = self._converted(lanes)
         return infos

@@ -8,24 +8,25 @@ import torch
 from torch import Tensor
 
 from regagents.a3c.policies import A3CPolicy, Memory, chosen
+from regagents.common.player import selected
 from regenv.core import RegistrationCore
 from regenv.ops.affine import homogeneous, invert_affine, matmul
 from regenv.state import EpisodeState
 from regenv.task import is_linear
 
-THRESHOLDS = 41  # looked at
-LEFT = (0, 10)  # steps to the nearest pose, at which look-ahead is tried
+THRESHOLDS = 41  # candidates of each kind
+LEFT = (0, 10)  # steps before the nearest pose whose values are tried as thresholds of look-ahead
 
 
 @dataclass(frozen=True)
 class Lookahead:
-    """Monte Carlo roll-outs from where the value says that the images are aligned (Sun et al. 2018, eq. 5).
+    """Monte Carlo roll-outs from a pose whose value says that the images are aligned (Sun et al. 2018, eq. 5).
 
-    The value tells the neighbourhood of alignment, but hardly the last pixels of the way. So the policy goes on for
-    some steps, until it moves to and fro about its optimum, and only then the roll-outs begin.
+    The value recognises the neighbourhood of alignment, but hardly the last pixels of the way. So the policy takes
+    some more steps, until it moves to and fro about its optimum, before the roll-outs begin.
 
-    Args: rollouts: trajectories, all of them one batch; depth: steps of each; settle: steps of the policy before them;
-    seed: of their actions.
+    Args: rollouts: trajectories of a lane, played as one batch; depth: steps of each; settle: steps of the policy
+    before them; seed: of the roll-outs' actions.
     """
 
     rollouts: int = 20
@@ -39,15 +40,15 @@ class Lookahead:
                              "the first two must be at least 1, the last not negative.")
 
     def __call__(self, policy: A3CPolicy, core: RegistrationCore, state: EpisodeState, memory: Memory) -> Tensor:
-        """Poses (B, P): the mean of where the trajectories pass, weighted by the sum of the values along each.
+        """Poses (B, P): the mean of the poses along all trajectories, weighted by the sum of the values along each.
 
         The first action is drawn uniformly, the others by the policy. Poses are averaged relative to the present
         estimate (translation, scale, cos and sin of the angle; in 3D the rotation nearest to the mean matrix), so that
-        nothing of the truth enters. A trajectory whose values sum to less than nothing has no weight.
+        the truth is not used. A trajectory whose values have a negative sum has no weight.
         """
         generator = torch.Generator().manual_seed(self.seed)
         each = torch.arange(state.lanes).repeat_interleave(self.rollouts)
-        walk, held = state.select(each), (memory[0][each], memory[1][each])
+        walk, held = state.select(each), selected(memory, each)
         transform = core.task.transform
         assert is_linear(transform)
         here = transform.matrix(state.pose)
@@ -81,13 +82,13 @@ def weighted_mean(maps: Tensor, weight: Tensor) -> Tensor:
 
 
 @torch.inference_mode()
-def play(policy: A3CPolicy, core: RegistrationCore, state: EpisodeState, threshold: float, steps: int,
-         lookahead: Lookahead | None = None) -> tuple[EpisodeState, Tensor]:
+def register_until_value(policy: A3CPolicy, core: RegistrationCore, state: EpisodeState, threshold: float, steps: int,
+                         lookahead: Lookahead | None = None) -> tuple[EpisodeState, Tensor]:
     """Register every lane: the most probable action until the value reaches ``threshold`` or ``steps`` are taken.
 
-    Args: lookahead: a lane that has reached the threshold goes on for its ``settle`` steps; then, as at the last step,
-    its mean replaces the pose.
-    Returns: the episodes where each lane ended, and which lanes (B,) reached the threshold.
+    Args: lookahead: a lane that has reached the threshold takes ``settle`` more steps; then, or after ``steps`` without
+    reaching it, the mean of the roll-outs replaces its pose.
+    Returns: the episodes with each lane at its final pose, and which lanes (B,) reached the threshold.
     """
     memory, reached = policy.begin(state.lanes), torch.zeros(state.lanes, dtype=torch.bool)
     lanes, final, settle = torch.arange(state.lanes), state.pose.clone(), lookahead.settle if lookahead else 0
@@ -99,10 +100,10 @@ def play(policy: A3CPolicy, core: RegistrationCore, state: EpisodeState, thresho
         over = due[lanes] <= step
         if over.any():
             ended = running.select(over)
-            held = memory[0][over], memory[1][over]
-            final[lanes[over]] = ended.pose if lookahead is None else lookahead(policy, core, ended, held)
+            final[lanes[over]] = (ended.pose if lookahead is None
+                                  else lookahead(policy, core, ended, selected(memory, over)))
             running, lanes, logits = running.select(~over), lanes[~over], logits[~over]
-            memory = memory[0][~over], memory[1][~over]
+            memory = selected(memory, ~over)
         if not len(lanes):
             break
         running = core.step(running, logits.argmax(1))[0]
@@ -112,10 +113,10 @@ def play(policy: A3CPolicy, core: RegistrationCore, state: EpisodeState, thresho
 @torch.inference_mode()
 def best_threshold(policy: A3CPolicy, core: RegistrationCore, state: EpisodeState, steps: int,
                    lookahead: Lookahead | None = None) -> float:
-    """The value threshold for :func:`play` whose ends have the smallest mean D, on pairs of known truth.
+    """The threshold of :func:`register_until_value` whose final poses have the least mean D, on pairs of known truth.
 
-    Without look-ahead every threshold is read off one walk that no threshold ends. With it a few are played: the
-    usual values some steps before a walk is nearest.
+    Without look-ahead, all candidates are judged on one roll-out that no threshold ends. With it, a few are played:
+    the median values some steps before the roll-out is nearest.
     """
     memory, running = policy.begin(state.lanes), state
     values, errors = [], []
@@ -139,4 +140,4 @@ def best_threshold(policy: A3CPolicy, core: RegistrationCore, state: EpisodeStat
     nearest = error.argmin(0)
     before = [value.gather(0, (nearest - steps_left).clamp(min=0)[None]).median().item() for steps_left in LEFT]
     return min(before, key=lambda threshold: float(
-        play(policy, core, state, threshold, steps, lookahead)[0].distance.mean()))
+        register_until_value(policy, core, state, threshold, steps, lookahead)[0].distance.mean()))

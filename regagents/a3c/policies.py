@@ -1,4 +1,4 @@
-"""The combined policy and value network of the A3C agent, and how it registers: value threshold and look-ahead."""
+"""The combined policy and value network of the A3C agent."""
 
 from __future__ import annotations
 
@@ -7,12 +7,14 @@ from typing import Any
 import numpy as np
 import torch
 import torch.nn.functional as F
+from numpy.typing import NDArray
 from stable_baselines3.common.policies import BasePolicy
 from torch import Tensor, nn
 
 from regagents.common.extractors import SunCNN
 
 Memory = tuple[Tensor, Tensor]
+"""The LSTM's hidden and cell state, each (B, hidden)."""
 FEEDFORWARD = 128  # width of the dense layer that stands in for the LSTM ("CNN-LME")
 
 
@@ -43,7 +45,7 @@ class A3CPolicy(BasePolicy):
 
     def forward(self, observations: Tensor, memory: Memory, starts: Tensor | None = None
                 ) -> tuple[Tensor, Tensor, Memory]:
-        """Logits (B, A), values (B,) and the memory after. Args: starts: (B,) bool, where an episode begins."""
+        """Logits (B, A), values (B,) and the next memory. Args: starts: (B,) bool, where an episode begins."""
         features = self.features_extractor(observations)
         if not self.recurrent:
             hidden = F.elu(self.core(features))
@@ -55,13 +57,18 @@ class A3CPolicy(BasePolicy):
             hidden = memory[0]
         return self.policy_head(hidden), self.value_head(hidden).squeeze(1), memory
 
+    def play(self, observation: Tensor, allowed: Tensor | None, memory: Memory | None) -> tuple[Tensor, Memory]:
+        """See :class:`regagents.common.player.Player`: the most probable action, whether it is allowed or not."""
+        logits, _, memory = self(observation, self.begin(len(observation)) if memory is None else memory)
+        return chosen(logits, True), memory
+
     def _predict(self, observation: Any, deterministic: bool = False) -> Tensor:
         logits, _, _ = self(observation, self.begin(len(observation)))
         return chosen(logits, deterministic)
 
-    def predict(self, observation: Any, state: tuple[np.ndarray, ...] | None = None,
-                episode_start: np.ndarray | None = None, deterministic: bool = False
-                ) -> tuple[np.ndarray, tuple[np.ndarray, ...] | None]:
+    def predict(self, observation: Any, state: tuple[NDArray[Any], ...] | None = None,
+                episode_start: NDArray[np.bool_] | None = None, deterministic: bool = False
+                ) -> tuple[NDArray[Any], tuple[NDArray[Any], ...] | None]:
         """SB3's recurrent ``predict``: state is (h, c), each (n_envs, hidden)."""
         self.set_training_mode(False)
         tensor, vectorized = self.obs_to_tensor(observation)
@@ -78,9 +85,7 @@ class A3CPolicy(BasePolicy):
 
 
 def chosen(logits: Tensor, deterministic: bool, generator: torch.Generator | None = None) -> Tensor:
-    """Actions (B,) of logits (B, A): the best ones, or drawn by their probabilities."""
+    """Actions (B,) of logits (B, A): the most probable ones, or drawn by their probabilities."""
     if deterministic:
         return logits.argmax(1)
     return torch.multinomial(logits.softmax(1), 1, generator=generator).squeeze(1)
-
-

@@ -1,4 +1,4 @@
-"""A3C's worker processes: what each does, and the pool that the main process keeps."""
+"""A3C's workers: what each of them does, and the pools by which the main process runs them."""
 
 from __future__ import annotations
 
@@ -19,18 +19,20 @@ from torch import Tensor
 
 from regagents.a3c.loss import a3c_loss
 from regagents.a3c.policies import A3CPolicy, Memory, chosen
-from regagents.common.curriculum import Curriculum
+from regagents.common.curriculum import Curriculum, options_at
 from regagents.common.jobs import ray_started
 from regagents.common.threads import single_threaded
 
-PATIENCE = 60.0   # seconds that workers get to end by themselves
-LOOK_EVERY = 1.0  # seconds between looks at silent workers
+PATIENCE = 60.0   # seconds that workers have to end by themselves
+LOOK_EVERY = 1.0  # seconds between checks of workers that report nothing
 Gradients = list[Tensor | None]
+Episode = tuple[float, int, float]
+"""Return, length, and 1 where it ended by arrival."""
 START_METHOD = "forkserver" if sys.platform == "linux" else "spawn"
 
 
 class WorkerError(RuntimeError):
-    """A worker process died: names it, how it ended, and the way out."""
+    """A worker died: the message names it, how it ended, and the way out."""
 
 
 @dataclass(frozen=True)
@@ -60,7 +62,7 @@ class WorkerConfig:
 
 def shared_adam(policy: A3CPolicy, learning_rate: float, moments: list[dict[str, Tensor]] | None = None
                 ) -> torch.optim.Adam:
-    """Adam whose state lies in shared memory from the start, or in the ``moments`` of another process's Adam."""
+    """Adam with its state in shared memory: new, or the ``moments`` of another process's Adam."""
     policy.share_memory()
     optimizer = torch.optim.Adam(policy.parameters(), learning_rate)
     for number, parameter in enumerate(policy.parameters()):
@@ -74,7 +76,7 @@ def shared_adam(policy: A3CPolicy, learning_rate: float, moments: list[dict[str,
 
 @dataclass
 class WorkerPool:
-    """The running workers: started on entry, ended on exit whatever happened."""
+    """Worker processes: started on entry, ended on exit, also after an error."""
 
     policy: A3CPolicy
     optimizer: torch.optim.Adam
@@ -91,7 +93,7 @@ class WorkerPool:
         context: Any = mp.get_context(START_METHOD)
         if START_METHOD == "forkserver":
             context.set_forkserver_preload([__name__])
-        self.lock = context.Lock()  # kept: workers open it by name, some time after this
+        self.lock = context.Lock()  # kept alive: workers open it by name later
         moments = [{key: value.share_memory_() for key, value in self.optimizer.state[p].items()}
                    for p in self.policy.parameters()]
         with single_threaded():
@@ -109,7 +111,7 @@ class WorkerPool:
             self.processes.append(process)
 
     def reports(self) -> Iterator[dict[str, Any]]:
-        """What has come in; waits for something. Raises WorkerError where a worker has ended."""
+        """The reports that have arrived; waits for the first. Raises WorkerError where a worker has ended."""
         ready: list[Any] = wait(list(self.pipes), timeout=LOOK_EVERY)
         for pipe in ready:
             try:
@@ -127,8 +129,7 @@ class WorkerPool:
         self.processes[number].join(5)
         code = self.processes[number].exitcode
         how = error or (f"it was killed by signal {-code}" if code is not None and code < 0 else f"exit code {code}")
-        raise WorkerError(f"A3C: worker {number} of {self.count} died ({how}). Training has ended; go on from the last "
-                          "checkpoint.")
+        raise WorkerError(_death(number, self.count, how))
 
     def __exit__(self, *failure: Any) -> None:
         self.stop[0] = 1
@@ -145,8 +146,10 @@ class WorkerPool:
 
 @dataclass
 class RayWorkerPool:
-    """The same by actors of a Ray cluster, on any of its machines. Weights go to each of them before its round and its
-    gradient comes back; this process adds it to the network. ``lanes`` and ``n_steps`` say how much is played between.
+    """Workers as actors of a Ray cluster, on any of its machines.
+
+    Each is sent the weights before a round of ``n_steps`` steps in ``lanes`` lanes and returns its gradient, which this
+    process applies to the network.
     """
 
     policy: A3CPolicy
@@ -161,7 +164,7 @@ class RayWorkerPool:
 
     def __enter__(self) -> RayWorkerPool:
         self.ray = ray_started()
-        actor = self.ray.remote(num_cpus=1)(Player)
+        actor = self.ray.remote(num_cpus=1)(Worker)
         policy = copy.deepcopy(self.policy)  # out of the shared memory
         self.actors = [actor.remote(self.config, policy, seed_of(self.config, number, self.rounds))
                        for number in range(self.count)]
@@ -174,18 +177,16 @@ class RayWorkerPool:
         self.running[self.actors[number].round.remote(weights, float(self.progress[0]))] = number
 
     def reports(self) -> Iterator[dict[str, Any]]:
-        """What has come in; waits for something. Raises WorkerError where an actor has failed or died."""
+        """The reports that have arrived; waits for the first. Raises WorkerError where an actor has failed or died."""
         for done in self.ray.wait(list(self.running), num_returns=1, timeout=LOOK_EVERY)[0]:
             number = self.running.pop(done)
             try:
                 gradients, report = self.ray.get(done)
             except self.ray.exceptions.RayError as error:
-                raise WorkerError(f"A3C: worker {number} of {self.count} died ({type(error).__name__}: "
-                                  f"{str(error).strip().splitlines()[-1]}). Training has ended; go on from the last "
-                                  "checkpoint.") from None
+                how = f"{type(error).__name__}: {str(error).strip().splitlines()[-1]}"
+                raise WorkerError(_death(number, self.count, how)) from None
             mine = [None if gradient is None else gradient.clone() for gradient in gradients]  # Ray's cannot be written
-            apply(mine, self.policy, self.optimizer, self.config,
-                  report["progress"])
+            apply(mine, self.policy, self.optimizer, self.config, report["progress"])
             yield report
             self._send(number)
 
@@ -194,26 +195,30 @@ class RayWorkerPool:
             self.ray.kill(actor)
 
 
-POOLS: dict[str, Any] = {"processes": WorkerPool, "ray": RayWorkerPool}
+def _death(number: int, count: int, how: str) -> str:
+    return f"A3C: worker {number} of {count} died ({how}). Training has ended; go on from the last checkpoint."
+
+
+POOLS: dict[str, type[WorkerPool] | type[RayWorkerPool]] = {"processes": WorkerPool, "ray": RayWorkerPool}
 
 
 # ------------------------------------------------------------------------------------------------------- the workers
 
 def seed_of(config: WorkerConfig, number: int, rounds: int) -> int:
-    """A worker's own, also after resuming."""
+    """The seed of a worker, another one after resuming. Args: rounds: updates before."""
     return (config.seed * 10_007 + number) * 10_007 + rounds
 
 
 def _work(number: int, shared: A3CPolicy, moments: list[dict[str, Tensor]], config: WorkerConfig, progress: Tensor,
           rounds: int, stop: Tensor, lock: Any, pipe: Connection) -> None:
-    """A worker's life. It ends with its parent, also where that was killed."""
+    """What a worker process does until it is stopped or its parent ends, even if the parent was killed."""
     torch.set_num_threads(1)
     parent = multiprocessing.parent_process()
     try:
         optimizer = shared_adam(shared, config.learning_rate, moments)
-        player = Player(config, copy.deepcopy(shared), seed_of(config, number, rounds))
+        worker = Worker(config, copy.deepcopy(shared), seed_of(config, number, rounds))
         while not stop[0] and parent is not None and parent.is_alive():
-            gradients, report = player.round(shared.state_dict(), float(progress[0]))
+            gradients, report = worker.round(shared.state_dict(), float(progress[0]))
             with lock:
                 apply(gradients, shared, optimizer, config, report["progress"])
             pipe.send(report)
@@ -224,7 +229,7 @@ def _work(number: int, shared: A3CPolicy, moments: list[dict[str, Tensor]], conf
         raise
 
 
-class Player:
+class Worker:
     """One worker's episodes, and the gradient of each ``n_steps`` of them.
 
     Args: config; policy: its own copy of the network; seed: of its pairs, poses and actions.
@@ -244,16 +249,16 @@ class Player:
         self.best: Tensor | None = None
 
     def round(self, weights: Mapping[str, Tensor], progress: float) -> tuple[Gradients, dict[str, Any]]:
-        """Take over the shared network's weights and play ``n_steps``: their gradient, and what happened."""
+        """Take over the shared network's weights and play ``n_steps``: their gradient, and the report."""
         self.policy.load_state_dict(weights)
-        loss, report = self.play(progress)
+        loss, report = self.loss(progress)
         self.policy.zero_grad(set_to_none=True)
         loss.backward()
         torch.nn.utils.clip_grad_norm_(self.policy.parameters(), self.config.max_grad_norm)
         return [parameter.grad for parameter in self.policy.parameters()], {**report, "progress": progress}
 
-    def play(self, progress: float) -> tuple[Tensor, dict[str, Any]]:
-        """Loss of ``n_steps`` steps of every lane (eq. 1 and 2, or the supervised one), and the report."""
+    def loss(self, progress: float) -> tuple[Tensor, dict[str, Any]]:
+        """Play ``n_steps`` steps in every lane: their loss (eq. 1 and 2, or the supervised one), and the report."""
         config, episodes = self.config, []
         if self.observations is None:
             self._fresh(torch.ones(config.lanes, dtype=torch.bool), progress)
@@ -269,7 +274,7 @@ class Player:
             done = terminated | truncated
             step = {"logits": logits, "value": value, "action": action, "done": done,
                     "reward": (reward * config.reward_scale).float()}
-            if (truncated & ~terminated).any():  # a limit of time is no end: what would follow is worth its value
+            if (truncated & ~terminated).any():  # not terminated: the next state's value counts as reward
                 with torch.no_grad():
                     beyond = self.policy(self.observations, self.memory)[1]
                 step["reward"] = step["reward"] + config.gamma * beyond * (truncated & ~terminated)
@@ -287,12 +292,12 @@ class Player:
         return loss, {"steps": config.n_steps * config.lanes, "losses": parts, "episodes": episodes}
 
     def _fresh(self, mask: Tensor, progress: float) -> None:
-        """New episodes in the lanes of ``mask``, on their pairs or, after enough episodes, on new ones."""
+        """Begin episodes in the lanes of ``mask``: on their pairs or, after ``episodes_per_pair``, on new ones."""
         self.played[mask] += 1
         self.returns[mask], self.lengths[mask] = 0.0, 0.0
         first = self.observations is None
         renew = mask & ((self.played - 1) % self.config.episodes_per_pair == 0) | (mask & first)
-        options = {} if self.config.curriculum is None else self.config.curriculum.at(progress)
+        options = options_at(self.config.curriculum, progress)
         for which, same in ((renew, False), (mask & ~renew, True)):
             if which.any():
                 self.observations, info = self.env.reset(seed=self.seed, options={
@@ -304,12 +309,10 @@ class Player:
 
 def apply(gradients: Gradients, shared: A3CPolicy, optimizer: torch.optim.Optimizer, config: WorkerConfig,
           progress: float) -> None:
-    """Add a worker's gradient to the shared network; the caller sees to it that nobody else does so now."""
+    """A step of the shared network by a worker's gradient; the caller makes sure that nobody else takes one now."""
     for group in optimizer.param_groups:
         group["lr"] = config.learning_rate * (max(0.0, 1 - progress) if config.decay else 1.0)
     waiting = progress < config.value_first
     for (name, parameter), gradient in zip(shared.named_parameters(), gradients, strict=True):
         parameter.grad = None if waiting and not name.startswith("value_head.") else gradient
     optimizer.step()
-
-

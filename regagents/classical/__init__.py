@@ -1,21 +1,20 @@
-"""Classical registration behind one contract: a tuned SimpleITK baseline and the refinement that follows an agent.
+"""Classical registration of poses behind one contract, :class:`~regagents.classical.common.PoseMethod`.
 
-One code path for 2D and 3D. A pose is a ``pull_back``: a (D+1, D+1) float64 matrix from world points of the fixed
+One code path serves 2D and 3D. A pose is a ``pull_back``: a (D+1, D+1) float64 matrix from world points of the fixed
 image to world points of the moving one (mm, ITK order, LPS). Optimisers search for a small motion *before* the given
 pose, ``pull_back = initial @ motion``: the initial pose may be any invertible affine map and no Euler angle is near
 its singularity. Mutual information is reported as ITK does, negated: lower is better, ``inf`` means no registration.
 
 Determinism: SimpleITK runs on one thread, so on one machine the same call with the same seed returns the same bits.
 Another CPU, another number of PyTorch threads (refinement only) or another version of SimpleITK or PyTorch may change
-the last digits, from which a search can part ways.
+the last digits; from there a search can end elsewhere.
 """
 
-from regagents.classical.common import Result, to_sitk, working
+from regagents.classical.common import Result, downsampled
 from regagents.classical.elastix import Elastix
 from regagents.classical.mutual_information import MattesMI, evaluate_metric, multi_start, random_starts
 from regagents.classical.refinement import Refinement, normalized_information, refine_pose
 from regagents.classical.sift import SiftSimilarity
-from regenv.data.io.resampling import matrix_to_sitk, sitk_to_matrix
 
 __all__ = [
     "Elastix",
@@ -23,13 +22,10 @@ __all__ = [
     "Refinement",
     "Result",
     "SiftSimilarity",
+    "downsampled",
     "evaluate_metric",
-    "matrix_to_sitk",
     "multi_start",
     "normalized_information",
     "random_starts",
     "refine_pose",
-    "sitk_to_matrix",
-    "to_sitk",
-    "working",
 ]

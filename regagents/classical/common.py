@@ -1,19 +1,19 @@
-"""What the methods share: their result, the checks of what they are given, SimpleITK's images and matrices."""
+"""What the classical methods share: their contracts, their result, and the checks of their arguments."""
 
 from __future__ import annotations
 
 import math
 from collections.abc import Sequence
 from dataclasses import dataclass
+from typing import Protocol
 
 import numpy as np
 import SimpleITK as sitk
-from torch import Tensor
+from numpy.typing import NDArray
 
-from regenv.grid import Grid
+from regenv.data.io.resampling import SHORTEST_AXIS
 
 LEAST_OVERLAP = 0.05  # of the samples, below which mutual information means nothing
-_SHORTEST_AXIS = 4    # voxels, for the recursive Gaussian
 
 
 @dataclass(frozen=True, eq=False)
@@ -21,41 +21,49 @@ class Result:
     """A registration's outcome.
 
     Attributes:
-        pull_back: (D+1, D+1) float64, fixed world points to moving world points, mm.
-        metric: value reached, lower is better; ``inf`` where the images do not overlap or one of them has a single
-            value (``pull_back`` is then the start).
+        pull_back: (D+1, D+1), fixed world points to moving world points, mm.
+        metric: value reached, lower is better; ``inf`` if the images do not overlap or one of them is constant
+            (``pull_back`` is then the start).
         seconds: wall time.
         iterations: optimiser iterations (evaluations of the metric, for :class:`Refinement`).
     """
 
-    pull_back: np.ndarray
+    pull_back: NDArray[np.float64]
     metric: float
     seconds: float
     iterations: int
 
 
-def to_sitk(array: np.ndarray | Tensor, grid: Grid) -> sitk.Image:
-    """A SimpleITK image of an array (*shape) on a grid, float32.
+class PoseMethod(Protocol):
+    """A method that registers two images by one linear map, such as :class:`~regagents.classical.MattesMI`."""
 
-    Raises: ValueError: the array has another shape than the grid.
-    """
-    values = np.asarray(array.detach().cpu() if isinstance(array, Tensor) else array, dtype=np.float32)
-    if values.shape != tuple(grid.shape):
-        raise ValueError(f"to_sitk: the array's shape is {values.shape}; its grid has {tuple(grid.shape)} voxels.")
-    image = sitk.GetImageFromArray(values)
-    image.SetSpacing(grid.spacing)
-    image.SetOrigin(grid.origin)
-    image.SetDirection(grid.direction)
-    return image
+    def register(self, fixed: sitk.Image, moving: sitk.Image, initial: NDArray[np.float64],
+                 center: NDArray[np.float64]) -> Result:
+        """Register from a pose.
+
+        Args:
+            fixed, moving: scalar images, 2D or 3D.
+            initial: (D+1, D+1), the pull-back to start from, mm.
+            center: (D,), fixed world point that rotations turn about, mm.
+        Raises: ValueError: the images or the initial pose do not fit together.
+        """
 
 
-def working(image: sitk.Image, voxels: int) -> sitk.Image:
+class FieldMethod(Protocol):
+    """A method that registers two images by a displacement field, such as
+    :class:`~regagents.classical.deformable.Demons`."""
+
+    def register(self, fixed: sitk.Image, moving: sitk.Image) -> NDArray[np.float32]:
+        """Displacement (D, *shape), voxels of the fixed image, array-axis order; zero where one image is flat."""
+
+
+def downsampled(image: sitk.Image, voxels: int) -> sitk.Image:
     """The image in float32, averaged over whole blocks until it has at most ``voxels``, the finest axes first."""
     factors = np.ones(image.GetDimension(), dtype=np.int64)
     spacing = np.asarray(image.GetSpacing())
     size = np.asarray(image.GetSize())
     while np.prod(size // factors) > voxels:
-        current = np.where(size // (factors + 1) < _SHORTEST_AXIS, np.inf, spacing * factors)
+        current = np.where(size // (factors + 1) < SHORTEST_AXIS, np.inf, spacing * factors)
         if np.isinf(current).all():
             break
         factors[current < 1.01 * current.min()] += 1  # axes of one spacing stay alike
@@ -63,7 +71,8 @@ def working(image: sitk.Image, voxels: int) -> sitk.Image:
     return sitk.BinShrink(image, factors.tolist()) if factors.max() > 1 else image
 
 
-def checked(who: str, fixed: sitk.Image, moving: sitk.Image, initial: np.ndarray) -> np.ndarray:
+def checked(who: str, fixed: sitk.Image, moving: sitk.Image, initial: NDArray[np.float64]) -> NDArray[np.float64]:
+    """The initial pose, checked together with the images. Raises ValueError, which names the method ``who``."""
     n = fixed.GetDimension()
     if n not in (2, 3) or moving.GetDimension() != n:
         raise ValueError(f"{who}: the fixed image is {n}D and the moving one {moving.GetDimension()}D; "
@@ -72,17 +81,17 @@ def checked(who: str, fixed: sitk.Image, moving: sitk.Image, initial: np.ndarray
         if image.GetNumberOfComponentsPerPixel() != 1:
             raise ValueError(f"{who}: the {name} image has {image.GetNumberOfComponentsPerPixel()} channels; "
                              "give one channel, such as its grey values.")
-        if min(image.GetSize()) < _SHORTEST_AXIS:
+        if min(image.GetSize()) < SHORTEST_AXIS:
             raise ValueError(f"{who}: the {name} image has {image.GetSize()} voxels; every axis needs at least "
-                             f"{_SHORTEST_AXIS}. Register a single slice as a 2D image.")
+                             f"{SHORTEST_AXIS}. Register a single slice as a 2D image.")
     pose = np.asarray(initial, dtype=np.float64)
     if pose.shape != (n + 1, n + 1) or not np.isfinite(pose).all():
         raise ValueError(f"{who}: initial has shape {pose.shape}; a {n}D pose is a finite ({n + 1}, {n + 1}) matrix.")
     return pose
 
 
-def turn_generators(n: int) -> np.ndarray:
-    """Generators of the rotations about x, y and z in 3D, of the one in 2D: (D(D-1)/2, D, D), skew-symmetric."""
+def turn_generators(n: int) -> NDArray[np.float64]:
+    """Generators of the rotations, about x, y and z in 3D: (D(D-1)/2, D, D), skew-symmetric."""
     planes: Sequence[tuple[int, int]] = {2: ((0, 1),), 3: ((1, 2), (2, 0), (0, 1))}[n]
     turns = np.zeros((len(planes), n, n))
     for turn, (a, b) in zip(turns, planes, strict=True):
@@ -90,14 +99,15 @@ def turn_generators(n: int) -> np.ndarray:
     return turns
 
 
-def shift(offset: np.ndarray) -> np.ndarray:
+def shift(offset: NDArray[np.float64]) -> NDArray[np.float64]:
+    """The matrix (D+1, D+1) of a translation."""
     matrix = np.eye(len(offset) + 1)
     matrix[:-1, -1] = offset
     return matrix
 
 
 def is_flat(*images: sitk.Image) -> bool:
-    """Whether all voxels of one of the images have one value, which nothing explains.
+    """Whether one of the images is constant.
 
     Raises ValueError: voxels are NaN or infinite.
     """

@@ -1,12 +1,12 @@
 """Dense instance optimisation on self-similarity features: coupled convex search, Adam, and both (ConvexAdam).
 
-Batched functions of torch tensors, on any device, the same code in 2D and 3D. Images are (B, 1, *shape) on one grid,
-masks (B, 1, *shape), bool or weights, and multiply the features. Displacements are (B, D, *shape), voxels of the fixed
-grid, array-axis order. Both stages work on the features averaged over blocks of ``stride`` voxels an axis; "coarse
-voxels" are these blocks.
+All functions are batched, on torch tensors of any device, with the same code in 2D and 3D. Images are (B, 1, *shape)
+on one grid, masks (B, 1, *shape), bool or weights, and multiply the features. Displacements are (B, D, *shape), voxels
+of the fixed grid, array-axis order. Both stages work on the features averaged over blocks of ``stride`` voxels an axis;
+"coarse voxels" are these blocks.
 
-The features see noise as well as anatomy. Where there is nothing else, such as in air, Adam's field folds: on liver
-phantoms in a tenth of the air and 0.3 % of the body, with masks of the bodies in less than 0.02 % of either.
+The features respond to noise as well as to anatomy. Where there is only noise, such as in air, Adam's field folds: on
+liver phantoms in a tenth of the air and 0.3 % of the body; with masks of the bodies in less than 0.02 % of either.
 """
 
 from __future__ import annotations
@@ -20,6 +20,7 @@ import numpy as np
 import SimpleITK as sitk
 import torch
 import torch.nn.functional as F
+from numpy.typing import NDArray
 from torch import Tensor
 
 from regagents.classical.common import is_flat
@@ -29,14 +30,35 @@ from regenv.ops.features import box_mean, mind_ssc, pooled, spread
 from regenv.ops.regularity import diffusion
 from regenv.ops.warp import warp_dense
 
-CHANNELS = 12  # of the features in 3D: in 2D a difference counts as much, though there are 4
+CHANNELS = 12  # of the features in 3D; in 2D there are 4, and a difference is scaled to count as much
 
 
 class Solver(Protocol):
-    """What finds displacements of a batch, such as AdamInstance."""
+    """An optimiser of a batch's displacements, such as AdamInstance or the policy of a learned one."""
 
     def solve(self, fixed: Tensor, moving: Tensor, fixed_mask: Tensor | None = None,
-              moving_mask: Tensor | None = None) -> Tensor: ...
+              moving_mask: Tensor | None = None) -> Tensor:
+        """Displacements (B, D, *shape), voxels, array-axis order.
+
+        Args: fixed, moving: (B, 1, *shape); fixed_mask, moving_mask: (B, 1, *shape), default everywhere.
+        """
+
+
+class PairByPair:
+    """Makes a :class:`~regagents.classical.common.FieldMethod` of a solver: ``register`` of one pair of images."""
+
+    def register(self: Solver, fixed: sitk.Image, moving: sitk.Image) -> NDArray[np.float32]:
+        """See :class:`~regagents.classical.common.FieldMethod`; the moving image is first resampled on the fixed one's
+        grid."""
+        grid = Grid.from_sitk(fixed)
+        if is_flat(fixed, moving):
+            return np.zeros((grid.ndim, *grid.shape), dtype=np.float32)
+        with one_thread():
+            moving = sitk.Resample(sitk.Cast(moving, sitk.sitkFloat32), fixed, sitk.Transform(), sitk.sitkLinear, 0.0,
+                                   sitk.sitkFloat32, True)
+            images = (sitk.GetArrayFromImage(sitk.Cast(image, sitk.sitkFloat32)) for image in (fixed, moving))
+            field = self.solve(*(torch.from_numpy(array)[None, None] for array in images))[0]
+        return np.asarray(field.numpy())
 
 
 def pooled_features(image: Tensor, mask: Tensor | None, stride: int) -> Tensor:
@@ -49,7 +71,7 @@ def pooled_features(image: Tensor, mask: Tensor | None, stride: int) -> Tensor:
 
 
 def dissimilarity(fixed: Tensor, moving: Tensor) -> Tensor:
-    """Squared distance of features (B, C, *shape) at every voxel, as of 12 channels: (B, 1, *shape)."""
+    """Squared distance of features (B, C, *shape) at every voxel, scaled to 12 channels: (B, 1, *shape)."""
     return CHANNELS * (fixed - moving).square().mean(1, keepdim=True)
 
 
@@ -63,19 +85,19 @@ def energy(fixed: Tensor, moving: Tensor, displacement: Tensor, weight: float) -
 
 
 @dataclass(frozen=True)
-class AdamInstance:
+class AdamInstance(PairByPair):
     """Adam on a coarse field that is smoothed inside the loop, the second stage of ConvexAdam (Siebert et al. 2021) and
-    the "Adam" that learned optimisers are measured against. It minimises :func:`energy` of the features.
+    the "Adam" that learned optimisers are compared with. It minimises :func:`energy` of the features.
 
-    Boxes and images keep their last value beyond the border: a constant field stays constant.
+    Beyond the border, box means and warps repeat the last value: a constant field stays constant.
 
     Args:
-        iterations: of Adam. rate: its learning rate, coarse voxels. weight: of the diffusion.
+        iterations: of Adam. lr: its learning rate, coarse voxels. weight: of the diffusion.
         stride: of the field's grid, voxels. smoothings: 3^D box means of the field, in every iteration.
     """
 
     iterations: int = 80
-    rate: float = 1.0
+    lr: float = 1.0
     weight: float = 1.25
     stride: int = 2
     smoothings: int = 3
@@ -84,8 +106,8 @@ class AdamInstance:
         for name, least in (("iterations", 1), ("stride", 1), ("smoothings", 0), ("weight", 0)):
             if not getattr(self, name) >= least:
                 raise ValueError(f"AdamInstance: {name} is {getattr(self, name)}; it must be at least {least}.")
-        if not self.rate > 0:
-            raise ValueError(f"AdamInstance: rate is {self.rate}; it must be positive.")
+        if not self.lr > 0:
+            raise ValueError(f"AdamInstance: lr is {self.lr}; it must be positive.")
 
     def solve(self, fixed: Tensor, moving: Tensor, fixed_mask: Tensor | None = None, moving_mask: Tensor | None = None,
               initial: Tensor | None = None) -> Tensor:
@@ -94,7 +116,7 @@ class AdamInstance:
 
     def path(self, fixed: Tensor, moving: Tensor, at: Sequence[int], fixed_mask: Tensor | None = None,
              moving_mask: Tensor | None = None, initial: Tensor | None = None) -> Tensor:
-        """Displacements on the way.
+        """Displacements after some of the iterations.
 
         Args:
             fixed, moving: (B, 1, *shape) float32; every axis has at least two blocks.
@@ -114,7 +136,7 @@ class AdamInstance:
                            for image, mask in ((fixed, fixed_mask), (moving, moving_mask)))
             knots = here.new_zeros(lanes, ndim, *here.shape[2:]) if initial is None else (
                 pooled(initial.to(here.dtype), self.stride) / self.stride)
-            adam = torch.optim.Adam([knots.requires_grad_()], lr=self.rate)
+            adam = torch.optim.Adam([knots.requires_grad_()], lr=self.lr)
             for iteration in range(max(at) + 1):
                 with torch.enable_grad():
                     coarse = self._smooth(knots)
@@ -126,31 +148,28 @@ class AdamInstance:
                         adam.step()
             return torch.stack([found[iteration] for iteration in at])
 
-    def register(self, fixed: sitk.Image, moving: sitk.Image) -> np.ndarray:
-        """Displacement (D, *shape), voxels of the fixed image, array-axis order; zero where one image is flat."""
-        return _registered(self, fixed, moving)
-
     def _smooth(self, field: Tensor) -> Tensor:
+        """The field after its box means."""
         for _ in range(self.smoothings):
             field = box_mean(field)
         return field
 
 
 @dataclass(frozen=True)
-class CoupledConvex:
+class CoupledConvex(PairByPair):
     """Discrete search by coupled convex optimisation (Steinbruecker et al. 2009; Heinrich et al. 2014), the first stage
     of ConvexAdam (Siebert et al. 2021): it finds large displacements, whole coarse voxels smoothed once.
 
-    All displacements of up to ``reach`` coarse voxels an axis have a cost. In turn every voxel takes the displacement
-    that is best in cost and near to the smooth field, and the field becomes the 3^D box mean of what was taken, while
-    the weight of nearness grows.
+    Every displacement of up to ``reach`` coarse voxels an axis has a cost. Two steps alternate: every voxel takes the
+    displacement with the least sum of cost and weighted squared distance from the smooth field; then the field becomes
+    the 3^D box mean of the displacements taken. The weight grows.
 
     Args:
         stride: of the grid, voxels; displacements are multiples of it.
         reach: largest displacement an axis, coarse voxels.
-        weights: of the squared distance, in coarse voxels, from the smooth field, in turn.
-        consistency: iterations that make the field and that of the exchanged images each other's inverse; 0: none,
-            at half the time.
+        weights: of the squared distance (coarse voxels) from the smooth field, one an iteration.
+        consistency: iterations that make the field and the field of the exchanged images inverse to each other; 0:
+            none, in half the time.
     """
 
     stride: int = 4
@@ -186,10 +205,6 @@ class CoupledConvex:
                                 (back - warp_dense(coarse, back, padding="border")) / 2)
         return spread(coarse, self.stride, tuple(fixed.shape[2:]))
 
-    def register(self, fixed: sitk.Image, moving: sitk.Image) -> np.ndarray:
-        """Displacement (D, *shape), voxels of the fixed image, array-axis order; zero where one image is flat."""
-        return _registered(self, fixed, moving)
-
     def _search(self, fixed: Tensor, moving: Tensor) -> Tensor:
         """Field (B, D, *coarse shape), coarse voxels, from features to features."""
         ndim = fixed.ndim - 2
@@ -207,8 +222,8 @@ class CoupledConvex:
 
 
 @dataclass(frozen=True)
-class ConvexAdam:
-    """ConvexAdam (Siebert et al. 2021): a coupled convex search for what is large, Adam for what is fine."""
+class ConvexAdam(PairByPair):
+    """ConvexAdam (Siebert et al. 2021): a coupled convex search for large displacements, then Adam for small ones."""
 
     convex: CoupledConvex = CoupledConvex()
     adam: AdamInstance = AdamInstance()
@@ -219,13 +234,9 @@ class ConvexAdam:
         start = self.convex.solve(fixed, moving, fixed_mask, moving_mask)
         return self.adam.solve(fixed, moving, fixed_mask, moving_mask, start)
 
-    def register(self, fixed: sitk.Image, moving: sitk.Image) -> np.ndarray:
-        """Displacement (D, *shape), voxels of the fixed image, array-axis order; zero where one image is flat."""
-        return _registered(self, fixed, moving)
-
 
 def cost_volume(fixed: Tensor, moving: Tensor, reach: int) -> Tensor:
-    """Dissimilarity of features for every displacement, in 3^D box means.
+    """Dissimilarity of features for every displacement, as 3^D box means.
 
     Args: fixed, moving: (B, C, *shape); reach: largest displacement an axis, voxels of that shape.
     Returns: (B, (2 reach + 1)^D, *shape), displacements in lexicographic order, the last axis fastest.
@@ -250,20 +261,9 @@ def _taken(costs: Tensor, ticks: Tensor, ndim: int) -> Tensor:
     return torch.stack(axes[::-1], 1)
 
 
-def _registered(solver: Solver, fixed: sitk.Image, moving: sitk.Image) -> np.ndarray:
-    """A solver's displacement of one pair of images, the moving one first resampled on the fixed one's grid."""
-    grid = Grid.from_sitk(fixed)
-    if is_flat(fixed, moving):
-        return np.zeros((grid.ndim, *grid.shape), dtype=np.float32)
-    with one_thread():
-        moving = sitk.Resample(sitk.Cast(moving, sitk.sitkFloat32), fixed, sitk.Transform(), sitk.sitkLinear, 0.0,
-                               sitk.sitkFloat32, True)
-        images = (sitk.GetArrayFromImage(sitk.Cast(image, sitk.sitkFloat32)) for image in (fixed, moving))
-        return solver.solve(*(torch.from_numpy(array)[None, None] for array in images))[0].numpy()
-
-
 def _check(who: str, stride: int, fixed: Tensor, moving: Tensor, fixed_mask: Tensor | None,
            moving_mask: Tensor | None, initial: Tensor | None = None) -> None:
+    """Raise ValueError if shapes do not fit together."""
     shape = tuple(fixed.shape)
     if min(shape[2:], default=0) <= stride:
         raise ValueError(f"{who}: the fixed image is {shape}; every axis needs more than {stride} voxels, the stride.")

@@ -6,6 +6,7 @@ from dataclasses import dataclass
 
 import numpy as np
 import SimpleITK as sitk
+from numpy.typing import NDArray
 
 from regagents.classical.common import is_flat
 from regagents.common.threads import one_thread
@@ -13,13 +14,15 @@ from regenv.grid import Grid
 
 
 @dataclass(frozen=True)
-class FreeForm:
+class BSpline:
     """B-spline free-form deformation by mutual information (Rueckert et al. 1999), coarse to fine.
 
     Args:
-        control: control points' distance, voxels, one number or one per axis in array order; doubled on coarse levels.
-        levels: of control lattices, each half as wide as the one before; images are smoothed and shrunk with them.
-        iterations: of each level. bins: of the joint histogram. sampling: share of the voxels, all where it is 1.
+        control: distance of the control points, voxels, one number or one per axis in array order; doubled on coarse
+            levels.
+        levels: of control lattices, coarse to fine, each half as wide as the one before; images are smoothed and
+            shrunk with them.
+        iterations: of each level. bins: of the joint histogram. sampling: share of the voxels that is used.
     """
 
     control: float | tuple[float, ...] = 16.0
@@ -28,8 +31,8 @@ class FreeForm:
     bins: int = 32
     sampling: float = 1.0
 
-    def register(self, fixed: sitk.Image, moving: sitk.Image) -> np.ndarray:
-        """Displacement (D, *shape), voxels of the fixed image, array-axis order; zero where one image is flat."""
+    def register(self, fixed: sitk.Image, moving: sitk.Image) -> NDArray[np.float32]:
+        """See :class:`~regagents.classical.common.FieldMethod`."""
         grid = Grid.from_sitk(fixed)
         if is_flat(fixed, moving):
             return np.zeros((grid.ndim, *grid.shape), dtype=np.float32)
@@ -61,16 +64,16 @@ class Demons:
     """Symmetric forces demons (Thirion 1998; Vercauteren et al. 2009) after histogram matching, coarse to fine.
 
     Args:
-        smoothing: Gaussian sigma of the field, voxels: the regularisation. iterations: of each level.
-        levels: of the image pyramid.
+        smoothing: Gaussian sigma that regularises the field, voxels.
+        iterations: of each level. levels: of the image pyramid.
     """
 
     smoothing: float = 2.0
     iterations: int = 80
     levels: int = 3
 
-    def register(self, fixed: sitk.Image, moving: sitk.Image) -> np.ndarray:
-        """Displacement (D, *shape), voxels of the fixed image, array-axis order; zero where one image is flat."""
+    def register(self, fixed: sitk.Image, moving: sitk.Image) -> NDArray[np.float32]:
+        """See :class:`~regagents.classical.common.FieldMethod`."""
         grid = Grid.from_sitk(fixed)
         if is_flat(fixed, moving):
             return np.zeros((grid.ndim, *grid.shape), dtype=np.float32)
@@ -96,18 +99,19 @@ class Demons:
         return voxels(sitk.GetArrayFromImage(field), grid)
 
 
-def displacement_of(transform: sitk.Transform, grid: Grid) -> np.ndarray:
-    """A transform's displacement of every voxel of a grid, (D, *shape) float32, voxels, array-axis order."""
+def displacement_of(transform: sitk.Transform, grid: Grid) -> NDArray[np.float32]:
+    """A transform's displacement of every voxel of a grid, (D, *shape), voxels, array-axis order."""
     image = sitk.TransformToDisplacementField(transform, sitk.sitkVectorFloat64, grid.size, grid.origin, grid.spacing,
                                               grid.direction)
     return voxels(sitk.GetArrayFromImage(image), grid)
 
 
-def voxels(millimetres: np.ndarray, grid: Grid) -> np.ndarray:
+def voxels(millimetres: NDArray[np.floating], grid: Grid) -> NDArray[np.float32]:
     """A field (*shape, D) in mm, ITK order, as (D, *shape) in voxels, array-axis order."""
     linear = grid.world_to_voxel[:-1, :-1]
     return np.moveaxis(millimetres @ linear.T, -1, 0).astype(np.float32)
 
 
 def _shrink(grid: Grid, factor: int) -> int:
+    """The factor, or less where an axis would have under 8 voxels."""
     return max(1, min(factor, min(grid.shape) // 8))

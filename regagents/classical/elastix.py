@@ -9,6 +9,7 @@ from typing import Any
 
 import numpy as np
 import SimpleITK as sitk
+from numpy.typing import NDArray
 
 from regagents.classical.common import Result, checked, is_flat
 from regenv.data.io.resampling import sitk_to_matrix
@@ -41,10 +42,11 @@ class Elastix:
         """Whether ``itk-elastix`` is installed."""
         return importlib.util.find_spec("itk") is not None
 
-    def register(self, fixed: sitk.Image, moving: sitk.Image, initial: np.ndarray, center: np.ndarray) -> Result:
-        """Register from a pose; see :meth:`~regagents.classical.MattesMI.register`.
+    def register(self, fixed: sitk.Image, moving: sitk.Image, initial: NDArray[np.float64],
+                 center: NDArray[np.float64]) -> Result:
+        """Register from a pose; see :class:`~regagents.classical.common.PoseMethod`.
 
-        Returns: the pose found; the initial one with metric ``inf`` where elastix gives up (too little overlap).
+        Returns: the pose found; the initial one with metric ``inf`` if elastix gives up (too little overlap).
         Raises: ModuleNotFoundError: ``itk-elastix`` is not installed.
         """
         import itk
@@ -78,6 +80,7 @@ class Elastix:
 
 
 def _itk(itk: Any, image: sitk.Image) -> Any:
+    """SimpleITK's image as ITK's."""
     copy = itk.image_view_from_array(sitk.GetArrayFromImage(sitk.Cast(image, sitk.sitkFloat32)))
     n = image.GetDimension()
     copy.SetOrigin(image.GetOrigin())
@@ -86,11 +89,11 @@ def _itk(itk: Any, image: sitk.Image) -> Any:
     return copy
 
 
-def _affine_map(itk: Any, matrix: np.ndarray, fixed: sitk.Image) -> Any:
-    """An affine pull-back in elastix's words: row-major matrix, then translation, about the origin."""
+def _affine_map(itk: Any, matrix: NDArray[np.float64], fixed: sitk.Image) -> Any:
+    """An affine pull-back as elastix's parameter map: row-major matrix, then translation, about the origin."""
     n = len(matrix) - 1
     grid = Grid.from_sitk(fixed)
-    words: dict[str, list[Any]] = {
+    entries: dict[str, list[Any]] = {
         "Transform": ["AffineTransform"], "NumberOfParameters": [n * n + n],
         "TransformParameters": [*matrix[:n, :n].ravel().tolist(), *matrix[:n, n].tolist()],
         "CenterOfRotationPoint": [0.0] * n, "InitialTransformParameterFileName": ["NoInitialTransform"],
@@ -98,20 +101,21 @@ def _affine_map(itk: Any, matrix: np.ndarray, fixed: sitk.Image) -> Any:
         "FixedInternalImagePixelType": ["float"], "MovingInternalImagePixelType": ["float"],
         "Size": list(grid.size), "Index": [0] * n, "Spacing": list(grid.spacing), "Origin": list(grid.origin),
         "Direction": np.reshape(grid.direction, (n, n)).T.ravel().tolist(), "UseDirectionCosines": ["true"]}
-    told = itk.ParameterObject.New().GetDefaultParameterMap("rigid", 1)
-    told.clear()
-    for key, values in words.items():
-        told[key] = [str(value) for value in values]
-    return told
+    found = itk.ParameterObject.New().GetDefaultParameterMap("rigid", 1)
+    found.clear()
+    for key, values in entries.items():
+        found[key] = [str(value) for value in values]
+    return found
 
 
-def _matrix(told: Any, n: int) -> np.ndarray:
-    """The matrix (D+1, D+1) of elastix's Euler or similarity transform about its centre."""
-    numbers = [float(value) for value in told["TransformParameters"]]
-    kind = {name: key for key, name in _TRANSFORMS.items()}[told["Transform"][0]]
-    makers: dict[tuple[str, int], Any] = {("rigid", 2): sitk.Euler2DTransform, ("rigid", 3): sitk.Euler3DTransform,
-              ("similarity", 2): sitk.Similarity2DTransform, ("similarity", 3): sitk.Similarity3DTransform}
+def _matrix(parameters: Any, n: int) -> NDArray[np.float64]:
+    """The matrix (D+1, D+1) of elastix's parameter map of an Euler or similarity transform."""
+    numbers = [float(value) for value in parameters["TransformParameters"]]
+    kind = {name: key for key, name in _TRANSFORMS.items()}[parameters["Transform"][0]]
+    makers: dict[tuple[str, int], Any] = {
+        ("rigid", 2): sitk.Euler2DTransform, ("rigid", 3): sitk.Euler3DTransform,
+        ("similarity", 2): sitk.Similarity2DTransform, ("similarity", 3): sitk.Similarity3DTransform}
     transform = makers[kind, n]()
-    transform.SetCenter([float(value) for value in told["CenterOfRotationPoint"]])
+    transform.SetCenter([float(value) for value in parameters["CenterOfRotationPoint"]])
     transform.SetParameters(numbers)
     return sitk_to_matrix(transform)

@@ -1,4 +1,4 @@
-"""Search by mutual information: a tuned SimpleITK baseline, from one start or from many."""
+"""Registration by mutual information with SimpleITK: a tuned baseline, from one start or from many."""
 
 from __future__ import annotations
 
@@ -9,8 +9,9 @@ from typing import Any
 
 import numpy as np
 import SimpleITK as sitk
+from numpy.typing import NDArray
 
-from regagents.classical.common import LEAST_OVERLAP, Result, checked, is_flat, shift, turn_generators, working
+from regagents.classical.common import LEAST_OVERLAP, Result, checked, downsampled, is_flat, shift, turn_generators
 from regagents.common.threads import one_thread
 from regenv.data.io.resampling import matrix_to_sitk, sitk_to_matrix
 from regenv.grid import Grid
@@ -36,15 +37,15 @@ class MattesMI:
     """Regular-step gradient descent on Mattes mutual information (Mattes et al. 2003), by SimpleITK.
 
     The settings were tuned on whole heads of about 64 voxels an axis, displaced by up to 30 mm and 30 degrees on
-    every axis, with the contrast of one image changed. The usual 50 bins and smoothing in millimetres starve the
-    coarsest level of samples and halve the steps to nothing: with them most of these pairs fail.
+    every axis, with the contrast of one image changed. With the usual 50 bins and smoothing in millimetres most of
+    these pairs fail: the coarsest level has too few samples, and its steps are halved until they vanish.
 
     Args:
         levels: shrink factors, coarse to fine; a level that would leave an axis under 8 voxels shrinks less.
         smoothing: Gaussian sigma of each level, voxels of the fixed image.
         step: first step of each level, mm (scales are from the physical shift).
         minimum_step: step at which a level ends, mm.
-        iterations: at most, of each level.
+        iterations: of each level, at most.
         relaxation: factor of the step whenever the gradient turns back.
         bins: of the joint histogram.
         sampling: random fraction of voxels of each level, raised where a level would have fewer than 4096 samples.
@@ -80,19 +81,16 @@ class MattesMI:
         if not 0 < self.sampling <= 1:
             raise ValueError(f"MattesMI: sampling is {self.sampling}; it is a fraction of the voxels, in (0, 1].")
 
-    def register(self, fixed: sitk.Image, moving: sitk.Image, initial: np.ndarray, center: np.ndarray) -> Result:
-        """Register from a pose.
+    def register(self, fixed: sitk.Image, moving: sitk.Image, initial: NDArray[np.float64],
+                 center: NDArray[np.float64]) -> Result:
+        """Register from a pose; see :class:`~regagents.classical.common.PoseMethod`.
 
-        Args:
-            fixed, moving: scalar images, 2D or 3D.
-            initial: (D+1, D+1), the pull-back to start from.
-            center: (D,), fixed world point that rotations turn about, mm.
         Returns: the pose found; the initial pose with metric ``inf`` where the images do not overlap or one is flat.
         Raises: ValueError: the images or the initial pose do not fit together.
         """
         began = perf_counter()
         initial = checked("MattesMI", fixed, moving, initial)
-        fixed, moving = working(fixed, self.voxels), working(moving, self.voxels)
+        fixed, moving = downsampled(fixed, self.voxels), downsampled(moving, self.voxels)
         if is_flat(fixed, moving):
             return Result(initial, float("inf"), perf_counter() - began, 0)
         motion = _MOTIONS[self.motion][fixed.GetDimension()]()
@@ -120,6 +118,7 @@ class MattesMI:
         return Result(initial @ sitk_to_matrix(motion), metric, perf_counter() - began, iterations)
 
     def _method(self, fixed: sitk.Image) -> sitk.ImageRegistrationMethod:
+        """SimpleITK's method with these settings, for one fixed image."""
         most = max(1, min(fixed.GetSize()) // _FEWEST_VOXELS)
         levels = [min(level, most) for level in self.levels]
         count = fixed.GetNumberOfPixels()
@@ -139,15 +138,15 @@ class MattesMI:
         return method
 
 
-def evaluate_metric(fixed: sitk.Image, moving: sitk.Image, pull_back: np.ndarray, *, bins: int = 32,
+def evaluate_metric(fixed: sitk.Image, moving: sitk.Image, pull_back: NDArray[np.float64], *, bins: int = 32,
                     voxels: int = 300_000) -> float:
     """Negated Mattes mutual information at a pose, over all voxels: deterministic, for choosing between candidates.
 
-    Returns: lower is better; ``inf`` where an image is flat or under a twentieth of the fixed one meets the moving one.
+    Returns: lower is better; ``inf`` if an image is constant or less than 5 % of the fixed one overlaps the moving one.
     Raises: ValueError: the images or the pose do not fit together.
     """
     pull_back = checked("evaluate_metric", fixed, moving, pull_back)
-    fixed, moving = working(fixed, voxels), working(moving, voxels)
+    fixed, moving = downsampled(fixed, voxels), downsampled(moving, voxels)
     overlap = _overlap(Grid.from_sitk(fixed), Grid.from_sitk(moving), pull_back)
     if overlap < LEAST_OVERLAP or is_flat(fixed, moving):
         return float("inf")
@@ -159,11 +158,11 @@ def evaluate_metric(fixed: sitk.Image, moving: sitk.Image, pull_back: np.ndarray
         return float(method.MetricEvaluate(fixed, moving))
 
 
-def random_starts(initial: np.ndarray, center: np.ndarray, rng: np.random.Generator, translation: float = 30.0,
-                  rotation: float = 30.0) -> Iterator[np.ndarray]:
-    """The initial pose, then without end ``initial @ motion``, each axis uniform within +-mm and +-degrees.
+def random_starts(initial: NDArray[np.float64], center: NDArray[np.float64], rng: np.random.Generator,
+                  translation: float = 30.0, rotation: float = 30.0) -> Iterator[NDArray[np.float64]]:
+    """The initial pose, then endless poses ``initial @ motion``, motions uniform within +-mm and +-degrees an axis.
 
-    Args: initial (D+1, D+1); center (D,), that the rotation ``R = Rx Ry Rz`` turns about, fixed world, mm.
+    Args: initial: (D+1, D+1); center: (D,), fixed world point that the rotation ``R = Rx Ry Rz`` turns about, mm.
     """
     initial, center = np.asarray(initial, dtype=np.float64), np.asarray(center, dtype=np.float64)
     n = len(center)
@@ -177,15 +176,15 @@ def random_starts(initial: np.ndarray, center: np.ndarray, rng: np.random.Genera
         yield initial @ shift(center) @ motion @ shift(-center)
 
 
-def multi_start(fixed: sitk.Image, moving: sitk.Image, initials: Iterable[np.ndarray], center: np.ndarray,
-                seconds: float, method: MattesMI | None = None) -> Result:
+def multi_start(fixed: sitk.Image, moving: sitk.Image, initials: Iterable[NDArray[np.float64]],
+                center: NDArray[np.float64], seconds: float, method: MattesMI | None = None) -> Result:
     """Register from one start after another while time is left, and keep the pose with the best dense metric.
 
-    The honest baseline against an agent: give it the agent's time. The first start is always used, so the result is
-    never worse (by :func:`evaluate_metric`) than from that start alone; the time may be exceeded by the last run.
+    A fair baseline for an agent gets the agent's time. The first start is always used, so the result is never worse
+    (by :func:`evaluate_metric`) than from that start alone; the last run may exceed the time.
 
     Args:
-        initials: poses, used in order, such as :func:`random_starts`; at least one.
+        initials: poses, used in order, such as those of :func:`random_starts`; at least one.
         seconds: wall time after which no further start is begun.
         method: settings, default :class:`MattesMI`; every start draws other samples (seed, seed + 1, ...).
     Returns: the best pose with its value of :func:`evaluate_metric` (for any ``method.metric``), and the total time
@@ -194,7 +193,7 @@ def multi_start(fixed: sitk.Image, moving: sitk.Image, initials: Iterable[np.nda
     """
     began = perf_counter()
     method = method or MattesMI()
-    fixed, moving = working(fixed, method.voxels), working(moving, method.voxels)
+    fixed, moving = downsampled(fixed, method.voxels), downsampled(moving, method.voxels)
     best, iterations = None, 0
     for number, initial in enumerate(initials):
         if best is not None and perf_counter() - began >= seconds:
@@ -210,8 +209,8 @@ def multi_start(fixed: sitk.Image, moving: sitk.Image, initials: Iterable[np.nda
     return replace(best, seconds=perf_counter() - began, iterations=iterations)
 
 
-def _overlap(fixed: Grid, moving: Grid, pull_back: np.ndarray) -> float:
-    """Fraction of a coarse lattice of the fixed grid that lands inside the moving one."""
+def _overlap(fixed: Grid, moving: Grid, pull_back: NDArray[np.float64]) -> float:
+    """Share of a coarse lattice of the fixed grid that lies inside the moving one."""
     ticks = (np.linspace(0, n - 1, min(n, 16)) for n in fixed.shape)
     points_vox = np.stack(np.meshgrid(*ticks, indexing="ij"), -1).reshape(-1, fixed.ndim)
     points_mm = fixed.to_world(points_vox) @ pull_back[:-1, :-1].T + pull_back[:-1, -1]

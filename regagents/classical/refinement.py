@@ -8,12 +8,13 @@ from time import perf_counter
 import numpy as np
 import SimpleITK as sitk
 import torch
+from numpy.typing import NDArray
 from torch import Tensor
 
-from regagents.classical.common import LEAST_OVERLAP, Result, checked, is_flat, shift, turn_generators, working
+from regagents.classical.common import LEAST_OVERLAP, Result, checked, downsampled, is_flat, shift, turn_generators
 from regagents.common.threads import one_thread
 from regenv.data.io.images import normalize
-from regenv.data.io.resampling import matrix_to_sitk
+from regenv.data.io.resampling import SHORTEST_AXIS, matrix_to_sitk
 from regenv.grid import Grid
 from regenv.ops.sampling import sample
 from regenv.ops.similarity import mi, nmi
@@ -26,12 +27,12 @@ _LEAST_CONTRAST = 1e-12  # variance of the fixed samples, intensities in [0, 1]
 class Refinement:
     """Local refinement to the nearest optimum of mutual information, with its exact gradient.
 
-    A fixed, jittered lattice of points of the fixed image (the same wherever the search begins, off the voxels, so
-    that interpolation has no favourite poses) makes the metric one smooth function of the pose. L-BFGS with a strong
-    Wolfe line search then descends in coordinates in which the fixed image's edges resist every motion alike:
-    ``H = sum_x (J^T grad I)(J^T grad I)^T``, the Gauss-Newton matrix of the mean squared error, whitened. So a few
-    dozen evaluations reach the optimum itself. Between two different heads the unsmoothed metric has many optima a
-    millimetre apart; the coarse stages bring starts some millimetres apart to one pose before the last one begins.
+    The metric is taken at a jittered lattice of points of the fixed image. The points are the same wherever the search
+    begins, so the metric is one smooth function of the pose; they lie off the voxels, so interpolation favours no
+    pose. L-BFGS with a strong Wolfe line search descends in whitened coordinates, in which the Gauss-Newton matrix of
+    the mean squared error, ``H = sum_x (J^T grad I)(J^T grad I)^T``, is the identity. A few dozen evaluations reach
+    the optimum. Between two different heads the unsmoothed metric has many optima a millimetre apart; the coarse
+    stages bring starts some millimetres apart to one pose before the last stage begins.
 
     Args:
         smoothing: Gaussian sigma of each stage, mm at a working spacing of 3 mm (scaled with the working spacing).
@@ -50,20 +51,19 @@ class Refinement:
     voxels: int = 450_000
 
     @one_thread()
-    def register(self, fixed: sitk.Image, moving: sitk.Image, initial: np.ndarray,
-                 center: np.ndarray | None = None) -> Result:
+    def register(self, fixed: sitk.Image, moving: sitk.Image, initial: NDArray[np.float64],
+                 center: NDArray[np.float64] | None = None) -> Result:
         """Refine a pose that is some millimetres and degrees off, by a rigid motion.
 
-        Args: as :meth:`~regagents.classical.MattesMI.register`; ``center`` has no influence (the motion turns about the
-            middle of the fixed image's edges, which parts rotation from translation) and is there for the common
-            contract.
+        Args: as of :class:`~regagents.classical.common.PoseMethod`; ``center`` is not used: the motion turns about the
+            centroid of the fixed image's edges, which decorrelates rotation and translation.
         Returns: the refined pose, never worse in the metric of the last stage than the initial one; the initial one
-            with metric ``inf`` where the images do not overlap or one of them is flat.
+            with metric ``inf`` if the images do not overlap or one of them is constant.
         Raises: ValueError: the images or the initial pose do not fit together.
         """
         began = perf_counter()
         initial = checked("Refinement", fixed, moving, initial)
-        fixed, moving = working(fixed, self.voxels), working(moving, self.voxels)
+        fixed, moving = downsampled(fixed, self.voxels), downsampled(moving, self.voxels)
         if is_flat(fixed, moving):
             return Result(initial, float("inf"), perf_counter() - began, 0)
         pose, evaluations, stage = initial, 0, None
@@ -84,22 +84,25 @@ class Refinement:
 class _Objective:
     """Negated mutual information over fixed samples, as a function of a whitened motion u (d,).
 
-    Attributes: values (N,) of the fixed image at points (N, D+1), homogeneous, about ``center``; moving (1, 1, *shape)
-    with ``world_to_voxel`` (D+1, D+1); whitening (d, d); generators (d, D+1, D+1).
+    Attributes:
+        values: (N,), of the fixed image at the points.
+        points: (N, D+1), homogeneous, mm, relative to ``center`` (D,).
+        moving: (1, 1, *shape), with ``world_to_voxel`` (D+1, D+1).
+        whitening: (d, d). generators: of the motions, (d, D+1, D+1). bins: of the joint histogram.
     """
 
     values: Tensor
     points: Tensor
     moving: Tensor
     world_to_voxel: Tensor
-    center: np.ndarray
+    center: NDArray[np.float64]
     whitening: Tensor
     generators: Tensor
     bins: int
 
     @classmethod
     def build(cls, fixed: sitk.Image, moving: sitk.Image, samples: int, bins: int, seed: int) -> _Objective | None:
-        """The objective of one stage; None if the fixed image is flat."""
+        """The objective of one stage; None if the fixed image is constant."""
         grid, moving_grid = Grid.from_sitk(fixed), Grid.from_sitk(moving)
         n = grid.ndim
         array = normalize(sitk.GetArrayFromImage(fixed))
@@ -107,9 +110,10 @@ class _Objective:
         values = _sampled(torch.from_numpy(array)[None, None], torch.from_numpy(points_vox))
         if float(values.var()) < _LEAST_CONTRAST:
             return None
-        # edges: gradients of the fixed image, per mm, at the samples
+        # edges: gradients of the fixed image at the samples, per mm
         nearest = tuple(np.rint(points_vox).astype(np.int64).T)
-        per_voxel = np.stack([g[nearest] for g in np.gradient(array)], -1).astype(np.float64)
+        gradients: list[NDArray[np.float32]] = list(np.gradient(array))
+        per_voxel = np.stack([each[nearest] for each in gradients], -1).astype(np.float64)
         edges = per_voxel @ grid.world_to_voxel[:n, :n]
         points_mm = grid.to_world(points_vox)
         strength = (edges**2).sum(1)
@@ -143,8 +147,8 @@ class _Objective:
         warped = _sampled(self.moving, points_vox[inside])
         return -mi(self.values[inside][None, None], warped[None, None], bins=self.bins)[0].double()
 
-    def descend(self, initial: np.ndarray, iterations: int) -> tuple[np.ndarray, int]:
-        """The best pose that L-BFGS meets from ``initial``, and the evaluations it took."""
+    def descend(self, initial: NDArray[np.float64], iterations: int) -> tuple[NDArray[np.float64], int]:
+        """The best pose that L-BFGS meets from ``initial``, and the number of evaluations."""
         pose = torch.from_numpy(initial @ shift(self.center))
         motion = torch.zeros(len(self.whitening), dtype=torch.float64, requires_grad=True)
         best, best_motion, count = float("inf"), motion.detach().clone(), 0
@@ -167,25 +171,27 @@ class _Objective:
         moved = pose @ self._exponential(best_motion)
         return moved.detach().numpy() @ shift(-self.center), count
 
-    def at(self, pose: np.ndarray) -> float:
+    def at(self, pose: NDArray[np.float64]) -> float:
         """Negated mutual information at a pose."""
         with torch.no_grad():
             return float(self(torch.zeros(len(self.whitening), dtype=torch.float64),
                               torch.from_numpy(pose @ shift(self.center))))
 
     def _exponential(self, motion: Tensor) -> Tensor:
+        """The matrix (D+1, D+1) of a whitened motion (d,)."""
         return torch.linalg.matrix_exp(torch.einsum("k,kij->ij", self.whitening @ motion, self.generators))
 
 
-def refine_pose(fixed: sitk.Image, moving: sitk.Image, initial: np.ndarray, center: np.ndarray | None = None) -> Result:
+def refine_pose(fixed: sitk.Image, moving: sitk.Image, initial: NDArray[np.float64],
+                center: NDArray[np.float64] | None = None) -> Result:
     """Local refinement of an agent's pose with the standard settings of :class:`Refinement`."""
     return Refinement().register(fixed, moving, initial, center)
 
 
-def normalized_information(fixed: sitk.Image, moving: sitk.Image, pull_back: np.ndarray) -> float:
-    """Normalised mutual information (Studholme et al. 1999) less 1 where the images overlap at a pose, 0 where they
-    hardly do. Unlike mutual information it does not grow as the overlap shrinks, so far-apart poses compare by it."""
-    fixed, moving = working(fixed, Refinement().voxels), working(moving, Refinement().voxels)
+def normalized_information(fixed: sitk.Image, moving: sitk.Image, pull_back: NDArray[np.float64]) -> float:
+    """Normalised mutual information (Studholme et al. 1999) minus 1 over the overlap at a pose; 0 if the overlap is
+    below 5 %. Unlike mutual information it does not grow as the overlap shrinks, so distant poses can be compared."""
+    fixed, moving = downsampled(fixed, Refinement().voxels), downsampled(moving, Refinement().voxels)
     warped = sitk.GetArrayFromImage(sitk.Resample(moving, fixed, matrix_to_sitk(pull_back), sitk.sitkLinear, np.inf))
     inside = np.isfinite(warped)
     values = sitk.GetArrayFromImage(moving)
@@ -198,14 +204,14 @@ def normalized_information(fixed: sitk.Image, moving: sitk.Image, pull_back: np.
 
 
 def _blurred(image: sitk.Image, sigma: float) -> sitk.Image:
-    """Gaussian smoothing, sigma in mm, along the axes long enough for the recursive filter."""
+    """Gaussian smoothing, sigma in mm, along the axes that are long enough for the recursive filter."""
     for axis, size in enumerate(image.GetSize()):
-        if sigma > 0 and size >= 4:
+        if sigma > 0 and size >= SHORTEST_AXIS:
             image = sitk.RecursiveGaussian(image, sigma=sigma, direction=axis)
     return image
 
 
-def _jittered_lattice(shape: tuple[int, ...], samples: int, seed: int) -> np.ndarray:
+def _jittered_lattice(shape: tuple[int, ...], samples: int, seed: int) -> NDArray[np.float64]:
     """About ``samples`` voxel points (N, D), one at a random place in each cell of a regular lattice."""
     last = np.asarray(shape, dtype=np.float64) - 1
     pitch = max(1.0, float((np.prod(shape) / samples) ** (1 / len(shape))))

@@ -4,16 +4,18 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 from time import perf_counter
+from typing import Any
 
 import numpy as np
 import SimpleITK as sitk
+from numpy.typing import NDArray
 
 from regagents.classical.common import Result, checked
 from regenv.data.io.images import normalize
 from regenv.grid import Grid
 from regenv.ops.landmarks import sift_matches
 
-FEWEST_MATCHES = 3   # two fit any similarity, so only a third one says something
+FEWEST_MATCHES = 3   # two matches fit some similarity exactly, so only a third one confirms it
 SCALES = (0.25, 4.0)  # of a plausible fit
 
 
@@ -30,13 +32,13 @@ class SiftSimilarity:
     contrast: float = 0.01
     tolerance: float = 6.0
 
-    def register(self, fixed: sitk.Image, moving: sitk.Image, initial: np.ndarray,
-                 center: np.ndarray | None = None) -> Result:
+    def register(self, fixed: sitk.Image, moving: sitk.Image, initial: NDArray[np.float64],
+                 center: NDArray[np.float64] | None = None) -> Result:
         """Register two 2D images.
 
-        Args: as :meth:`~regagents.classical.MattesMI.register`; ``initial`` is the answer where too few key-points
-            match, and ``center`` is not used.
-        Returns: the fit, with minus its number of inliers as metric; the initial pose with ``inf`` without one.
+        Args: as of :class:`~regagents.classical.common.PoseMethod`; ``center`` is not used.
+        Returns: the fit, with minus its number of inliers as metric; the initial pose with metric ``inf`` if too few
+            key-points match or the fit is implausible.
         Raises: ValueError: the images are not 2D, or do not fit together.
         """
         import cv2
@@ -59,5 +61,6 @@ class SiftSimilarity:
         return Result(np.vstack([fit, [0.0, 0.0, 1.0]]), -float(inliers.sum()), perf_counter() - began, 0)
 
 
-def _plausible(fit: np.ndarray) -> bool:
+def _plausible(fit: NDArray[Any]) -> bool:
+    """Whether the scale of a similarity (2, 3) is one that images of a patient may have."""
     return SCALES[0] <= np.sqrt(np.linalg.det(fit[:, :2])) <= SCALES[1]

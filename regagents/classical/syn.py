@@ -10,12 +10,13 @@ from typing import Any
 
 import numpy as np
 import SimpleITK as sitk
+from numpy.typing import NDArray
 
 from regagents.classical.common import is_flat
 from regagents.classical.deformable import voxels
 from regenv.grid import Grid
 
-METRICS = {"mattes": 32, "CC": 4}   # ANTs' names, and what it calls their sampling: bins, or the window's radius
+METRICS = {"mattes": 32, "CC": 4}   # ANTs' names, and its argument "sampling": bins, or the window's radius
 
 
 @dataclass(frozen=True)
@@ -23,9 +24,9 @@ class SyN:
     """ANTs' SyN without its affine stages, coarse to fine.
 
     Args:
-        metric: "mattes", mutual information; or "CC", local correlation.
-        iterations: of each level, coarsest first, each twice as fine as the one before.
-        step: of the gradient. smoothing: variance of the update's Gaussian, voxels squared.
+        metric: "mattes", mutual information; or "CC", local cross-correlation.
+        iterations: of each level, coarsest first; each level is twice as fine as the one before.
+        step: of the gradient. smoothing: variance of the Gaussian that smooths the update, voxels squared.
     """
 
     metric: str = "CC"
@@ -42,8 +43,8 @@ class SyN:
         """Whether ``antspyx`` is installed."""
         return importlib.util.find_spec("ants") is not None
 
-    def register(self, fixed: sitk.Image, moving: sitk.Image) -> np.ndarray:
-        """Displacement (D, *shape), voxels of the fixed image, array-axis order; zero where one image is flat.
+    def register(self, fixed: sitk.Image, moving: sitk.Image) -> NDArray[np.float32]:
+        """See :class:`~regagents.classical.common.FieldMethod`.
 
         Raises ModuleNotFoundError: ``antspyx`` is not installed.
         """
@@ -64,7 +65,7 @@ class SyN:
 
 
 def _ants(ants: Any, image: sitk.Image) -> Any:
-    """ANTs' image of ours: its arrays are indexed x first."""
+    """SimpleITK's image as ANTs', whose arrays are indexed x first."""
     n = image.GetDimension()
     values = np.ascontiguousarray(sitk.GetArrayFromImage(image).astype(np.float32).T)
     return ants.from_numpy(values, origin=image.GetOrigin(), spacing=image.GetSpacing(),

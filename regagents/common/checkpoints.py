@@ -18,11 +18,11 @@ CARD_VERSION = 1
 
 
 class CheckpointError(ValueError):
-    """A checkpoint that does not fit: names the file, what is wrong and the way out."""
+    """A checkpoint does not fit: the message names the file, what is wrong, and the way out."""
 
 
 def save(path: str | Path, tensors: Mapping[str, Tensor], card: Mapping[str, Any]) -> None:
-    """Write ``path`` (.safetensors) and beside it the card (.json), each by a temporary name and a rename."""
+    """Write ``path`` (.safetensors) and its card (.json) beside it, each to a temporary name that is then renamed."""
     path = Path(path)
     path.parent.mkdir(parents=True, exist_ok=True)
     with atomic(path) as temporary:
@@ -31,15 +31,15 @@ def save(path: str | Path, tensors: Mapping[str, Tensor], card: Mapping[str, Any
         Path(temporary).write_text(json.dumps({"card_version": CARD_VERSION, **card}, indent=2) + "\n")
 
 
-def halved(tensors: Mapping[str, Tensor]) -> dict[str, Tensor]:
-    """The same numbers in half precision, half the size: for weights that are only used, not trained on.
+def half_precision(tensors: Mapping[str, Tensor]) -> dict[str, Tensor]:
+    """The same tensors in half precision, of half the size: for weights that are used, not trained further.
 
     Raises ValueError for a number beyond half precision's range.
     """
     small = {name: tensor.half() if tensor.is_floating_point() else tensor for name, tensor in tensors.items()}
     for name, tensor in small.items():
         if tensor.is_floating_point() and not tensor.isfinite().all():
-            raise ValueError(f"weights: tensor {name} is beyond the range of half precision, or not finite.")
+            raise ValueError(f"weights: tensor {name} has numbers that are not finite, or not in half precision.")
     return small
 
 
@@ -66,7 +66,7 @@ def load(path: str | Path) -> tuple[dict[str, Tensor], dict[str, Any]]:
 
 
 def fit(module: torch.nn.Module, tensors: Mapping[str, Tensor], path: str | Path) -> None:
-    """Load tensors into a module, all of them, each of the right shape. Raises CheckpointError on the first misfit."""
+    """Load all tensors into a module. Raises CheckpointError for the first missing, misshapen or unknown one."""
     wanted = module.state_dict()
     for name, value in wanted.items():
         if name not in tensors:
@@ -81,7 +81,7 @@ def fit(module: torch.nn.Module, tensors: Mapping[str, Tensor], path: str | Path
 
 
 def fit_shared(module: torch.nn.Module, tensors: Mapping[str, Tensor], path: str | Path) -> None:
-    """Load those tensors that the module has too, by name and shape. Raises CheckpointError where there is none."""
+    """Load the tensors that agree with the module's by name and shape. Raises CheckpointError where none does."""
     wanted = module.state_dict()
     shared = {name: value for name, value in tensors.items() if name in wanted and value.shape == wanted[name].shape}
     if not shared:
@@ -90,7 +90,7 @@ def fit_shared(module: torch.nn.Module, tensors: Mapping[str, Tensor], path: str
 
 
 def flatten_optimizer(optimizer: torch.optim.Optimizer) -> dict[str, Tensor]:
-    """State of an optimizer as tensors named "INDEX.KEY"."""
+    """An optimizer's state, as tensors named "INDEX.KEY"."""
     return {f"{index}.{key}": torch.as_tensor(value) for index, state in optimizer.state_dict()["state"].items()
             for key, value in state.items()}
 

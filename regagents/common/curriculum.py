@@ -1,4 +1,4 @@
-"""How training rises from easy to hard."""
+"""How training goes from easy to hard."""
 
 from __future__ import annotations
 
@@ -7,9 +7,12 @@ from dataclasses import dataclass
 
 @dataclass(frozen=True)
 class Curriculum:
-    """How a source's difficulty and the range of starting poses grow over training: linearly between two shares of it.
+    """How a source's difficulty and the range of starting poses grow: linearly between two shares of training.
 
-    All at once nothing is learnt from scratch (loss flat for thousands of batches); with the rise it is learnt at once.
+    At full difficulty, training from scratch does not begin to learn (its loss is flat for thousands of batches); with
+    the rise it learns from the first batches on.
+
+    Args: start, end: shares of training between which they grow; difficulty, reach: their first and last values.
     """
 
     start: float = 0.15
@@ -22,3 +25,8 @@ class Curriculum:
         rise = min(max((progress - self.start) / max(self.end - self.start, 1e-9), 0.0), 1.0)
         return {name: low + (high - low) * rise
                 for name, (low, high) in (("difficulty", self.difficulty), ("reach", self.reach))}
+
+
+def options_at(curriculum: Curriculum | None, progress: float) -> dict[str, float]:
+    """Reset options at a share of training in [0, 1]; none without a curriculum."""
+    return {} if curriculum is None else curriculum.at(progress)

@@ -1,12 +1,13 @@
-"""Training of one network by several processes, each on its own pairs: what they add to it is averaged.
+"""Training of one network by several processes, each on its own pairs: gradients are averaged over processes.
 
 Started by torchrun, on one machine or many:
 
     torchrun --nproc-per-node 2 -m regagents train digits-spac --out runs/digits-spac
     torchrun --nnodes 2 --nproc-per-node 8 --rdzv-backend c10d --rdzv-endpoint HEAD:29500 -m regagents train ...
 
-Every process begins from the same weights, draws pairs of its own, and after every backward pass has the mean of all
-gradients: what DistributedDataParallel does, for algorithms that call parts of their networks many times an update.
+Every process begins from the same weights and draws its own pairs; after every backward pass each has the mean of all
+gradients. DistributedDataParallel does the same for networks that are called once an update; the algorithms here call
+parts of theirs several times.
 """
 
 from __future__ import annotations
@@ -31,8 +32,10 @@ def world() -> int:
 
 @contextmanager
 def group(device: str) -> Iterator[str]:
-    """Join the other processes of torchrun, by NCCL on CUDA and by Gloo elsewhere; gives this process's device. Without
-    torchrun, and where they are joined already, nothing is done."""
+    """Join the other processes of torchrun, by NCCL on CUDA and by Gloo elsewhere; yields this process's device.
+
+    Without torchrun, or if they are joined already, nothing is done.
+    """
     if "RANK" not in os.environ or dist.is_initialized():
         yield device
         return
@@ -48,7 +51,7 @@ def group(device: str) -> Iterator[str]:
 
 
 def average(parameters: Iterable[torch.nn.Parameter]) -> None:
-    """Give every process the mean of all processes' gradients; a missing one counts as zero."""
+    """Replace gradients by their mean over all processes; a missing gradient counts as zero."""
     if world() == 1:
         return
     mine = list(parameters)

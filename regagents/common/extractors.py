@@ -1,4 +1,4 @@
-"""Feature extractors for image pairs in 2D and 3D, with their own scaling: SB3 flattens volumes and scales none."""
+"""Feature extractors for image pairs in 2D and 3D, with their own scaling; SB3's own flatten volumes unscaled."""
 
 from __future__ import annotations
 
@@ -20,10 +20,10 @@ CHANNELS_LAST = {2: torch.channels_last, 3: torch.channels_last_3d}
 
 def convolved(image: Tensor, weight: Tensor, bias: Tensor | None, padding: Sequence[int] = (1, 1, 1),
               stride: Sequence[int] = (1, 1, 1)) -> Tensor:
-    """Convolution of volumes (B, C, *shape), which leaves channels last where they are.
+    """Convolution of volumes (B, C, *shape), which keeps the channels-last layout.
 
-    A kernel of one voxel is a linear layer. In float32 on the CPU others are oneDNN's, several times as fast as what
-    torch takes for small volumes.
+    A kernel of one voxel is computed as a linear layer; others, in float32 on the CPU, by oneDNN, which is several
+    times as fast as torch's choice for small volumes.
     """
     if weight[0, 0].numel() == 1 and set(stride) == {1} and set(padding) == {0}:
         return F.linear(image.movedim(1, -1), weight.flatten(1), bias).movedim(-1, 1)
@@ -46,8 +46,8 @@ CONV = {2: nn.Conv2d, 3: Conv3d}
 class ImageExtractor(BaseFeaturesExtractor):
     """Base of the extractors: (B, C, *shape) observations, uint8 or float32, to features (B, features_dim).
 
-    uint8 is scaled to [0, 1] here (policies must be built with ``normalize_images=False``). On the CPU in training the
-    layers run in bfloat16 where the processor has it, with channels last: three times the speed of float32.
+    uint8 is scaled to [0, 1] here (policies must be built with ``normalize_images=False``). Channels lie last: with
+    ``amp``, training in bfloat16 is then three times as fast as in float32 on a CPU that supports it.
     """
 
     def __init__(self, observation_space: gym.spaces.Box, layers: nn.Sequential, head: list[int], norm: bool,
@@ -86,10 +86,10 @@ class CompactCNN(ImageExtractor):
 
 
 class DictCNN(BaseFeaturesExtractor):
-    """CompactCNN on all images of a Dict observation, as channels; what is no image goes past it as it is.
+    """CompactCNN on all images of a Dict observation, as channels; other entries are appended to its features.
 
     Images are entries (C, *shape) of one shape, uint8 from 0 to 255 or 0 to 1 (masks), or float32; each is scaled by
-    its space's larger bound, so that displacements, too, are within 1. Args: as CompactCNN's.
+    its space's upper bound, so that displacements, too, are within [-1, 1]. Args: as of CompactCNN.
     Raises ValueError where there is no image, or images of several shapes.
     """
 
@@ -131,7 +131,7 @@ class LiaoCNN(ImageExtractor):
 class SunCNN(ImageExtractor):
     """The convolutions of Sun et al. 2018, table 1: C16-8-S4, C16-4-S2, C32-4-S2, FC256, each followed by ELU.
 
-    Raises ValueError for images of fewer than 44 voxels along an axis, of which the strides leave nothing.
+    Raises ValueError for images of fewer than 44 voxels along an axis, which are too small for the strides.
     """
 
     def __init__(self, observation_space: gym.spaces.Box, features_dim: int = 256) -> None:
@@ -147,7 +147,7 @@ class SunCNN(ImageExtractor):
 
 
 class DualStreamCNN(BaseFeaturesExtractor):
-    """The network of Krebs et al. 2017 (figure 1b): a stream of its own for the fixed and for the moving image, three
+    """The network of Krebs et al. 2017 (figure 1b): one stream for the fixed and one for the moving image, of three
     3^D convolutions (32, 64, 64) with max pooling after the first two, then dense layers of 128, 128, 64 on both
     together; batch normalisation and ReLU after each layer.
 
@@ -169,7 +169,7 @@ class DualStreamCNN(BaseFeaturesExtractor):
             memory_format=CHANNELS_LAST[ndim])  # type: ignore[call-overload]
         with torch.no_grad():
             self.eval()
-            width = self._looked(torch.zeros(1, *observation_space.shape)).shape[1]
+            width = self._streamed(torch.zeros(1, *observation_space.shape)).shape[1]
             self.train()
         layers: list[nn.Module] = []
         for before, after in zip([width, *dense[:-1]], dense, strict=True):
@@ -184,7 +184,7 @@ class DualStreamCNN(BaseFeaturesExtractor):
             layers += [POOL[ndim](2, ceil_mode=True)] if number < 2 else []
         return nn.Sequential(*layers, nn.Flatten())
 
-    def _looked(self, image: Tensor) -> Tensor:
+    def _streamed(self, image: Tensor) -> Tensor:
         """Both streams' features (B, F)."""
         if max(self.shrink) > 1:
             image = AVERAGE[self.ndim](image, self.shrink, ceil_mode=True)
@@ -194,4 +194,4 @@ class DualStreamCNN(BaseFeaturesExtractor):
 
     def forward(self, observations: Tensor) -> Tensor:
         image = observations.to(torch.float32)
-        return self.head(self._looked(image / 255 if self.byte else image)).float()
+        return self.head(self._streamed(image / 255 if self.byte else image)).float()

@@ -1,7 +1,8 @@
-"""Where the parts of a long job run: here, in processes, or on a Ray cluster. What is finished is not done again.
+"""Parts of a long job, run in this process, in several, or on a Ray cluster. Finished parts are not run again.
 
-A cluster is started as Ray says (``ray start --head`` on one machine, ``ray start --address=HEAD:6379`` on others) and
-found by ``RAY_ADDRESS``; without it Ray starts on this machine alone. Ray's token authentication stays as it is set.
+Start a cluster with Ray's own commands (``ray start --head`` on one machine, ``ray start --address=HEAD:6379`` on the
+others) and name it in ``RAY_ADDRESS``; without that variable Ray starts on this machine alone. Ray's token
+authentication is left as it is set.
 """
 
 from __future__ import annotations
@@ -25,35 +26,37 @@ ENGINES = ("serial", "processes", "ray")
 
 
 class Ledger:
-    """Finished results, one JSON line each, in a file that begins with what they are of.
+    """Finished results in a file, one JSON line each. The first line states what they depend on.
 
-    Args: path: of the file; about: whatever the results depend on, as JSON. A last line that was cut short is dropped.
-    Raises ValueError where the file is of something else, or damaged before its last line.
+    A last line that was cut short is dropped.
+
+    Args: path: of the file; about: what the results depend on, as JSON.
+    Raises: ValueError: the file's results depend on something else, or a line before the last is damaged.
     """
 
     def __init__(self, path: str | Path, about: Mapping[str, Any]) -> None:
         self.path = Path(path)
         self.results: dict[str, Any] = {}
-        told = json.loads(json.dumps(about, default=str))
+        stated = json.loads(json.dumps(about, default=str))
         lines = self.path.read_text().split("\n") if self.path.is_file() else []
-        whole = lines[:-1]  # what follows the last line's end was being written
+        whole = lines[:-1]  # a line without its end was cut short
         for number, line in enumerate(whole):
             try:
                 entry = json.loads(line)
                 if number:
                     self.results[entry["key"]] = entry["result"]
-                elif entry != told:
-                    differing = sorted(key for key in {*told, *entry} if told.get(key) != entry.get(key))
+                elif entry != stated:
+                    differing = sorted(key for key in {*stated, *entry} if stated.get(key) != entry.get(key))
                     raise ValueError(f"{self.path}: {differing[0]} is {entry.get(differing[0])!r} there and "
-                                     f"{told.get(differing[0])!r} here; use another folder or delete it.")
+                                     f"{stated.get(differing[0])!r} here; use another folder or delete it.")
             except (json.JSONDecodeError, KeyError, TypeError, AttributeError):
                 raise ValueError(f"{self.path}: line {number + 1} is damaged; delete the file, or that line.") from None
         self.path.parent.mkdir(parents=True, exist_ok=True)
         with atomic(self.path) as temporary:
-            temporary.write_text("".join(f"{line}\n" for line in (whole or [json.dumps(told)])))
+            temporary.write_text("".join(f"{line}\n" for line in (whole or [json.dumps(stated)])))
 
     def add(self, key: str, result: Any) -> None:
-        """Keep a result, on disk before this returns."""
+        """Keep a result. It is on disk when this returns."""
         self.results[key] = result
         with self.path.open("a") as file:
             file.write(json.dumps({"key": key, "result": result}) + "\n")
@@ -63,14 +66,16 @@ class Ledger:
 
 def run(function: Callable[..., Any], jobs: Mapping[str, tuple[Any, ...]], engine: str = "serial",
         workers: int | None = None, ledger: Ledger | None = None) -> Iterator[tuple[str, Any]]:
-    """``(key, function(*arguments))`` of every job: those in the ledger first, others as they are finished.
+    """``(key, function(*arguments))`` of every job: those in the ledger first, the others as they finish.
+
+    An error in a job ends the run; the ledger keeps the results until then.
 
     Args:
-        function: of a module, of arguments and with results that can be pickled, and be JSON where there is a ledger.
-        engine: "serial", "processes" (spawned, a thread each) or "ray" (needs the extra ``ray``).
-        workers: how many at once; default a process a core, or what the cluster has.
-    Raises ValueError for an unknown engine or number, and without Ray. What a job raises ends the run; the
-    ledger keeps what was finished.
+        function: defined at the top of a module. Its arguments and results can be pickled; with a ledger, results are
+            JSON.
+        engine: "serial", "processes" (spawned, one thread each) or "ray" (needs the extra ``ray``).
+        workers: how many jobs run at once; default one a core, here or in the cluster.
+    Raises: ValueError: an unknown engine, no workers, or Ray is not installed.
     """
     if engine not in ENGINES:
         raise ValueError(f"engine is {engine!r}; it must be one of {', '.join(ENGINES)}.")
@@ -79,7 +84,7 @@ def run(function: Callable[..., Any], jobs: Mapping[str, tuple[Any, ...]], engin
     known = {} if ledger is None else ledger.results
     yield from [(key, known[key]) for key in jobs if key in known]
     left = {key: arguments for key, arguments in jobs.items() if key not in known}
-    for key, result in {"serial": _serial, "processes": _processes, "ray": _ray}[engine](function, left, workers):
+    for key, result in _ENGINES[engine](function, left, workers):
         if ledger is not None:
             ledger.add(key, result)
         yield key, result
@@ -110,21 +115,24 @@ def _ray(function: Callable[..., Any], jobs: Mapping[str, tuple[Any, ...]],
     remote = ray.remote(num_cpus=1)(function)
     waiting = list(jobs.items())
     running: dict[Any, str] = {}
-    most = workers or max(1, int(ray.cluster_resources().get("CPU", 1)))
+    limit = workers or max(1, int(ray.cluster_resources().get("CPU", 1)))
     try:
         while waiting or running:
-            while waiting and len(running) < most:
+            while waiting and len(running) < limit:
                 key, arguments = waiting.pop(0)
                 running[remote.remote(*arguments)] = key
             for done in ray.wait(list(running), num_returns=1)[0]:
                 yield running.pop(done), ray.get(done)
     finally:
-        for left in running:
-            ray.cancel(left)
+        for unfinished in running:
+            ray.cancel(unfinished)
+
+
+_ENGINES = {"serial": _serial, "processes": _processes, "ray": _ray}
 
 
 def ray_started() -> Any:
-    """Ray, connected to the cluster of RAY_ADDRESS or started here. Raises ValueError without it."""
+    """Ray, connected to the cluster of RAY_ADDRESS or started here. Raises ValueError where it is not installed."""
     try:
         ray = importlib.import_module("ray")
     except ImportError as error:

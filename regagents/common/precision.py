@@ -1,4 +1,4 @@
-"""In which numbers networks are fastest: half as long ones, where the device has instructions for them."""
+"""The fastest precision of networks: bfloat16 where the processor supports it."""
 
 from __future__ import annotations
 
@@ -6,8 +6,7 @@ import torch
 
 
 def fast_dtype(device: torch.device | str) -> torch.dtype:
-    """bfloat16 where the device computes in it, else float32: without such instructions it takes three times as long.
-    """
+    """bfloat16 where the device has instructions for it, else float32: without them bfloat16 is three times as slow."""
     if torch.device(device).type == "cuda":
         fast = torch.cuda.is_bf16_supported(including_emulation=False)
     else:
@@ -16,6 +15,6 @@ def fast_dtype(device: torch.device | str) -> torch.dtype:
 
 
 def mixed(device: torch.device | str, enabled: bool = True) -> torch.autocast:
-    """Networks within it compute in :func:`fast_dtype`."""
+    """A context in which networks compute in :func:`fast_dtype`; in float32 if not ``enabled``."""
     dtype = fast_dtype(device)
     return torch.autocast(torch.device(device).type, torch.bfloat16, enabled=enabled and dtype == torch.bfloat16)

@@ -1,7 +1,7 @@
-"""Policies with which Stable-Baselines3's algorithms see image pairs: ours in place of its feature extractors.
+"""Policies of Stable-Baselines3 with this project's feature extractors, for image pairs in 2D and 3D.
 
-SB3 flattens volumes, and takes no image smaller than 36 pixels. A policy here is SB3's (or sb3-contrib's) own, that
-looks with :class:`CompactCNN` (:class:`DictCNN` at Dict observations), which does its own scaling:
+SB3's own extractors flatten volumes and refuse images smaller than 36 pixels. A policy here is SB3's (or sb3-contrib's)
+with :class:`CompactCNN` (:class:`DictCNN` for Dict observations), which does its own scaling:
 
     PPO(PairPolicy, SB3VecEnv(gym.make_vec("RegRigid3D-v0", num_envs=8, autoreset_mode="SameStep")))
 """
@@ -25,21 +25,21 @@ from stable_baselines3.td3.policies import TD3Policy
 from regagents.common.extractors import CompactCNN, DictCNN
 
 
-class Looking:
-    """A policy that looks with CompactCNN or DictCNN unless told otherwise."""
+class PairFeatures:
+    """A policy whose feature extractor is CompactCNN or DictCNN, where none is given."""
 
     defaults: ClassVar[dict[str, Any]] = {"normalize_images": False}
 
-    def __init__(self, observation_space: gym.Space, *args: Any, **kwargs: Any) -> None:
+    def __init__(self, observation_space: gym.Space[Any], *args: Any, **kwargs: Any) -> None:
         extractor = DictCNN if isinstance(observation_space, gym.spaces.Dict) else CompactCNN
         super().__init__(observation_space, *args,  # type: ignore[call-arg]
                          **{**self.defaults, "features_extractor_class": extractor, **kwargs})
 
 
-class ActorCritic(Looking):
-    """Without orthogonal initialisation, which torch cannot do on weights that lie channels last."""
+class ActorCritic(PairFeatures):
+    """Policies without orthogonal initialisation, which torch cannot do on channels-last weights."""
 
-    defaults: ClassVar[dict[str, Any]] = {**Looking.defaults, "ortho_init": False}
+    defaults: ClassVar[dict[str, Any]] = {**PairFeatures.defaults, "ortho_init": False}
 
 
 class PairPolicy(ActorCritic, ActorCriticPolicy):
@@ -54,20 +54,20 @@ class PairLstmPolicy(ActorCritic, RecurrentActorCriticPolicy):
     """Of RecurrentPPO."""
 
 
-class PairQPolicy(Looking, DQNPolicy):
+class PairQPolicy(PairFeatures, DQNPolicy):
     """Of DQN."""
 
 
-class PairSACPolicy(Looking, SACPolicy):
+class PairSACPolicy(PairFeatures, SACPolicy):
     """Of SAC."""
 
 
-class PairTD3Policy(Looking, TD3Policy):
+class PairTD3Policy(PairFeatures, TD3Policy):
     """Of TD3 and DDPG."""
 
 
 class NoisyTD3(TD3):
-    """TD3 that explores with normal noise on actions of any shape. Args: noise_std: of it, in shares of the bounds."""
+    """TD3 that explores with normal noise on actions of any shape. Args: noise_std: of actions scaled to [-1, 1]."""
 
     def __init__(self, *args: Any, noise_std: float = 0.1, **kwargs: Any) -> None:
         self.noise_std = noise_std
@@ -80,5 +80,5 @@ class NoisyTD3(TD3):
         self.action_noise = NormalActionNoise(np.zeros(shape), np.full(shape, self.noise_std))
 
 
-class PairTQCPolicy(Looking, TQCPolicy):
+class PairTQCPolicy(PairFeatures, TQCPolicy):
     """Of TQC."""

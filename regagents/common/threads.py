@@ -1,4 +1,4 @@
-"""How many threads a piece of work gets."""
+"""Contexts that limit the number of threads."""
 
 from __future__ import annotations
 
@@ -12,11 +12,11 @@ import torch
 
 @contextmanager
 def one_thread() -> Iterator[None]:
-    """SimpleITK and torch on one thread; both settings are put back.
+    """SimpleITK and torch on one thread; both settings are restored.
 
-    Sums of several threads come in another order each time. And many small operations lose more to waking threads than
-    they win: on a machine with other work, ten times over. SimpleITK's global default is used because the registration
-    method's own setting does not reach all of its parts.
+    Several threads add up in another order each time. Many small operations are slower on several threads: on a busy
+    machine, ten times. SimpleITK's global default is set because the registration method's own setting does not reach
+    all of its parts.
     """
     before, torch_before = sitk.ProcessObject.GetGlobalDefaultNumberOfThreads(), torch.get_num_threads()
     sitk.ProcessObject.SetGlobalDefaultNumberOfThreads(1)
@@ -30,8 +30,11 @@ def one_thread() -> Iterator[None]:
 
 @contextmanager
 def single_threaded() -> Iterator[None]:
-    """Processes that are started within it get a thread each: setting torch's threads later is not enough, several
-    pools of threads on few cores are ten times slower than one thread each."""
+    """Processes that are started in this context have one thread each.
+
+    Setting torch's threads once a process runs is not enough, and several pools of threads on few cores are ten times
+    slower than one thread each.
+    """
     names = ("OMP_NUM_THREADS", "NUMBA_NUM_THREADS")
     before = {name: os.environ.get(name) for name in names}
     os.environ.update(dict.fromkeys(names, "1"))

@@ -17,8 +17,8 @@ class DSLPolicy(DQNPolicy):
     """SB3's DQN policy over an image extractor: features, one linear layer, one output per action.
 
     ``best_odds`` turns on the paper's randomisation at test time: one of the best actions is taken with these
-    probabilities (best first). ``action_weights`` (A,) turn outputs into values: an expert that states its targets per
-    unit of the step (DistanceDrop) is followed by step size times output, the whole decrease that an action brings.
+    probabilities (best first). ``action_weights`` (A,) turn outputs into values: of an expert whose targets are per
+    unit of the step (DistanceDrop), step size times output is the whole decrease that an action brings.
     """
 
     action_weights: Tensor
@@ -36,8 +36,7 @@ class DSLPolicy(DQNPolicy):
         self.register_buffer("action_weights", torch.ones(int(action_space.n)), persistent=False)
 
     def _predict(self, obs: Any, deterministic: bool = True, allowed: Tensor | None = None) -> Tensor:
-        """Actions (B,). Args: allowed (B, A) bool: actions that will have an effect; where there is none, any is taken.
-        """
+        """Actions (B,). Args: allowed (B, A) bool: actions that may be taken; in a lane without any, all may be."""
         values = self.q_net(obs) * self.action_weights
         if allowed is not None:
             values = values.masked_fill(~allowed & allowed.any(1, keepdim=True), REJECTED)
@@ -48,7 +47,7 @@ class DSLPolicy(DQNPolicy):
         return values.topk(odds.shape[1], dim=1).indices.gather(1, rank).squeeze(1)
 
     def play(self, observation: Any, allowed: Tensor | None, memory: None) -> tuple[Tensor, None]:
-        """See :class:`regagents.common.player.Player`: no rejected action is taken; the best one, or by ``best_odds``."""
+        """See :class:`regagents.common.player.Player`: the best allowed action, or one of them by ``best_odds``."""
         return self._predict(observation, True, allowed), None
 
     def _get_constructor_parameters(self) -> dict[str, Any]:

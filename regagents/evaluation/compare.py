@@ -13,25 +13,24 @@ from typing import Any
 
 import numpy as np
 import torch
+from numpy.typing import NDArray
 from stable_baselines3.common.callbacks import BaseCallback
 
-from regagents.classical.deformable import Demons, FreeForm
-from regagents.common import jobs as engines
+from regagents.common import jobs
 from regagents.common.threads import one_thread
-from regagents.evaluation.dense import Metrics, searched
-from regagents.evaluation.evaluate import evaluate
-from regagents.evaluation.methods import Policy
-from regagents.evaluation.pairs import Chunk, _pairs_of, drawn
+from regagents.evaluation.evaluate import evaluate, measured
+from regagents.evaluation.methods import MULTI, Found, Policy, baselines_of, default_baselines, method_named
+from regagents.evaluation.pairs import Chunk, chunks, of_pairs, task_of
 from regagents.training import zoo
 from regenv.atomic import atomic
-from regenv.registry import build
-from regenv.state import EpisodeState
+from regenv.registry import CATALOGUE, build
 from regenv.task import SUCCESS_MM, Task
+from regenv.tasks.keypoint import keypoint
 
 POINTS = 10             # of a learning curve
 DRAWS, CONFIDENCE = 2000, 95
-LINEAR = ("initial", "mi")
-DEFORMING: dict[str, Callable[[], Any] | None] = {"initial": None, "demons": Demons, "free-form": FreeForm}
+TRE, DICE = "TRE, mm", "Dice"
+TITLES = {"tre_mm": TRE, "dice": DICE}
 
 
 @dataclass(frozen=True)
@@ -43,10 +42,10 @@ class Entry:
     """
 
     method: str
-    scores: np.ndarray
+    scores: NDArray[np.float64]
     seconds_per_pair: float
-    steps: np.ndarray = field(default_factory=lambda: np.zeros(0))
-    curves: np.ndarray = field(default_factory=lambda: np.zeros((0, 0)))
+    steps: NDArray[np.float64] = field(default_factory=lambda: np.zeros(0))
+    curves: NDArray[np.float64] = field(default_factory=lambda: np.zeros((0, 0)))
     seconds: float = 0.0
 
 
@@ -120,17 +119,15 @@ class Comparison:
         plt.close(figure)
 
 
-TRE, DICE = "TRE, mm", "Dice"
 
-
-def iqm(scores: np.ndarray) -> float:
+def iqm(scores: NDArray[np.float64]) -> float:
     """Interquartile mean: the mean without the lowest and the highest quarter, as rliable has it."""
     ordered = np.sort(scores, axis=None)
     cut = int(0.25 * ordered.size)
     return float(ordered[cut: ordered.size - cut].mean())
 
 
-def interval(scores: np.ndarray, draws: int = DRAWS, seed: int = 0) -> tuple[float, float]:
+def interval(scores: NDArray[np.float64], draws: int = DRAWS, seed: int = 0) -> tuple[float, float]:
     """95 % percentile bootstrap interval of the interquartile mean of (runs, pairs): for each pair runs are drawn anew,
     with replacement (stratified, as in Agarwal et al. 2021, "Deep RL at the edge of the statistical precipice")."""
     rng = np.random.default_rng(seed)
@@ -146,15 +143,16 @@ def compare(env_id: str, agents: Sequence[str], budget: int, pairs: int = 64, se
             workers: int | None = None, progress: Callable[[str, float], None] | None = None) -> Comparison:
     """Train agents with the zoo's settings for ``budget`` environment steps each, and measure all on the same pairs.
 
-    Agents play to the time limit. Finished runs are kept in ``OUT.jsonl``; a run that was interrupted goes on from it.
+    Agents play to the time limit. Poses and key-point ids are measured by the landmark error, other displacements by
+    Dice. Finished runs are kept in ``OUT.jsonl``; a comparison that was interrupted goes on from it.
 
     Args:
         env_id: an id of regenv; agents: of ``regagents.training.zoo.ALGORITHMS``, with settings for it.
         pairs, seed: held-out pair i is what the id gives for seed ``seed + i``; seeds: runs of each agent, 0, 1, ...
-        env_kwargs: of training and measuring; they go before the settings'. held_out: those of measuring that differ,
-            such as ``{"source": {"name": "digits", "split": "test"}}``.
-        baselines: "initial" and "mi" of linear ids (also those of :func:`regagents.evaluation.evaluate.evaluate`), "initial",
-            "demons" and "free-form" of deforming ones; default all.
+        env_kwargs: of training and measuring; they replace those of the settings. held_out: those of measuring that
+            differ, such as ``{"source": {"name": "digits", "split": "test"}}``.
+        baselines: names of :func:`regagents.evaluation.evaluate.evaluate`'s classical methods; default "initial" and
+            "mi" for poses, all that are installed for displacements.
         engine, workers: see :func:`regagents.common.jobs.run`.
         progress: called with what was finished and the share of all.
     Raises: ValueError: an unknown name, a number out of range, or a ledger of another comparison.
@@ -162,41 +160,68 @@ def compare(env_id: str, agents: Sequence[str], budget: int, pairs: int = 64, se
     for name, value in (("budget", budget), ("pairs", pairs), ("seeds", seeds)):
         if value < 1:
             raise ValueError(f"compare: {name} is {value}; it must be at least 1.")
-    if not agents or len(set(agents)) < len(agents):
-        raise ValueError(f"compare: agents are {', '.join(agents) or 'none'}; name each once.")
-    games = {agent: {**zoo.settings(agent, env_id).env_kwargs, **(env_kwargs or {})} for agent in agents}
-    grids = {name: build(env_id, **games[name]).grid for name in agents}
-    for name, grid in grids.items():
-        if grid != grids[agents[0]]:
-            raise ValueError(f"compare: {name} plays on {grid.shape} voxels of {grid.spacing} mm, {agents[0]} on "
-                             f"{grids[agents[0]].shape} of {grids[agents[0]].spacing} mm; set size and spacing.")
-    measured = {**_pairs_of(games[agents[0]]), **(env_kwargs or {}), **(held_out or {})}
-    deforming = not build(env_id, **measured).transform.linear
-    names = tuple(DEFORMING if deforming else LINEAR) if baselines is None else tuple(baselines)
-    if deforming and not set(names) <= set(DEFORMING):
-        raise ValueError(f"compare: baselines are {', '.join(names)}; of a deforming id they are "
-                         f"{', '.join(DEFORMING)}.")
+    trained_on = _environments(env_id, agents, env_kwargs or {})
+    measured_on = {**of_pairs(trained_on[agents[0]]), **(env_kwargs or {}), **(held_out or {})}
+    measure, names = first_measure(env_id, measured_on), _classical_names(env_id, measured_on, baselines)
     out = Path(out)
-    kept = engines.Ledger(out.with_name(f"{out.name}.jsonl"), {
+    ledger = jobs.Ledger(out.with_name(f"{out.name}.jsonl"), {
         "env": env_id, "env_kwargs": dict(env_kwargs or {}), "held_out": dict(held_out or {}), "budget": budget,
         "pairs": pairs, "seed": seed})
-    jobs: dict[str, tuple[Any, ...]] = {f"{name}": (env_id, measured, name, pairs, seed) for name in names}
-    told, results = progress or (lambda name, share: None), {}
-    runs_of = {agent: [f"{agent} {run} {_digest(zoo.settings(agent, env_id), games[agent], measured)}"
-                       for run in range(seeds)] for agent in agents}
-    training = {runs_of[agent][run]: (env_id, games[agent], measured, agent, run, budget, pairs, seed)
-                for run in range(seeds) for agent in agents}
-    for function, part in ((_classical, jobs), (_trained, training)):
-        for key, result in engines.run(function, part, engine, workers, kept):
+    keys = {name: f"{name} {_digest(method_named(name, task_of(env_id, measured_on)), measured_on)}" for name in names}
+    runs = {agent: [f"{agent} {run} {_digest(zoo.settings(agent, env_id), trained_on[agent], measured_on)}"
+                    for run in range(seeds)] for agent in agents}
+    searching: dict[str, tuple[Any, ...]] = {
+        keys[name]: (env_id, measured_on, name, pairs, seed, measure) for name in names}
+    training: dict[str, tuple[Any, ...]] = {
+        runs[agent][run]: (env_id, trained_on[agent], measured_on, agent, run, budget, pairs, seed, measure)
+        for run in range(seeds) for agent in agents}
+    results: dict[str, Any] = {}
+    for function, parts in ((_classical, searching), (_trained, training)):
+        for key, result in jobs.run(function, parts, engine, workers, ledger):
             results[key] = result
-            told(key, len(results) / (len(jobs) + len(training)))
-    entries = [Entry(name, np.array([results[name]["scores"]]), results[name]["seconds_per_pair"]) for name in names]
-    for agent in agents:
-        runs = [results[key] for key in runs_of[agent]]
-        seconds, per_pair = (float(np.mean([run[name] for run in runs])) for name in ("seconds", "seconds_per_pair"))
-        entries.append(Entry(agent, np.array([run["scores"] for run in runs]), per_pair, np.array(runs[0]["steps"]),
-                             np.array([run["curve"] for run in runs]), seconds))
-    return Comparison(env_id, measured, budget, pairs, seeds, DICE if deforming else TRE, tuple(entries))
+            if progress is not None:
+                progress(key, len(results) / (len(searching) + len(training)))
+    entries = [Entry(name, np.array([results[keys[name]]["scores"]]), results[keys[name]]["seconds_per_pair"])
+               for name in names]
+    entries += [_entry(agent, [results[key] for key in runs[agent]]) for agent in agents]
+    return Comparison(env_id, measured_on, budget, pairs, seeds, TITLES[measure], tuple(entries))
+
+
+def first_measure(env_id: str, env_kwargs: Mapping[str, Any]) -> str:
+    """The measure that says most of an id: "tre_mm" where it asks for poses or has key-points, else "dice"."""
+    task = task_of(env_id, env_kwargs)
+    return "tre_mm" if task.transform.linear or CATALOGUE[env_id].builder is keypoint else "dice"
+
+
+def scored(chunk: Chunk, found: Found, measure: str) -> list[float]:
+    """The measure of those pairs of a chunk for which it is defined. Raises ValueError where it is so for none."""
+    values = [value for value in measured(chunk, found, (measure,)).get(measure, []) if value is not None]
+    if not values:
+        raise ValueError(f"compare: {chunk.env} has no {TITLES[measure]} here: its pairs have no labels or landmarks.")
+    return values
+
+
+def _environments(env_id: str, agents: Sequence[str], env_kwargs: Mapping[str, Any]) -> dict[str, dict[str, Any]]:
+    """The arguments of each agent's environment. Raises ValueError for agents that cannot see the same pairs."""
+    if not agents or len(set(agents)) < len(agents):
+        raise ValueError(f"compare: agents are {', '.join(agents) or 'none'}; name each once.")
+    found = {agent: {**zoo.settings(agent, env_id).env_kwargs, **env_kwargs} for agent in agents}
+    grids = {agent: build(env_id, **arguments).grid for agent, arguments in found.items()}
+    for agent, grid in grids.items():
+        if grid != grids[agents[0]]:
+            raise ValueError(f"compare: {agent} plays on {grid.shape} voxels of {grid.spacing} mm, {agents[0]} on "
+                             f"{grids[agents[0]].shape} of {grids[agents[0]].spacing} mm; set size and spacing.")
+    return found
+
+
+def _classical_names(env_id: str, env_kwargs: Mapping[str, Any], given: Sequence[str] | None) -> tuple[str, ...]:
+    """The classical methods to be measured. Raises ValueError for those that the id's pairs do not have."""
+    task = task_of(env_id, env_kwargs)
+    names = default_baselines(task) if given is None else tuple(given)
+    known = [name for name in baselines_of(task) if name != MULTI]
+    if not set(names) <= set(known):
+        raise ValueError(f"compare: baselines are {', '.join(names)}; for {env_id} they are {', '.join(known)}.")
+    return names
 
 
 def _digest(*what: Any) -> str:
@@ -204,70 +229,67 @@ def _digest(*what: Any) -> str:
     return hashlib.sha256(repr(what).encode()).hexdigest()[:8]
 
 
-def scored(task: Task, state: EpisodeState) -> list[float]:
-    """Of each pair the mean Dice where the task deforms, else the landmark error, mm."""
-    if task.transform.linear:
-        return state.tre.tolist()
-    return Metrics.of(state, state.displacement, task.grid).dice.tolist()
-
-
 @one_thread()
-def _classical(env_id: str, arguments: Mapping[str, Any], name: str, pairs: int, seed: int) -> dict[str, Any]:
+def _classical(env_id: str, env_kwargs: Mapping[str, Any], name: str, pairs: int, seed: int,
+               measure: str) -> dict[str, Any]:
     """Scores of a classical method, and its seconds a pair."""
-    if build(env_id, **arguments).transform.linear:
-        row = evaluate(env_id, [name], pairs, seed, arguments).rows[0]
-        return {"scores": list(row.errors_mm), "seconds_per_pair": row.seconds}
-    make, scores, chunks = DEFORMING[name], [], drawn(env_id, arguments, pairs, seed)
-    begun = perf_counter()
-    for chunk in chunks:
-        grid = chunk.core.task.grid
-        field = None if make is None else searched(make(), chunk.state, grid)
-        scores += Metrics.of(chunk.state, field, grid).dice.tolist()
-    return {"scores": scores, "seconds_per_pair": (perf_counter() - begun) / pairs}
+    row = evaluate(env_id, [name], pairs, seed, env_kwargs, measures=(measure,)).rows[0]
+    return {"scores": row.values(measure).tolist(), "seconds_per_pair": row.seconds}
 
 
-def _trained(env_id: str, game: Mapping[str, Any], measured: Mapping[str, Any], algo: str, run: int, budget: int,
-             pairs: int, seed: int) -> dict[str, Any]:
-    """An agent's run: its learning curve, and its scores at the end."""
+def _trained(env_id: str, trained_on: Mapping[str, Any], measured_on: Mapping[str, Any], algo: str, run: int,
+             budget: int, pairs: int, seed: int, measure: str) -> dict[str, Any]:
+    """A training run of an agent: its learning curve, and its scores at the end."""
     torch.set_num_threads(1)
-    agent = zoo.create(algo, env_id, run, env_kwargs=game)
-    task = build(env_id, **{**game, **{key: value for key, value in measured.items() if key != "source"}})
-    exam = EvalCallback(Policy(algo, agent, task), drawn(env_id, measured, pairs, seed), budget)
+    agent = zoo.create(algo, env_id, run, env_kwargs=trained_on)
+    task: Task = build(env_id, **{**trained_on, **{key: value for key, value in measured_on.items()
+                                                   if key != "source"}})
+    callback = EvalCallback(Policy(algo, agent, task), list(chunks(env_id, pairs, seed, measured_on)), budget, measure)
     begun = perf_counter()
-    agent.learn(budget, callback=exam)
-    exam.take(POINTS)
-    seconds = perf_counter() - begun - exam.seconds
+    agent.learn(budget, callback=callback)
+    callback.measure_now(POINTS)
+    seconds = perf_counter() - begun - callback.seconds
     agent.get_env().close()
-    return {"steps": exam.steps, "curve": exam.means, "scores": exam.scores, "seconds": seconds,
-            "seconds_per_pair": exam.seconds / exam.taken / pairs}
+    return {"steps": callback.steps, "curve": callback.means, "scores": callback.scores, "seconds": seconds,
+            "seconds_per_pair": callback.seconds / callback.times / pairs}
+
+
+def _entry(agent: str, runs: Sequence[Mapping[str, Any]]) -> Entry:
+    """Of an agent's runs."""
+    seconds, per_pair = (float(np.mean([run[name] for run in runs])) for name in ("seconds", "seconds_per_pair"))
+    return Entry(agent, np.array([run["scores"] for run in runs]), per_pair, np.array(runs[0]["steps"]),
+                 np.array([run["curve"] for run in runs]), seconds)
 
 
 class EvalCallback(BaseCallback):
-    """Scores on the held-out pairs at POINTS places of the training."""
+    """Scores on the held-out pairs at POINTS places of the training.
 
-    def __init__(self, policy: Policy, chunks: Sequence[Chunk], budget: int) -> None:
+    Args: policy: of the model in training; chunks: the pairs; budget: steps of the training; measure: the score.
+    """
+
+    def __init__(self, policy: Policy, chunks: Sequence[Chunk], budget: int, measure: str) -> None:
         super().__init__()
-        self.player, self.chunks, self.budget = policy, chunks, budget
+        self.player, self.chunks, self.budget, self.measure = policy, chunks, budget, measure
         self.steps: list[int] = []
         self.means: list[float] = []
         self.scores: list[float] = []
-        self.seconds, self.taken = 0.0, 0
+        self.seconds, self.times = 0.0, 0
 
     def _on_step(self) -> bool:
         due = min(self.num_timesteps * POINTS // self.budget, POINTS - 1)
         if due > len(self.steps):
-            self.take(due)
+            self.measure_now(due)
         return True
 
     @torch.no_grad()
-    def take(self, points: int) -> None:
-        """Play all pairs now, for the curve up to its point of that number: many steps may pass between two calls."""
-        begun, training = perf_counter(), self.player.model.policy.training  # type: ignore[attr-defined]
-        self.scores = [score for chunk in self.chunks
-                       for score in scored(chunk.core.task, self.player.played(chunk))]
-        self.player.model.policy.set_training_mode(training)  # type: ignore[attr-defined]
+    def measure_now(self, points: int) -> None:
+        """Play all pairs, and take their mean for the curve's points up to that number: many steps may pass between two
+        calls."""
+        begun, training = perf_counter(), self.player.model.policy.training
+        self.scores = [score for chunk in self.chunks for score in scored(chunk, self.player(chunk), self.measure)]
+        self.player.model.policy.set_training_mode(training)
         while len(self.steps) < points:
             self.steps.append(round((len(self.steps) + 1) * self.budget / POINTS))
             self.means.append(float(np.mean(self.scores)))
         self.seconds += perf_counter() - begun
-        self.taken += 1
+        self.times += 1

@@ -1,4 +1,5 @@
-"""The measures of the Learn2Reg challenge, as its evaluation (version 2.0) takes them, and honest ones beside them.
+"""The measures of the Learn2Reg challenge, as its evaluation (version 2.0) computes them, and regularity without its
+offset, which hides folds.
 
 A case is one pair on one grid: labels (Z, Y, X), points (N, 3) voxels, displacement (3, Z, Y, X), voxels of the fixed
 grid, all in array-axis order. The challenge stores fields in the order of nibabel's axes: see :func:`to_submission`.
@@ -14,30 +15,32 @@ from typing import Any
 
 import numpy as np
 import torch
+from numpy.typing import NDArray
 from scipy.ndimage import map_coordinates
 
 from regenv.ops.regularity import folding, sd_log_jacobian
 
 OFFSET = 3.0                # the challenge adds it to det J, which hides folds
-ROBUST = {"tre": 0.7, "sd_log_jacobian": 0.7, "dice": 0.3, "hd95": 0.3}  # quantile over the cases, the "30" measures
+ROBUST = {"tre": 0.7, "sd_log_jacobian": 0.7, "dice": 0.3, "hd95": 0.3}  # quantiles over the cases: tre30 and so on
 
 
-def measured(displacement: np.ndarray, fixed_labels: np.ndarray | None = None, moving_labels: np.ndarray | None = None,
-             fixed_points: np.ndarray | None = None, moving_points: np.ndarray | None = None,
-             spacing: Sequence[float] = (1.0, 1.0, 1.0), mask: np.ndarray | None = None) -> dict[str, float]:
+def measured(displacement: NDArray[Any], fixed_labels: NDArray[Any] | None = None,
+             moving_labels: NDArray[Any] | None = None, fixed_points: NDArray[Any] | None = None,
+             moving_points: NDArray[Any] | None = None, spacing: Sequence[float] = (1.0, 1.0, 1.0),
+             mask: NDArray[Any] | None = None) -> dict[str, float]:
     """The measures of one case.
 
     Args:
-        displacement: (3, Z, Y, X), voxels: of x in the fixed image, from x to where it belongs in the moving one.
+        displacement: (3, Z, Y, X), voxels: from a voxel of the fixed image to its place in the moving one.
         fixed_labels, moving_labels: (Z, Y, X) integer, 0 the background.
         fixed_points, moving_points: (N, 3) corresponding points, voxels.
         spacing: of the moving image, mm, ITK order (x, y, z).
         mask: (Z, Y, X), where the regularity counts, default everywhere.
     Returns:
-        ``sd_log_jacobian``: of det J + 3, as the challenge has it; ``sd_log_jacobian_honest``: of det J; ``folding``:
-        share of voxels with det J <= 0 (the challenge's own count of them is always 0). With labels ``dice``, the mean
-        over those that both images have, and ``hd95``, voxels whatever the spacing, from surface elements weighed by
-        area. With points ``tre``, mm, the field interpolated by cubic splines.
+        ``sd_log_jacobian``: standard deviation of log(det J + 3), as the challenge defines it;
+        ``sd_log_jacobian_honest``: of log det J; ``folding``: share of voxels with det J <= 0 (the challenge's own
+        count is always 0). With labels ``dice``, the mean over the labels that both images have, and ``hd95``, always
+        in voxels, from surface elements weighted by area. With points ``tre``, mm; cubic splines interpolate the field.
     Raises: ValueError: only one of a pair is given, or shapes do not fit together.
     """
     shape = tuple(displacement.shape[1:])
@@ -66,7 +69,7 @@ def measured(displacement: np.ndarray, fixed_labels: np.ndarray | None = None, m
 
 
 def summary(cases: Sequence[Mapping[str, float]]) -> dict[str, float]:
-    """Means over the cases, and as ``tre30`` and so on what the worst 30 % of them lie beyond (``dice30`` below)."""
+    """Means over the cases, and by the names ``tre30`` and so on the 70th percentile (30th for Dice and HD95)."""
     if not cases:
         raise ValueError("learn2reg: there are no cases to sum up.")
     values = {name: np.array([case[name] for case in cases]) for name in cases[0]}
@@ -75,8 +78,8 @@ def summary(cases: Sequence[Mapping[str, float]]) -> dict[str, float]:
                if name in values}}
 
 
-def dice(fixed: np.ndarray, moving: np.ndarray, warped: np.ndarray) -> float:
-    """Mean over the labels that both images have of ``2 |A and B| / (|A| + |B|)``; NaN where there are none."""
+def dice(fixed: NDArray[Any], moving: NDArray[Any], warped: NDArray[Any]) -> float:
+    """Mean of ``2 |A and B| / (|A| + |B|)`` over the labels that both images have; NaN where there are none."""
     scores = []
     for label in _shared(fixed, moving):
         a, b = fixed == label, warped == label
@@ -84,11 +87,11 @@ def dice(fixed: np.ndarray, moving: np.ndarray, warped: np.ndarray) -> float:
     return float(np.mean(scores)) if scores else float("nan")
 
 
-def hd95(fixed: np.ndarray, moving: np.ndarray, warped: np.ndarray) -> float:
-    """Mean over the labels that both images have of the 95 % Hausdorff distance, voxels; NaN where there are none.
+def hd95(fixed: NDArray[Any], moving: NDArray[Any], warped: NDArray[Any]) -> float:
+    """Mean 95 % Hausdorff distance, voxels, over the labels that both images have; NaN where there are none.
 
-    Surfaces are elements between voxels' centres with an area each; in either direction the least distance within which
-    95 % of the area lies. Infinite where the warp has lost a label.
+    A surface consists of elements between the centres of voxels, each with an area. In either direction the distance is
+    the smallest one within which 95 % of the area lies. It is infinite where the warp has lost a label.
     """
     surfaces, labels = _surfaces(), _shared(fixed, moving)
     if not set(labels) <= set(np.unique(warped).tolist()):
@@ -98,17 +101,17 @@ def hd95(fixed: np.ndarray, moving: np.ndarray, warped: np.ndarray) -> float:
     return float(np.mean(scores)) if scores else float("nan")
 
 
-def to_submission(displacement: np.ndarray) -> np.ndarray:
-    """A field (3, Z, Y, X) as the challenge wants it in its files: (X, Y, Z, 3), components in that order."""
+def to_submission(displacement: NDArray[Any]) -> NDArray[Any]:
+    """A field (3, Z, Y, X) as the challenge stores it in files: (X, Y, Z, 3), components in that order."""
     return np.ascontiguousarray(displacement[::-1].transpose(3, 2, 1, 0))
 
 
-def from_submission(field: np.ndarray) -> np.ndarray:
+def from_submission(field: NDArray[Any]) -> NDArray[Any]:
     """The reverse of :func:`to_submission`."""
     return np.ascontiguousarray(field.transpose(3, 2, 1, 0)[::-1])
 
 
-def _shared(fixed: np.ndarray, moving: np.ndarray) -> list[int]:
+def _shared(fixed: NDArray[Any], moving: NDArray[Any]) -> list[int]:
     return [int(label) for label in np.intersect1d(fixed, moving) if label != 0]
 
 

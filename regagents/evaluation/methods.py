@@ -1,24 +1,29 @@
-"""What can be evaluated: classical methods, pipelines of agents, and agents that play, all behind one call.
+"""What can be evaluated: classical methods, pipelines and agents that play, all behind one call.
 
-A method takes a chunk of held-out pairs and gives a pull-back for each.
+A method takes a chunk of held-out pairs and says what it found for each of them: a pose or a displacement.
 """
 
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
-from typing import Any, Protocol
+from typing import Any, ClassVar, Protocol
 
 import numpy as np
-import SimpleITK as sitk
-import torch
+from numpy.typing import NDArray
+from torch import Tensor
 
-from regagents.a3c import A3C, Lookahead, play
-from regagents.agents import load, resolve
-from regagents.classical import Elastix, MattesMI, SiftSimilarity
-from regagents.classical.common import Result
-from regagents.common import checkpoints
-from regagents.evaluation.pairs import Chunk
+from regagents.a3c import A3C, Lookahead, register_until_value
+from regagents.agents import load
+from regagents.classical import Elastix, SiftSimilarity, multi_start, random_starts, refine_pose
+from regagents.classical.common import FieldMethod, PoseMethod
+from regagents.classical.convexadam import Solver
+from regagents.classical.syn import SyN
+from regagents.common.player import played, player_of
+from regagents.dsl import DSL
+from regagents.evaluation.dense import searched, solved
+from regagents.evaluation.pairs import Case, Chunk
+from regagents.evaluation.tuned import motion_of, tuned_fields, tuned_mi
 from regagents.registration.pipeline import AGENTS, Pipeline, pipeline, run, stages
 from regenv.core import RegistrationCore
 from regenv.data.io.images import Image
@@ -26,80 +31,149 @@ from regenv.data.io.resampling import to_sitk
 from regenv.parts.termination import Never
 from regenv.state import EpisodeState
 from regenv.task import Task
-from regenv.wrappers.sb3 import host
 
-BASELINES = ("initial", "mi", "mi-multistart", "sift", "elastix")
-
-
-Method = Callable[[Chunk], np.ndarray]
-"""Pull-backs (K, D+1, D+1) of the K pairs of a chunk."""
+MULTI = "mi-multistart"
+LOOKAHEAD = "+mc"  # ends the name of an A3C agent with look-ahead
 
 
-def initial(chunk: Chunk) -> np.ndarray:
-    """The starts as they are."""
-    return np.stack([case.start for case in chunk.cases])
+@dataclass(frozen=True, eq=False)
+class Found:
+    """What a method found for the K pairs of a chunk.
+
+    Attributes: pull_backs: (K, D+1, D+1) poses; displacements: (K, D, *shape) float32, voxels of the fixed grid, which
+    come before the poses; None where nothing is displaced.
+    """
+
+    pull_backs: NDArray[np.float64]
+    displacements: Tensor | None = None
+
+    @classmethod
+    def of(cls, state: EpisodeState) -> Found:
+        """Where episodes are."""
+        return cls(state.pull_back.cpu().numpy(), None if state.displacement is None else state.displacement.cpu())
+
+    @classmethod
+    def displaced(cls, chunk: Chunk, displacements: Tensor) -> Found:
+        """The poses of the start, with displacements."""
+        return cls(chunk.state.pull_back.cpu().numpy(), displacements)
 
 
-class Search(Protocol):
-    """A classical method, such as MattesMI."""
+class Method(Protocol):
+    """Something that registers held-out pairs."""
 
-    def register(self, fixed: sitk.Image, moving: sitk.Image, initial: np.ndarray, center: np.ndarray) -> Result: ...
+    learned: ClassVar[bool]
+    """Whether it is an agent; agents may be refined, and "mi-multistart" is given their time."""
+
+    @property
+    def name(self) -> str:
+        """Of its row."""
+
+    def __call__(self, chunk: Chunk) -> Found:
+        """What it finds for the pairs of a chunk, from their start."""
 
 
 @dataclass(frozen=True)
-class Classical:
-    """A classical search, pair by pair."""
+class Initial:
+    """The starts as they are."""
 
-    search: Search
+    name: str = "initial"
+    learned: ClassVar[bool] = False
 
-    def __call__(self, chunk: Chunk) -> np.ndarray:
-        return np.stack([self.search.register(to_sitk(case.fixed), to_sitk(case.moving), case.start,
-                                              case.center).pull_back for case in chunk.cases])
+    def __call__(self, chunk: Chunk) -> Found:
+        return Found.of(chunk.state)
+
+
+@dataclass(frozen=True)
+class ClassicalPose:
+    """A classical method that finds poses, pair by pair."""
+
+    name: str
+    method: PoseMethod
+    learned: ClassVar[bool] = False
+
+    def __call__(self, chunk: Chunk) -> Found:
+        return Found(np.stack([self.method.register(to_sitk(case.fixed), to_sitk(case.moving), case.start,
+                                                    case.center).pull_back for case in chunk.cases]))
+
+
+@dataclass(frozen=True)
+class MultiStart:
+    """Mutual information from one random start after another, while time is left. Args: seconds: for each pair."""
+
+    seconds: float
+    name: str = MULTI
+    learned: ClassVar[bool] = False
+
+    def __call__(self, chunk: Chunk) -> Found:
+        return Found(np.stack([self._one(case) for case in chunk.cases]))
+
+    def _one(self, case: Case) -> NDArray[np.float64]:
+        starts = random_starts(case.start, case.center, np.random.default_rng(case.seed))
+        return multi_start(to_sitk(case.fixed), to_sitk(case.moving), starts, case.center, self.seconds).pull_back
+
+
+@dataclass(frozen=True)
+class ClassicalField:
+    """A classical method that finds displacements, pair by pair."""
+
+    name: str
+    method: FieldMethod
+    learned: ClassVar[bool] = False
+
+    def __call__(self, chunk: Chunk) -> Found:
+        return Found.displaced(chunk, searched(self.method, chunk.state, chunk.core.task.grid))
+
+
+@dataclass(frozen=True)
+class Optimiser:
+    """An optimiser on feature tensors, pair by pair. Args: masked: whether it is given the organs as masks."""
+
+    name: str
+    solver: Solver
+    masked: bool = False
+    learned: ClassVar[bool] = False
+
+    def __call__(self, chunk: Chunk) -> Found:
+        return Found.displaced(chunk, solved(self.solver, chunk.state, self.masked))
 
 
 @dataclass(frozen=True)
 class Chain:
-    """A pipeline of DSL agents, as ``register`` runs it, pair by pair."""
+    """A pipeline of DSL agents, as ``register`` runs it, pair by pair. Args: agents: its stages, loaded."""
 
+    name: str
     chain: Pipeline
     agents: Sequence[Any]
+    learned: ClassVar[bool] = True
 
-    def __call__(self, chunk: Chunk) -> np.ndarray:
-        return np.stack([run(self.chain, case.fixed, case.moving, case.start, case.seed, agents=self.agents)[0]
-                         for case in chunk.cases])
-
-
-class Predictor(Protocol):
-    """Anything with SB3's ``predict``: PPO, DQN, RecurrentPPO, OneShot, ..."""
-
-    def predict(self, observation: np.ndarray, state: Any = ..., episode_start: Any = ...,
-                deterministic: bool = ...) -> tuple[Any, Any]: ...
+    def __call__(self, chunk: Chunk) -> Found:
+        return Found(np.stack([run(self.chain, case.fixed, case.moving, case.start, case.seed, agents=self.agents)[0]
+                               for case in chunk.cases]))
 
 
 @dataclass(frozen=True)
 class Policy:
-    """An agent that plays to the time limit, on its own task's observations.
+    """An agent that plays to the time limit, on the observations of its own task.
 
-    Args: task: the environment it was trained for, default the evaluated one. Its grid and transform must be those of
-    the pairs.
+    Args:
+        model: one of this project's agents, or anything with SB3's ``predict``: PPO, DQN, RecurrentPPO, ...
+        task: the one it was trained on, default the evaluated one. Its grid and transform must be those of the pairs.
+        steps: how many it takes, default as many as both tasks allow.
     """
 
     name: str
-    model: Predictor
+    model: Any
     task: Task | None = None
+    steps: int | None = None
+    learned: ClassVar[bool] = True
 
-    def __call__(self, chunk: Chunk) -> np.ndarray:
-        return self.played(chunk).pull_back.cpu().numpy()
+    def __call__(self, chunk: Chunk) -> Found:
+        return Found.of(self.played(chunk))
 
     def played(self, chunk: Chunk) -> EpisodeState:
         """The chunk's episodes at the time limit."""
         core, state = own_episodes(self.name, self.task, chunk)
-        memory, starts = None, np.ones(state.lanes, dtype=bool)
-        for _ in range(core.task.max_episode_steps):
-            actions, memory = self.model.predict(host(core.observe(state)), memory, starts, True)
-            state = core.step(state, torch.as_tensor(actions).to(core.device))[0]
-            starts = np.zeros_like(starts)
-        return state
+        return played(player_of(self.model), core, state, self.steps)
 
 
 @dataclass(frozen=True)
@@ -109,74 +183,146 @@ class ValueStop:
     name: str
     agent: A3C
     lookahead: Lookahead | None = None
+    learned: ClassVar[bool] = True
 
-    def __call__(self, chunk: Chunk) -> np.ndarray:
+    def __call__(self, chunk: Chunk) -> Found:
         core, state = own_episodes(self.name, self.agent.task(), chunk)
-        ended, _ = play(self.agent.policy, core, state, self.agent.stop_values[self.lookahead is not None],
-                        core.task.max_episode_steps, self.lookahead)
-        return ended.pull_back.cpu().numpy()
+        stop = self.agent.stop_values[self.lookahead is not None]
+        ended, _ = register_until_value(self.agent.policy, core, state, stop, core.task.max_episode_steps,
+                                        self.lookahead)
+        return Found.of(ended)
+
+
+def refined(chunk: Chunk, found: Found) -> Found:
+    """Poses after the local refinement by mutual information."""
+    return Found(np.stack([refine_pose(to_sitk(case.fixed), to_sitk(case.moving), pose, case.center).pull_back
+                           for case, pose in zip(chunk.cases, found.pull_backs, strict=True)]))
 
 
 def own_episodes(name: str, task: Task | None, chunk: Chunk) -> tuple[RegistrationCore, EpisodeState]:
-    """The chunk's episodes as an agent's own task shows them, which no one is told to end.
+    """The episodes of a chunk as an agent's own task shows them. Only the time limit ends them, the shorter one of the
+    agent's task and the pairs'.
 
     Raises ValueError where the grids or the transforms differ.
     """
     pairs = chunk.core.task
     task = pairs if task is None else task
+    check_fits(name, task, pairs)
+    steps = min(task.max_episode_steps, pairs.max_episode_steps)
+    core = RegistrationCore(replace(task, termination=Never(), max_episode_steps=steps), chunk.core.device)
+    state = chunk.state
+    return core, core.begin(state.pair, state.pose, state.anchor, state.guard_seed)
+
+
+def check_fits(name: str, task: Task, pairs: Task) -> None:
+    """Raise ValueError where an agent's task and that of the pairs differ in the grid or the transform."""
     if task.grid.shape != pairs.grid.shape or not np.allclose(task.grid.spacing, pairs.grid.spacing):
         raise ValueError(f"{name}: it sees {task.grid.shape} voxels of {task.grid.spacing} mm, but the pairs have "
                          f"{pairs.grid.shape} of {pairs.grid.spacing} mm; set size and spacing.")
     if type(task.transform) is not type(pairs.transform):
         raise ValueError(f"{name}: it moves a {type(task.transform).__name__}, but the pairs need a "
                          f"{type(pairs.transform).__name__}.")
-    core = RegistrationCore(replace(task, termination=Never()), chunk.core.device)
-    return core, core.begin(chunk.state.pair, chunk.state.pose, chunk.state.anchor)
 
 
-def method_named(name: str | Pipeline, task: Task) -> tuple[Method, bool]:
-    """A baseline, a pipeline, or the agent of a checkpoint, for the pairs of a task; and whether it is an agent.
+# ------------------------------------------------------------------------------------------------------ methods by name
 
-    "NAME+mc" is an A3C agent with look-ahead. "mi-multistart" is not among them: it needs the agents' time.
-    Raises CheckpointError for bad weights, ValueError for an agent of another dimension or a baseline of no use here.
+def _mi(task: Task) -> Method:
+    return ClassicalPose("mi", tuned_mi(motion_of(task), task.grid.ndim))
+
+
+def _sift(task: Task) -> Method:
+    if task.grid.ndim != 2:
+        raise ValueError("evaluate: baseline is 'sift'; SIFT needs 2D images.")
+    return ClassicalPose("sift", SiftSimilarity())
+
+
+def _elastix(task: Task) -> Method:
+    if not Elastix.available():
+        raise ValueError("evaluate: baseline is 'elastix'; install it with `pip install itk-elastix`.")
+    return ClassicalPose("elastix", Elastix(motion_of(task)))
+
+
+def _syn(task: Task) -> Method:
+    if not SyN.available():
+        raise ValueError("evaluate: baseline is 'syn'; install it with `pip install antspyx`.")
+    return ClassicalField("syn", tuned_fields(task).syn)
+
+
+POSES: dict[str, Callable[[Task], Method]] = {"initial": lambda task: Initial(), "mi": _mi, "sift": _sift,
+                                              "elastix": _elastix}
+FIELDS: dict[str, Callable[[Task], Method]] = {
+    "initial": lambda task: Initial(),
+    "demons": lambda task: ClassicalField("demons", tuned_fields(task).demons),
+    "bspline": lambda task: ClassicalField("bspline", tuned_fields(task).bspline),
+    "adam": lambda task: Optimiser("adam", tuned_fields(task).adam, tuned_fields(task).masked),
+    "convexadam": lambda task: Optimiser("convexadam", tuned_fields(task).convexadam, tuned_fields(task).masked),
+    "syn": _syn,
+}
+
+
+def name_of(method: str | Pipeline | Method) -> str:
+    """Of the method's row; a pipeline is named by its stages."""
+    if isinstance(method, Pipeline):
+        return " + ".join(method.stages)
+    return method if isinstance(method, str) else method.name
+
+
+def baselines_of(task: Task) -> tuple[str, ...]:
+    """Names of the classical rows for the pairs of a task."""
+    return (*POSES, MULTI) if task.transform.linear else tuple(FIELDS)
+
+
+def default_baselines(task: Task) -> tuple[str, ...]:
+    """The classical rows that are measured unless told otherwise."""
+    if task.transform.linear:
+        return "initial", "mi"
+    return tuple(name for name in FIELDS if name != "syn" or SyN.available())
+
+
+def method_named(name: str | Pipeline, task: Task) -> Method:
+    """A classical method, a pipeline, or the agent of a checkpoint, for the pairs of a task.
+
+    "NAME+mc" is an A3C agent with look-ahead. "mi-multistart" is not among them: it needs the time of the agents.
+    Raises CheckpointError for bad weights, ValueError for an agent or a baseline that does not suit the pairs.
     """
-    motion = "similarity" if "s" in task.transform.names else "rigid"
-    ndim = task.grid.ndim
-    if name == "initial":
-        return initial, False
-    if name == "mi":
-        return Classical(tuned_mi(motion, ndim)), False
-    if name == "sift":
-        if ndim != 2:
-            raise ValueError("evaluate: baseline is 'sift'; SIFT needs 2D images.")
-        return Classical(SiftSimilarity()), False
-    if name == "elastix":
-        if not Elastix.available():
-            raise ValueError("evaluate: baseline is 'elastix'; install it with `pip install itk-elastix`.")
-        return Classical(Elastix(motion)), False
     if isinstance(name, Pipeline) or name in AGENTS:
-        return _chain(pipeline(name), task), True
-    path, mc = (name[:-3], True) if name.endswith("+mc") else (name, False)
-    algorithm = checkpoints.load(resolve(path))[1].get("algorithm")
-    if algorithm == "A3C":
-        return ValueStop(name, load(path, algorithm="A3C"), Lookahead() if mc else None), True
-    if algorithm == "OneShot":
-        agent = load(path, algorithm="OneShot")
-        return Policy(name, agent, agent.task().limited(1)), True
-    return _chain(pipeline(name), task), True
+        return _chain(name, task)
+    makers = POSES if task.transform.linear else FIELDS
+    if name in makers:
+        return makers[name](task)
+    if name in (*POSES, *FIELDS, MULTI):
+        raise ValueError(f"evaluate: baseline is {name!r}; for these pairs it must be one of "
+                         f"{', '.join(baselines_of(task))}.")
+    path, ahead = name.removesuffix(LOOKAHEAD), name.endswith(LOOKAHEAD)
+    agent = load(path)
+    return BY_ALGORITHM.get(type(agent), _policy)(name, agent, ahead, task)
 
 
-def tuned_mi(motion: str, ndim: int) -> MattesMI:
-    """Mutual information as it does best on training pairs, by transform and dimension.
-
-    On the 60 slices it was tuned on (E2), smoothing without shrinking brought the 90th percentile from 33 to 1.5
-    pixels: a shrunken slice has too few samples for a histogram.
-    """
-    if motion == "similarity" and ndim == 2:
-        return MattesMI(motion=motion, levels=(1, 1, 1), smoothing=(8.0, 4.0, 1.0), step=2.0, sampling=0.3)
-    return MattesMI(motion=motion)
-
-
-def _chain(chain: Pipeline, task: Task) -> Chain:
+def _chain(name: str | Pipeline, task: Task) -> Method:
+    chain = pipeline(name)
+    if not task.transform.linear:
+        raise ValueError(f"{name_of(name)}: it finds a pose, but the pairs need a "
+                         f"{type(task.transform).__name__}.")
     blank = Image(np.zeros(task.grid.shape, np.float32), task.grid, "the pairs")
-    return Chain(chain, stages(chain, blank))
+    return Chain(name_of(name), chain, stages(chain, blank))
+
+
+def _policy(name: str, agent: Any, ahead: bool, task: Task) -> Method:
+    if ahead:
+        raise ValueError(f"{name}: only agents of A3C have a look-ahead; leave {LOOKAHEAD} out.")
+    check_fits(name, agent.task(), task)
+    return Policy(name, agent, agent.task(), agent.steps_played)
+
+
+def _by_value(name: str, agent: Any, ahead: bool, task: Task) -> Method:
+    check_fits(name, agent.task(), task)
+    return ValueStop(name, agent, Lookahead() if ahead else None)
+
+
+def _by_pipeline(name: str, agent: Any, ahead: bool, task: Task) -> Method:
+    linear = agent.task().transform.linear and task.transform.linear and not ahead
+    return _chain(name, task) if linear else _policy(name, agent, ahead, task)
+
+
+BY_ALGORITHM: dict[type[Any], Callable[[str, Any, bool, Task], Method]] = {A3C: _by_value, DSL: _by_pipeline}
+"""How agents register that do not simply play to the time limit: ``(name, agent, look-ahead, task of the pairs)``."""

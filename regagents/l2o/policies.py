@@ -1,17 +1,17 @@
-"""The network of the learned optimiser: costs sampled about the estimate, a small recurrent U-Net, a new estimate."""
+"""The network of the learned optimiser: a small recurrent U-Net from costs about the estimate to a new estimate."""
 
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
 from copy import deepcopy
-from dataclasses import dataclass, replace
 from itertools import product
-from typing import Any
+from typing import Any, NamedTuple
 
 import gymnasium as gym
 import numpy as np
 import torch
 import torch.nn.functional as F
+from numpy.typing import NDArray
 from stable_baselines3.common.policies import BasePolicy
 from torch import Tensor, nn
 from torch.utils.checkpoint import checkpoint
@@ -20,8 +20,8 @@ from regagents.classical.convexadam import CoupledConvex
 from regagents.common.extractors import CHANNELS_LAST, CONV, convolved
 from regagents.common.precision import fast_dtype
 from regenv.ops.features import costs, mind_ssc, pooled, spread
+from regenv.ops.sampling import LINEAR
 
-LINEAR = {2: "bilinear", 3: "trilinear"}
 CONVOLVE: dict[int, Callable[..., Tensor]] = {2: F.conv2d, 3: convolved}
 DOWN = (16, 24, 24, 32)     # channels on the way down, finest first
 UP = (24, 24, 24, 32)       # on the way up, finest first
@@ -31,8 +31,8 @@ SEEN = ("fixed", "moving", "displacement", "fixed_mask", "moving_mask")
 
 
 class Normalisation(nn.GroupNorm):
-    """Instance normalisation: a channel is a group of its own. Of one image they are its batch's statistics, which
-    torch takes four times as fast, where channels lie last, as those of groups or instances."""
+    """Instance normalisation. With one image, batch norm equals instance norm, and is four times as fast for channels
+    that lie last."""
 
     def __init__(self, channels: int) -> None:
         super().__init__(channels, channels)
@@ -53,7 +53,7 @@ def convolutions(ndim: int, before: int, middle: int, after: int) -> nn.Sequenti
 class RecurrentUNet(nn.Module):
     """U-Net over average pools whose output, within +-1, is the next estimate and the next hidden state.
 
-    Args: channels: of input; outputs: of output; pools: how often the image is halved, 1 to 4.
+    Args: channels: of the input; outputs: of the output; pools: how often the image is halved, 1 to 4.
     """
 
     def __init__(self, ndim: int, channels: int, outputs: int, pools: int = 4) -> None:
@@ -78,12 +78,12 @@ class RecurrentUNet(nn.Module):
     def forward(self, image: Tensor, first: Tensor | None = None) -> Tensor:
         """(B, outputs, *shape) of (B, channels, *shape); any shape, padded to what the pools divide.
 
-        Args: first: in place of the first convolution's weights, which may be for fewer channels.
+        Args: first: replaces the first convolution's weights, and may take fewer channels.
         """
         shape, unit = image.shape[2:], 2 ** len(self.down)
-        lacking = [max(2 * unit, n + -n % unit) - n for n in shape]  # one voxel has no variance to be normalised by
+        lacking = [max(2 * unit, n + -n % unit) - n for n in shape]  # of one voxel there is no variance to normalise by
         margin = [side for n in reversed(lacking) for side in (n // 2, n - n // 2)]
-        if any(margin):  # else it would cost channels their place
+        if any(margin):  # padding by nothing would lose the channels-last layout
             image = F.pad(image, margin)
         skips = []
         image = CONVOLVE[self.ndim](image, self.first if first is None else first, None, padding=(1,) * self.ndim)
@@ -100,7 +100,7 @@ class RecurrentUNet(nn.Module):
 
 
 def paired(image: Tensor) -> Tensor:
-    """Means over blocks of 2^D voxels, of even axes: average pooling, but fast where channels lie last."""
+    """Means over blocks of 2^D voxels (even axes only): average pooling that is fast where channels lie last."""
     for axis in range(2, image.ndim):
         pairs = image.unflatten(axis, (-1, 2))
         image = pairs.select(axis + 1, 0) + pairs.select(axis + 1, 1)
@@ -108,7 +108,7 @@ def paired(image: Tensor) -> Tensor:
 
 
 def smoothed(field: Tensor) -> Tensor:
-    """Means over the voxels of the image in the cube of 3^D about each."""
+    """Means over the cube of 3^D voxels about each voxel, of those that are in the image."""
     for axis in range(2, field.ndim):
         n = field.shape[axis]
         total = field.clone()
@@ -120,12 +120,11 @@ def smoothed(field: Tensor) -> Tensor:
     return field
 
 
-@dataclass(frozen=True)
-class Memory:
-    """What the optimiser knows between its steps, on the grid of the features, half as fine as the image's.
+class Memory(NamedTuple):
+    """What the optimiser keeps between its iterations, on the half grid: the features', half as fine as the image's.
 
     Attributes: fixed, moving: features (B, C, *half); initial, residual: displacements (B, D, *half), voxels of the
-    half grid, whose sum is the estimate; hidden (B, hidden, *half).
+    half grid, whose sum is the estimate; hidden: hidden state (B, hidden, *half).
     """
 
     fixed: Tensor
@@ -143,9 +142,9 @@ class Memory:
 class L2OPolicy(BasePolicy):
     """Recurrent policy of the RegKeypoint ids with ``update="replace"``.
 
-    In every step the costs (mean squared differences of MIND-SSC features, masked) are sampled at the corners of a
-    small cube about the present estimate; costs, corners, estimate and hidden state enter the U-Net, which states the
-    whole residual displacement anew. Costs and corners carry no gradient; residual and hidden state do.
+    In every iteration the costs (mean squared differences of masked MIND-SSC features) are sampled at the corners of a
+    small cube about the present estimate; costs, corners, estimate and hidden state enter the U-Net, whose output is
+    the new residual displacement. Gradients flow through residual and hidden state, not through costs and corners.
 
     Args:
         hidden: channels of the hidden state.
@@ -180,20 +179,20 @@ class L2OPolicy(BasePolicy):
         self.network.to(memory_format=self.layout)  # type: ignore[call-overload]
 
     def begin(self, observation: Mapping[str, Tensor]) -> Memory:
-        """The memory at the start of episodes, from observations (B, ...); their displacement is the initial one."""
+        """The memory at the start of episodes, of observations (B, ...) with the initial displacement."""
         fixed, moving = (self._features(observation[name], observation[f"{name}_mask"]) for name in ("fixed", "moving"))
-        initial = self.halved(observation["displacement"])
+        initial = on_half_grid(observation["displacement"])
         hidden = torch.zeros(len(initial), self.hidden, *initial.shape[2:], device=initial.device)
         return Memory(fixed, moving, initial, torch.zeros_like(initial), hidden)
 
     @torch.no_grad()
     def searched(self, observation: Mapping[str, Tensor]) -> Tensor:
-        """What a coupled convex search finds, to begin from (B, D, *half), voxels of the half grid."""
-        return self.halved(CoupledConvex().solve(scaled(observation["fixed"]), scaled(observation["moving"]),
-                                                 observation["fixed_mask"], observation["moving_mask"]))
+        """An initial displacement by a coupled convex search: (B, D, *half), voxels of the half grid."""
+        return on_half_grid(CoupledConvex().solve(scaled(observation["fixed"]), scaled(observation["moving"]),
+                                                  observation["fixed_mask"], observation["moving_mask"]))
 
     def advance(self, memory: Memory, network: nn.Module | None = None) -> Memory:
-        """One iteration, with gradients. Args: network: in place of the policy's own, such as a copy of other dtype."""
+        """One iteration, with gradients. Args: network: replaces the policy's own, such as a copy of another dtype."""
         network = network or self.network
         dtype = next(network.parameters()).dtype
         with torch.no_grad():
@@ -204,11 +203,13 @@ class L2OPolicy(BasePolicy):
         residual, hidden = self.reach * out[:, : self.ndim], out[:, self.ndim:]
         for _ in range(self.smoothings):
             residual = smoothed(residual)
-        return replace(memory, residual=residual, hidden=hidden)
+        return memory._replace(residual=residual, hidden=hidden)
 
     def _first(self) -> Tensor:
-        """The first convolution's weights, which are for residual, corners about it, hidden state and costs, for an
-        input that has ones in the corners' place: a corner is the residual and what is everywhere the same."""
+        """The first convolution's weights for an input with one channel of ones in place of the corners' channels.
+
+        The corners are the residual plus a constant: the residual's weights take the first part, the ones' the second.
+        """
         count, corners = len(self.corners), self.ndim * len(self.corners)
         residual, around, others = self.network.first.split(
             [self.ndim, corners, self.network.first.shape[1] - self.ndim - corners], 1)
@@ -217,9 +218,9 @@ class L2OPolicy(BasePolicy):
         return torch.cat([residual + around.sum(1), same[:, None], others], 1)
 
     def advance_checkpointed(self, memory: Memory) -> Memory:
-        """As :meth:`advance`, but what lies between is computed again for the gradient instead of being kept."""
-        residual, hidden = checkpoint(self._advanced, *astuple_of(memory), use_reentrant=False)
-        return replace(memory, residual=residual, hidden=hidden)
+        """As :meth:`advance`, but activations are computed again for the gradient instead of being kept."""
+        residual, hidden = checkpoint(self._advanced, *memory, use_reentrant=False)
+        return memory._replace(residual=residual, hidden=hidden)
 
     def solve(self, fixed: Tensor, moving: Tensor, fixed_mask: Tensor | None = None,
               moving_mask: Tensor | None = None, initial: Tensor | None = None) -> Tensor:
@@ -229,8 +230,7 @@ class L2OPolicy(BasePolicy):
     @torch.no_grad()
     def path(self, fixed: Tensor, moving: Tensor, at: Sequence[int], fixed_mask: Tensor | None = None,
              moving_mask: Tensor | None = None, initial: Tensor | None = None) -> Tensor:
-        """Displacements on the way for images of any shape, as AdamInstance gives them; the network is in bfloat16,
-        where that is fast.
+        """Displacements after some iterations, for images of any shape, as of AdamInstance; bfloat16 where fast.
 
         Args:
             fixed, moving: (B, 1, *shape) float32, [0, 1], in voxels about as large as those of the training.
@@ -256,16 +256,12 @@ class L2OPolicy(BasePolicy):
         """The estimate on the image's grid: (B, D, *shape), voxels of it."""
         return spread(memory.total, 2, tuple(self.action_space.shape[1:]))  # type: ignore[index]
 
-    def halved(self, displacement: Tensor) -> Tensor:
-        """Displacements (B, D, *shape), voxels, on the half grid, in its voxels."""
-        return pooled(displacement, 2) / 2
-
-    def predict(self, observation: Any, state: tuple[np.ndarray, ...] | None = None,
-                episode_start: np.ndarray | None = None,
-                deterministic: bool = False) -> tuple[np.ndarray, tuple[np.ndarray, ...]]:
+    def predict(self, observation: Any, state: tuple[NDArray[Any], ...] | None = None,
+                episode_start: NDArray[np.bool_] | None = None,
+                deterministic: bool = False) -> tuple[NDArray[Any], tuple[NDArray[Any], ...]]:
         """Displacements for observations of one or many lanes, and the state for the next step.
 
-        Where ``episode_start`` is true, or all along without a ``state``, what is seen is taken for a new pair.
+        A lane begins anew where ``episode_start`` is true; without a ``state``, all lanes do.
         """
         single = np.ndim(observation["fixed"]) == self.ndim + 1
         seen = {name: torch.as_tensor(np.asarray(observation[name]), device=self.device) for name in SEEN}
@@ -276,7 +272,7 @@ class L2OPolicy(BasePolicy):
                 memory = self._begun(seen, memory, episode_start)
             memory = self.advance(memory)
             action = self.field(memory).cpu().numpy()
-        return action[0] if single else action, tuple(part.cpu().numpy() for part in astuple_of(memory))
+        return action[0] if single else action, tuple(part.cpu().numpy() for part in memory)
 
     def _begun(self, seen: Mapping[str, Tensor], memory: Memory | None, starts: Any) -> Memory:
         fresh = self.begin(seen)
@@ -284,7 +280,7 @@ class L2OPolicy(BasePolicy):
             return fresh
         new = torch.as_tensor(np.asarray(starts), dtype=torch.bool, device=self.device)
         return Memory(*(torch.where(new.view(-1, *(1,) * (mine.ndim - 1)), theirs, mine)
-                        for mine, theirs in zip(astuple_of(memory), astuple_of(fresh), strict=True)))
+                        for mine, theirs in zip(memory, fresh, strict=True)))
 
     def _advanced(self, *parts: Tensor) -> tuple[Tensor, Tensor]:
         after = self.advance(Memory(*parts))
@@ -318,6 +314,6 @@ def scaled(image: Tensor) -> Tensor:
     return image.to(torch.float32) / (255 if image.dtype == torch.uint8 else 1)
 
 
-def astuple_of(memory: Memory) -> tuple[Tensor, ...]:
-    """Its tensors in order, not copied."""
-    return memory.fixed, memory.moving, memory.initial, memory.residual, memory.hidden
+def on_half_grid(displacement: Tensor) -> Tensor:
+    """Displacements (B, D, *shape), voxels, on the half grid, in its voxels."""
+    return pooled(displacement, 2) / 2

@@ -30,12 +30,17 @@ class OneShotPolicy(BasePolicy):
     def _predict(self, observation: Any, deterministic: bool = True) -> Tensor:
         return self(observation).clamp(-1, 1)
 
+    def play(self, observation: Tensor, allowed: Tensor | None, memory: None) -> tuple[Tensor, None]:
+        """See :class:`regagents.common.player.Player`: the clipped action, in the bounds of the action space."""
+        action = self._predict(observation)
+        return torch.from_numpy(self.unscale_action(action.detach().cpu().numpy())).to(action.device), None
+
     def _get_constructor_parameters(self) -> dict[str, Any]:
-        return super()._get_constructor_parameters() | {"lr_schedule": None} | {
-            "features_extractor_class": self.features_extractor_class,
+        return super()._get_constructor_parameters() | {
+            "lr_schedule": None, "features_extractor_class": self.features_extractor_class,
             "features_extractor_kwargs": self.features_extractor_kwargs}
 
 
 def scaled(outputs: Tensor, table: Tensor) -> Tensor:
-    """Changes of the parameters (B, P) float64 by outputs (B, P), not clipped; ``table`` (A, P): unit steps."""
+    """Changes of the parameters (B, P) float64 by unclipped outputs (B, P). Args: table (A, P): unit steps."""
     return outputs.to(torch.float64) * table.amax(0)

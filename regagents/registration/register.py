@@ -5,7 +5,7 @@ from __future__ import annotations
 import csv
 import json
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -13,26 +13,25 @@ from typing import Any
 import numpy as np
 import SimpleITK as sitk
 import torch
+from numpy.typing import NDArray
 
-from regagents.classical import evaluate_metric, matrix_to_sitk, refine_pose
-from regagents.registration.deformation import Deformation, optimiser
-from regagents.registration.pipeline import (
-    DEFAULT,
-    Pipeline,
-    centered,
-    pipeline,
-    run,
-    stages,
-)
+from regagents.classical import evaluate_metric, refine_pose
+from regagents.dsl.dsl import DSL
+from regagents.registration.deformation import Deformation, Optimiser, optimiser
+from regagents.registration.pipeline import DEFAULT, Pipeline, centered, pipeline, run, stages
 from regenv import render
 from regenv.atomic import whole_folder
-from regenv.data.io.images import Image, ImageError, normalize, read_image, read_labels, read_mask, write_image
+from regenv.data.io.images import Image, ImageError, normalize, read_image, read_labels, read_mask
 from regenv.data.io.landmarks import read_landmarks
-from regenv.data.io.resampling import foreground_center, resampled, to_sitk
+from regenv.data.io.resampling import SHORTEST_AXIS, foreground_center, matrix_to_sitk, resampled, to_sitk
 from regenv.data.io.transforms import write_transform
+from regenv.data.io.writing import write_image
 from regenv.ops.overlap import dice
 
-FEWEST_VOXELS = 4  # along an axis: the smoothing's and the metric's least
+ImageLike = str | Path | Image
+PointsLike = str | Path | NDArray[np.float64]
+Measure = tuple[str, Callable[[sitk.Transform], Any]]
+"""A name in ``metrics``, and what it is as a function of the transform from fixed to moving world points."""
 
 
 @dataclass(frozen=True)
@@ -40,18 +39,18 @@ class Result:
     """A registration's outcome.
 
     Attributes:
-        pull_back: (D+1, D+1) float64, fixed world points to moving world points, mm: what Resample wants.
-        deformation: what is displaced before the pose takes it on, where it was asked for.
+        pull_back: (D+1, D+1), fixed world points to moving world points, mm, as ITK's Resample takes it.
+        deformation: the displacement that comes before the pose, where it was asked for.
         warped: the moving image on the fixed grid.
-        trace: one row per step of the lane that was chosen: stage, step, and the pose's matrix, row-major (m00, m01,
-            ...); then the pose that the agent settled on and the refined one. The last row is ``pull_back``.
-        metrics: numbers: mutual information at the start, after the agent, after refinement and after the deformation;
-            seconds of each; TRE and Dice where landmarks and labels were given.
+        trace: one row per step of the chosen lane: stage, step, and the pose's matrix, row-major (m00, m01, ...); then
+            the pose that the agent settled on and the refined one. The last row is ``pull_back``.
+        metrics: mutual information at the start, after the agent, after refinement and after the deformation; seconds
+            of each; TRE and Dice where landmarks and labels were given.
     """
 
     fixed: Image
     moving: Image
-    pull_back: np.ndarray
+    pull_back: NDArray[np.float64]
     warped: Image
     trace: list[dict[str, Any]] = field(repr=False)
     metrics: dict[str, Any] = field(default_factory=dict)
@@ -59,13 +58,15 @@ class Result:
 
     @property
     def transform(self) -> sitk.Transform:
-        """From fixed to moving world points, mm, as SimpleITK's: affine, or composite where it deforms."""
+        """SimpleITK's transform from fixed to moving world points, mm: affine, or composite if it deforms."""
         return _transform(self.pull_back, self.deformation)
 
     def save(self, out: str | Path) -> Path:
         """Write transform.tfm (the pose), warped.nii.gz, overlay.png, trace.csv and metrics.json into folder ``out``,
-        and with a deformation transform.h5 (all of the transform): all of them or, after a failure, none; files of
-        these names from an earlier run are replaced."""
+        and with a deformation transform.h5 (pose and deformation).
+
+        After a failure none of them is written. Files of these names from an earlier run are replaced.
+        """
         with whole_folder(out) as folder:
             write_transform(folder / "transform.tfm", self.pull_back)
             if self.deformation is not None:
@@ -84,40 +85,35 @@ class Result:
         return Path(out)
 
 
-def register(fixed: str | Path | Image, moving: str | Path | Image, agent: str | Pipeline | None = None,
-             refine: bool = True, initial: np.ndarray | None = None, seed: int = 0,
+def register(fixed: ImageLike, moving: ImageLike, agent: str | Path | Pipeline | None = None, refine: bool = True,
+             initial: NDArray[np.float64] | None = None, seed: int = 0,
              progress: Callable[[str, float], None] | None = None,
-             landmarks: tuple[str | Path | np.ndarray, str | Path | np.ndarray] | None = None,
-             labels: tuple[str | Path | Image, str | Path | Image] | None = None, deform: str | None = None,
-             masks: tuple[str | Path | Image, str | Path | Image] | None = None) -> Result:
-    """Register two images: an agent finds the pose, a local search on mutual information polishes it, and where asked
-    for an optimiser finds what displacements are left.
+             landmarks: tuple[PointsLike, PointsLike] | None = None,
+             labels: tuple[ImageLike, ImageLike] | None = None, deform: str | None = None,
+             masks: tuple[ImageLike, ImageLike] | None = None) -> Result:
+    """Register two images: an agent finds the pose, a local search on mutual information refines it, and where asked
+    for an optimiser finds the displacements that are left.
 
     Args:
         fixed, moving: paths or images, of any spacing, origin, direction; both 2D or both 3D.
         agent: a name in AGENTS, a Pipeline, shipped weights or a checkpoint's path; "none" leaves the start to the
             refinement. Default: by dimension.
-        refine: polish by mutual information from the agent's pose, and by Adam from a learned optimiser's deformation.
-        initial: (D+1, D+1) pull-back to start from. Default: the two foregrounds' centres on each other.
+        refine: refine the agent's pose by mutual information, and a learned optimiser's deformation by Adam.
+        initial: (D+1, D+1) pull-back to start from, mm. Default: the two foregrounds' centres on each other.
         seed: of the scattered starts.
         progress: called with a stage's name and the share of work done.
-        landmarks: corresponding points of the fixed and of the moving image, files or (N, D) world mm; never seen by
-            the agent, only measured: ``metrics["tre_mm"]`` before and after.
-        labels: label images of the fixed and of the moving image; likewise, ``metrics["dice"]`` of every label.
-        deform: an optimiser of :data:`regagents.registration.deformation.OPTIMISERS`, "adam", "convex" or "convexadam", or the weights of
-            a learned one, such as "lung3d-l2o".
+        landmarks: corresponding points of the fixed and of the moving image, files or (N, D) world mm. The agent never
+            sees them; they give ``metrics["tre_mm"]`` before and after.
+        labels: label images of the fixed and of the moving image; likewise, they give ``metrics["dice"]`` of every
+            label.
+        deform: an optimiser of :data:`regagents.registration.deformation.OPTIMISERS`, "adam", "convex" or
+            "convexadam", or the weights of a learned one, such as "lung3d-l2o".
         masks: of the fixed and of the moving image, the organ on which the deformation is found. Default everywhere.
     Raises:
         ImageError: bad or mismatching images, landmarks, labels or masks. CheckpointError: bad weights. ValueError: an
             agent of another dimension, an initial pose of another shape, masks without a deformation.
     """
-    tell = progress or (lambda name, share: None)
-    a, b = (image if isinstance(image, Image) else read_image(image) for image in (fixed, moving))
-    if a.grid.ndim != b.grid.ndim:
-        raise ImageError(f"{b.path}: moving image is {b.grid.ndim}D but fixed image {a.path} is {a.grid.ndim}D; "
-                         "both must have the same dimension.")
-    for image in (a, b):
-        _check_registrable(image)
+    a, b = _read(fixed, moving)
     if masks and deform is None:
         raise ValueError("register: masks tell where the deformation is found; name one, such as deform=\"adam\".")
     measures = [*([_tre(a, b, *landmarks)] if landmarks else []), *([_dice(a, *labels)] if labels else [])]
@@ -125,53 +121,107 @@ def register(fixed: str | Path | Image, moving: str | Path | Image, agent: str |
     solver = None if deform is None else optimiser(deform, a.grid.ndim, refine)
     chain = pipeline(DEFAULT[a.grid.ndim] if agent is None else agent)
     agents = stages(chain, a)
-    begun = time.perf_counter()
-    source, target = to_sitk(b), to_sitk(a)
     start = centered(a, b) if initial is None else _checked_pose(initial, a.grid.ndim)
-    pull_back, path = run(chain, a, b, start, seed, tell, agents)
-    trace = [_row(*visited) for visited in path]
-    similarity = {"start": _similarity(target, source, start), "agent": _similarity(target, source, pull_back)}
-    seconds = {"agent": time.perf_counter() - begun}
-    trace.append(_row("agent", 0, pull_back))
+    work = _Registration(a, b, progress or (lambda name, share: None))
+    pull_back = work.pose(chain, agents, start, seed)
     if refine:
-        tell("refinement", 0.9)
-        polished = refine_pose(target, source, pull_back, foreground_center(a))
-        pull_back = polished.pull_back
-        seconds["refinement"] = polished.seconds
-        similarity["refinement"] = _similarity(target, source, pull_back)
-        trace.append(_row("refinement", 0, pull_back))
-    deformation = None
-    if solver is not None:
-        tell(str(deform), 0.95)
-        begun = time.perf_counter()
-        deformation = solver.register(a, b, pull_back, inside)
-        seconds["deformation"] = time.perf_counter() - begun
+        pull_back = work.refined(pull_back)
+    deformation = None if solver is None else work.deformed(solver, str(deform), pull_back, inside)
     transform = _transform(pull_back, deformation)
     warped = resampled(b, a.grid, transform)
     metrics = {"fixed": a.path, "moving": b.path, "agent": [str(name) for name in chain.stages],
-               "starts": chain.starts, "seed": seed, "similarity": similarity, "seconds": seconds,
+               "starts": chain.starts, "seed": seed, "similarity": work.similarity, "seconds": work.seconds,
                "pull_back": pull_back.tolist()}
-    nothing = np.eye(a.grid.ndim + 1)
     if deformation is not None:
-        similarity["deformation"] = _similarity(target, to_sitk(warped), nothing)
-        metrics["deformation"] = {"by": deform, "spacing": deformation.grid.spacing, "folding": deformation.folding,
-                                  "sd_log_jacobian": deformation.sd_log_jacobian}
-    for name, measure in measures:
-        metrics[name] = {"before": measure(matrix_to_sitk(nothing)), "start": measure(matrix_to_sitk(start)),
-                         "pose": measure(matrix_to_sitk(pull_back)), "after": measure(transform)}
-    tell("done", 1.0)
-    return Result(a, b, pull_back, warped, trace, metrics, deformation)
+        metrics["deformation"] = {"by": deform, **work.regularity(deformation, warped)}
+    metrics |= _measured(measures, start, pull_back, transform)
+    work.tell("done", 1.0)
+    return Result(a, b, pull_back, warped, work.trace, metrics, deformation)
+
+
+@dataclass(frozen=True)
+class _Registration:
+    """The steps of a registration, each of which notes what :class:`Result` tells of it."""
+
+    fixed: Image
+    moving: Image
+    tell: Callable[[str, float], None]
+    similarity: dict[str, float | None] = field(default_factory=dict)
+    seconds: dict[str, float] = field(default_factory=dict)
+    trace: list[dict[str, Any]] = field(default_factory=list)
+
+    def pose(self, chain: Pipeline, agents: Sequence[DSL], start: NDArray[np.float64],
+             seed: int) -> NDArray[np.float64]:
+        """The pose that a pipeline finds."""
+        begun = time.perf_counter()
+        pull_back, path = run(chain, self.fixed, self.moving, start, seed, self.tell, agents)
+        self.trace.extend(_row(*visited) for visited in path)
+        self.similarity["start"] = self._similarity(start)
+        self._settle("agent", pull_back)
+        self.seconds["agent"] = time.perf_counter() - begun
+        return pull_back
+
+    def refined(self, pull_back: NDArray[np.float64]) -> NDArray[np.float64]:
+        """The nearest optimum of mutual information."""
+        self.tell("refinement", 0.9)
+        found = refine_pose(to_sitk(self.fixed), to_sitk(self.moving), pull_back, foreground_center(self.fixed))
+        self._settle("refinement", found.pull_back)
+        self.seconds["refinement"] = found.seconds
+        return found.pull_back
+
+    def deformed(self, solver: Optimiser, name: str, pull_back: NDArray[np.float64],
+                 masks: tuple[Image, Image] | None) -> Deformation:
+        """The displacement that is left when the pose is right."""
+        self.tell(name, 0.95)
+        begun = time.perf_counter()
+        deformation = solver.register(self.fixed, self.moving, pull_back, masks)
+        self.seconds["deformation"] = time.perf_counter() - begun
+        return deformation
+
+    def regularity(self, deformation: Deformation, warped: Image) -> dict[str, Any]:
+        """The deformation's spacing, folding and SD of log det J; notes the warped image's mutual information."""
+        nothing = np.eye(self.fixed.grid.ndim + 1)
+        self.similarity["deformation"] = _similarity(to_sitk(self.fixed), to_sitk(warped), nothing)
+        return {"spacing": deformation.grid.spacing, "folding": deformation.folding,
+                "sd_log_jacobian": deformation.sd_log_jacobian}
+
+    def _settle(self, stage: str, pull_back: NDArray[np.float64]) -> None:
+        """Note the pose that a stage ends with."""
+        self.similarity[stage] = self._similarity(pull_back)
+        self.trace.append(_row(stage, 0, pull_back))
+
+    def _similarity(self, pull_back: NDArray[np.float64]) -> float | None:
+        return _similarity(to_sitk(self.fixed), to_sitk(self.moving), pull_back)
+
+
+def _measured(measures: Sequence[Measure], start: NDArray[np.float64], pull_back: NDArray[np.float64],
+              transform: sitk.Transform) -> dict[str, dict[str, Any]]:
+    """Measures by name, of the images as they lie ("before"), the starting pose, the final pose, and the transform."""
+    return {name: {"before": measure(matrix_to_sitk(np.eye(len(start)))), "start": measure(matrix_to_sitk(start)),
+                   "pose": measure(matrix_to_sitk(pull_back)), "after": measure(transform)}
+            for name, measure in measures}
+
+
+def _read(fixed: ImageLike, moving: ImageLike) -> tuple[Image, Image]:
+    """Both images, checked."""
+    a, b = (image if isinstance(image, Image) else read_image(image) for image in (fixed, moving))
+    if a.grid.ndim != b.grid.ndim:
+        raise ImageError(f"{b.path}: moving image is {b.grid.ndim}D but fixed image {a.path} is {a.grid.ndim}D; "
+                         "both must have the same dimension.")
+    for image in (a, b):
+        _check_registrable(image)
+    return a, b
 
 
 def _check_registrable(image: Image) -> None:
-    if min(image.grid.shape) < FEWEST_VOXELS:
+    if min(image.grid.shape) < SHORTEST_AXIS:
         raise ImageError(f"{image.path}: shape is {tuple(image.grid.shape)} voxels; every axis needs at least "
-                         f"{FEWEST_VOXELS}. Register a single slice as a 2D image.")
+                         f"{SHORTEST_AXIS}. Register a single slice as a 2D image.")
     if not np.isfinite(image.array).all():
         raise ImageError(f"{image.path}: some voxels are NaN or infinite; all must be finite. Replace them.")
 
 
-def _checked_pose(initial: np.ndarray, ndim: int) -> np.ndarray:
+def _checked_pose(initial: NDArray[np.float64], ndim: int) -> NDArray[np.float64]:
     pose = np.asarray(initial, dtype=np.float64)
     if pose.shape != (ndim + 1, ndim + 1) or not np.isfinite(pose).all():
         raise ValueError(f"register: initial has shape {pose.shape}; a {ndim}D pose is a finite "
@@ -179,14 +229,13 @@ def _checked_pose(initial: np.ndarray, ndim: int) -> np.ndarray:
     return pose
 
 
-def _similarity(fixed: sitk.Image, moving: sitk.Image, pull_back: np.ndarray) -> float | None:
+def _similarity(fixed: sitk.Image, moving: sitk.Image, pull_back: NDArray[np.float64]) -> float | None:
     """Mutual information; None where there is none, since JSON knows no infinity."""
     value = -evaluate_metric(fixed, moving, pull_back)
     return value if np.isfinite(value) else None
 
 
-def _tre(fixed: Image, moving: Image, fixed_points: str | Path | np.ndarray,
-         moving_points: str | Path | np.ndarray) -> tuple[str, Callable[[sitk.Transform], float]]:
+def _tre(fixed: Image, moving: Image, fixed_points: PointsLike, moving_points: PointsLike) -> Measure:
     """Mean distance of corresponding landmarks in the moving world, mm, as a function of the transform."""
     n = fixed.grid.ndim
     points, names = [], []
@@ -207,9 +256,8 @@ def _tre(fixed: Image, moving: Image, fixed_points: str | Path | np.ndarray,
     return "tre_mm", measure
 
 
-def _dice(image: Image, fixed_labels: str | Path | Image,
-          moving_labels: str | Path | Image) -> tuple[str, Callable[[sitk.Transform], dict[str, float | None]]]:
-    """Dice of every label of the fixed label image, as a function of the transform; None where it is absent."""
+def _dice(image: Image, fixed_labels: ImageLike, moving_labels: ImageLike) -> Measure:
+    """Dice of every label of the fixed label image, as a function of the transform; None where a label is absent."""
     a, b = (given if isinstance(given, Image) else read_labels(given) for given in (fixed_labels, moving_labels))
     for labels in (a, b):
         if labels.grid.ndim != image.grid.ndim:
@@ -226,7 +274,7 @@ def _dice(image: Image, fixed_labels: str | Path | Image,
     return "dice", measure
 
 
-def _masks(images: tuple[Image, Image], masks: tuple[str | Path | Image, str | Path | Image]) -> tuple[Image, Image]:
+def _masks(images: tuple[Image, Image], masks: tuple[ImageLike, ImageLike]) -> tuple[Image, Image]:
     """Masks of both images, checked."""
     fixed, moving = (given if isinstance(given, Image) else read_mask(given) for given in masks)
     for image, mask in zip(images, (fixed, moving), strict=True):
@@ -236,11 +284,12 @@ def _masks(images: tuple[Image, Image], masks: tuple[str | Path | Image, str | P
     return fixed, moving
 
 
-def _transform(pull_back: np.ndarray, deformation: Deformation | None) -> sitk.Transform:
+def _transform(pull_back: NDArray[np.float64], deformation: Deformation | None) -> sitk.Transform:
     return matrix_to_sitk(pull_back) if deformation is None else deformation.through(pull_back)
 
 
-def _row(stage: str, step: int, pull_back: np.ndarray) -> dict[str, Any]:
+def _row(stage: str, step: int, pull_back: NDArray[np.float64]) -> dict[str, Any]:
+    """A row of the trace."""
     n = len(pull_back) - 1
     return {"stage": stage, "step": step,
             **{f"m{i}{j}": pull_back[i, j] for i in range(n) for j in range(n + 1)}}

@@ -30,8 +30,8 @@ def column(ndim: int, channels: int, widths: tuple[int, ...]) -> nn.ModuleList:
 class Planner(nn.Module):
     """State to plan: strided convolutions down to the plan's grid, there mean and log standard deviation.
 
-    The plan is a map on the coarsest grid, of few numbers (7 x 7 for digits, as in the group's own code; 8 x 8 for
-    128 x 128), so that it stays a crude picture of the deformation.
+    The plan is a map of few numbers on the coarsest grid (7 x 7 for digits, as in the authors' code; 8 x 8 for images
+    of 128 x 128): a crude picture of the deformation.
     """
 
     def __init__(self, ndim: int, channels: int, widths: tuple[int, ...], plan_channels: int) -> None:
@@ -51,8 +51,8 @@ class Planner(nn.Module):
 
 
 class Actor(nn.Module):
-    """Plan to displacement field: upsampling with skips from the planner, the bound inside (a scaled tanh), so that the
-    losses and the environment see the same action."""
+    """Plan to displacement field: upsampling with skips from the planner. A scaled tanh keeps the field within its
+    bound, so that the losses and the environment see the same action."""
 
     def __init__(self, ndim: int, channels: int, widths: tuple[int, ...], plan_channels: int, bound: float) -> None:
         super().__init__()
@@ -82,7 +82,8 @@ class Actor(nn.Module):
 class Critic(nn.Module):
     """Value of a plan in a state: a second column like the planner's, joined by the plan on the coarsest grid.
 
-    What is judged is squashed first: else a planner finds ever higher values far from every plan that a critic knows.
+    What is judged is squashed first. Otherwise a planner finds ever higher values far from every plan that the critic
+    has seen.
 
     Args: judged: channels of what is judged beside the state; 0 for the value of the state itself.
     """
@@ -103,18 +104,18 @@ class Critic(nn.Module):
         return self.value(F.leaky_relu(self.join(image), SLOPE).flatten(2).mean(2)).squeeze(1)
 
 
-def log_density(plan: Tensor, mean: Tensor, log_std: Tensor) -> Tensor:
-    """Of plans (B, ...) under diagonal Gaussians, (B,)."""
+def log_prob_of(plan: Tensor, mean: Tensor, log_std: Tensor) -> Tensor:
+    """Log probability densities (B,) of plans (B, ...) under diagonal Gaussians."""
     away = (plan - mean) * (-log_std).exp()
     return (-0.5 * away.square() - log_std - 0.5 * math.log(2 * math.pi)).flatten(1).sum(1)
 
 
-def divergence(plan: Tensor, density: Tensor) -> Tensor:
-    """Of the plans' distributions from the standard normal one, as plans drawn from them (B, ...) tell, (B,).
+def divergence(plan: Tensor, log_prob: Tensor) -> Tensor:
+    """KL divergence (B,) of the plans' distributions from the standard normal one, estimated by one plan each.
 
-    Unbiased, and its gradient too. Args: density: their log density (B,).
+    The estimate and its gradient are unbiased. Args: plan (B, ...): drawn; log_prob (B,): its log density.
     """
-    return density - log_density(plan, torch.zeros_like(plan), torch.zeros_like(plan))
+    return log_prob - log_prob_of(plan, torch.zeros_like(plan), torch.zeros_like(plan))
 
 
 class SPACPolicy(BasePolicy):
@@ -123,9 +124,9 @@ class SPACPolicy(BasePolicy):
     Args:
         widths: channels of the planner's stages, as many as halvings; default by the image's size, 16 then 32.
         plan_channels: of the plan's map.
-        ent_coef: the temperature that training starts from; it is kept with the weights.
+        ent_coef: the temperature that training starts from; the learned one is saved with the weights.
         critic_on: what the critics judge: "plan"; "action", the actor's field (the paper's SPAC-action); or "state",
-            that alone.
+            nothing but the state.
     """
 
     def __init__(self, observation_space: gym.spaces.Box, action_space: gym.spaces.Box, lr_schedule: Any = None,
@@ -175,14 +176,14 @@ class SPACPolicy(BasePolicy):
         Args: image (B, 2, *shape) float in [0, 1]; noise: draw the plan (reparameterised), or take its mean.
         """
         image = image.contiguous(memory_format=self.layout)
-        plan, density, features = self.drawn(image, noise)
-        return plan, density, self.actor(plan, image, features)
+        plan, log_prob, features = self.drawn(image, noise)
+        return plan, log_prob, self.actor(plan, image, features)
 
     def drawn(self, image: Tensor, noise: bool) -> tuple[Tensor, Tensor, list[Tensor]]:
-        """Plan and log density as :meth:`act` gives them, and the planner's features, without the field."""
+        """Plan and log density as of :meth:`act`, and the planner's features; no field."""
         mean, log_std, features = self.planner(image)
         plan = mean + torch.randn_like(mean) * log_std.exp() if noise else mean
-        return plan, log_density(plan, mean, log_std), features
+        return plan, log_prob_of(plan, mean, log_std), features
 
     def scaled(self, observation: Tensor) -> Tensor:
         """Observations as float images in [0, 1]."""
@@ -213,9 +214,9 @@ class StateValuePolicy(SPACPolicy):
 
 
 class DeterministicPolicy(SPACPolicy):
-    """The plan is the planner's mean, explored with noise of a fixed deviation; the planner has a target too.
+    """The plan is the planner's mean, explored with noise of a fixed standard deviation; the planner has a target too.
 
-    Args: exploration: that deviation.
+    Args: exploration: that standard deviation.
     """
 
     def __init__(self, *args: Any, exploration: float = 0.3, **kwargs: Any) -> None:
@@ -226,13 +227,13 @@ class DeterministicPolicy(SPACPolicy):
         self.target_planner = copy.deepcopy(self.planner).requires_grad_(False)
 
     def drawn(self, image: Tensor, noise: bool) -> tuple[Tensor, Tensor, list[Tensor]]:
-        """As SPACPolicy; the densities are 0."""
+        """As of SPACPolicy; the log densities are 0."""
         mean, _, features = self.planner(image)
         plan = mean + self.exploration * torch.randn_like(mean) if noise else mean
         return plan, torch.zeros(len(plan), device=plan.device), features
 
     def followed(self) -> Iterator[tuple[nn.Parameter, nn.Parameter]]:
-        """As SPACPolicy, and the planner."""
+        """As of SPACPolicy, and the planner's parameters."""
         yield from super().followed()
         yield from zip(self.planner.parameters(), self.target_planner.parameters(), strict=True)
 

@@ -1,4 +1,4 @@
-"""Replay of dense registration episodes: a pair once, then per step a field, a plan and a reward."""
+"""Replay of dense registration episodes: each pair is stored once, and each step's fields, plan and reward."""
 
 from __future__ import annotations
 
@@ -31,12 +31,12 @@ class Batch:
 
 
 class FieldReplay:
-    """A ring of transitions that holds no image of a state: the moving image is warped again by the stored field.
+    """A ring buffer of transitions without images: a state's moving image is warped again by the stored field.
 
-    A transition takes two fields' worth of float16 and its plan: for 128 x 128, 2 x 64 KiB + 256 bytes (four float32
-    volumes of a state would take 256 KiB); the pair of images is kept once per episode and lane.
+    A transition takes two float16 fields and its plan: for 128 x 128, 2 x 64 KiB + 256 bytes (the four float32 images
+    of two states would take 256 KiB). The pair of images is stored once for each episode of a lane.
 
-    Args: capacity: transitions; episodes: pairs kept, the oldest go first; device: where it lies.
+    Args: capacity: transitions; episodes: pairs kept, the oldest are replaced first; device: of all tensors.
     """
 
     def __init__(self, capacity: int, episodes: int, device: torch.device | str = "cpu") -> None:
@@ -47,13 +47,8 @@ class FieldReplay:
         self._pairs: dict[str, Tensor] = {}
         self._steps: dict[str, Tensor] = {}
 
-    @property
-    def bytes_per_transition(self) -> int:
-        """Of the fields, the plan and the numbers, without the shared pair."""
-        return sum(t.element_size() * t[0].numel() for t in self._steps.values())
-
     def begin(self, fixed: Tensor, moving: Tensor) -> Tensor:
-        """Keep new pairs (B, 1, *shape); their places (B,) for :meth:`add`."""
+        """Store new pairs (B, 1, *shape). Returns: their places (B,) for :meth:`add`."""
         if not self._pairs:
             self._pairs = {name: torch.zeros(self.episodes, *image.shape[1:], dtype=torch.float16, device=self.device)
                            for name, image in (("fixed", fixed), ("moving", moving))}
@@ -64,7 +59,7 @@ class FieldReplay:
         return places
 
     def add(self, pairs: Tensor, before: Tensor, after: Tensor, plan: Tensor, reward: Tensor, ended: Tensor) -> None:
-        """Transitions (B, ...) of the pairs at ``pairs`` (B,)."""
+        """Store transitions (B, ...) of the pairs at places ``pairs`` (B,)."""
         values = {"pair": pairs, "before": before.half(), "after": after.half(), "plan": plan.float(),
                   "reward": reward.float(), "ended": ended.float()}
         if not self._steps:
@@ -79,7 +74,7 @@ class FieldReplay:
         self.size = min(self.capacity, self.size + len(pairs))
 
     def sample(self, count: int, generator: torch.Generator | None = None) -> Batch:
-        """Transitions drawn uniformly among those whose pair is still kept."""
+        """Transitions drawn uniformly from those whose pair is still stored."""
         fresh = torch.nonzero(self._steps["age"][:self.size] > self.begun - self.episodes).flatten()
         rows = fresh[torch.randint(len(fresh), (count,), generator=generator).to(self.device)]
         step = {name: value[rows] for name, value in self._steps.items()}

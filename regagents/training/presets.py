@@ -1,7 +1,9 @@
-"""What is trained and how, shipped or not: ``regagents train NAME`` runs an entry."""
+"""Presets, of shipped agents and of others: ``regagents train NAME`` trains one."""
 
 from __future__ import annotations
 
+from collections.abc import Mapping
+from dataclasses import dataclass, field
 from typing import Any
 
 REAL_HEADS: dict[str, Any] = {"name": "heads", "subjects": ["mni152", "mni2009c", "csi1", "csi2"]}
@@ -13,7 +15,7 @@ REFINED: dict[str, Any] = {"learning_rate": 2e-5, "ent_coef": 0.0, "vf_coef": 0.
 
 
 def similarity(init: str, steps: int, reward: str, limit: int = 500, **algorithm: Any) -> dict[str, Any]:
-    """An A3C agent of Sun et al. 2018, table 2. Rewards are hundredths of the paper's, and so is the entropy's 0.1."""
+    """An A3C agent of Sun et al. 2018, table 2. Rewards and the weight of the entropy (0.1) are divided by 100."""
     limited = {"max_episode_steps": limit} if limit < 500 else {}
     return {"agent": "A3C", "env": "RegSimilarity2D-v0",
             "env_kwargs": {"source": SLICES, "near": 0.4, "near_scale": 0.2, "reward": reward, **limited},
@@ -30,31 +32,39 @@ def organs(env: str, shrink: int | list[int], steps: int, turn: float = 0.0, **a
             "algorithm": {"sampler_kwargs": {"wander": 0.8}, "batch_size": 65, **algorithm}, "steps": steps}
 
 
-PAPER_SIZE: dict[int, dict[str, Any]] = {  # of the networks in Luo et al. 2022, to 3 %: 107 K in 2D, 458 K in 3D
+LUO_SIZE: dict[int, dict[str, Any]] = {  # networks of Luo et al.'s size within 3 %: 107 K in 2D, 458 K in 3D
     2: {"widths": [16, 32, 40, 32]}, 3: {"widths": [16, 32, 32, 32, 36]}}
-SPAC_VARIANTS: dict[str, tuple[str, dict[str, Any], dict[str, Any]]] = {  # agent, algorithm, policy
-    "spac": ("SPAC", {}, {}),
-    "oneshot": ("SPAC", {"rl": False, "noise": False}, {}),
-    "spac-norl": ("SPAC", {"rl": False}, {}),
-    "spac-noreg": ("SPAC", {"reg_coef": 0.0}, {"critic_on": "action"}),  # else nothing would reach the actor
-    "spac-action": ("SPAC", {}, {"critic_on": "action"}),
-    "spac-ssim": ("SPAC", {}, {}),
-    "ppo": ("PPOModified", {}, {}),
-    "ddpg": ("DDPGModified", {}, {}),
+
+
+@dataclass(frozen=True)
+class Variant:
+    """How an agent differs from SPAC: its algorithm, and arguments of the algorithm, the policy and the environment."""
+
+    agent: str = "SPAC"
+    algorithm: Mapping[str, Any] = field(default_factory=dict)
+    policy: Mapping[str, Any] = field(default_factory=dict)
+    env_kwargs: Mapping[str, Any] = field(default_factory=dict)
+
+
+SPAC_VARIANTS = {
+    "spac": Variant(),
+    "oneshot": Variant(algorithm={"rl": False, "noise": False}, env_kwargs={"max_episode_steps": 1}),
+    "spac-norl": Variant(algorithm={"rl": False}),
+    "spac-noreg": Variant(algorithm={"reg_coef": 0.0}, policy={"critic_on": "action"}),  # or the actor has no gradient
+    "spac-action": Variant(policy={"critic_on": "action"}),
+    "spac-ssim": Variant(env_kwargs={"reward": "ssim"}),
+    "ppo": Variant("PPOModified"),
+    "ddpg": Variant("DDPGModified"),
 }
 
 
 def dense(name: str, env: str, steps: int, policy: dict[str, Any] | None = None,
           algorithm: dict[str, Any] | None = None, **env_kwargs: Any) -> dict[str, dict[str, Any]]:
-    """A SPAC agent of Luo et al. 2022 and its comparisons, by name."""
-    presets = {}
-    for variant, (agent, own, own_policy) in SPAC_VARIANTS.items():
-        kwargs = {**env_kwargs, **({"max_episode_steps": 1} if variant == "oneshot" else {}),
-                  **({"reward": "ssim"} if variant == "spac-ssim" else {})}
-        presets[f"{name}-{variant}"] = {"agent": agent, "env": env, "env_kwargs": kwargs, "steps": steps,
-                                        "policy_kwargs": {**(policy or {}), **own_policy},
-                                        "algorithm": {**(algorithm or {}), **own}}
-    return presets
+    """A SPAC agent of Luo et al. 2022 and the agents that it is compared with, by name."""
+    return {f"{name}-{suffix}": {"agent": variant.agent, "env": env, "env_kwargs": {**env_kwargs, **variant.env_kwargs},
+                                 "steps": steps, "policy_kwargs": {**(policy or {}), **variant.policy},
+                                 "algorithm": {**(algorithm or {}), **variant.algorithm}}
+            for suffix, variant in SPAC_VARIANTS.items()}
 
 
 LUNGS = {"size": 48, "spacing": 5.0, "observation": "dict"}
@@ -118,10 +128,10 @@ PRESETS: dict[str, dict[str, Any]] = {
     "similarity-cnn-matrix": {**similarity("similarity-sl-matrix", 300_000, "matrix", limit=150,
                                            **{**REFINED, "learning_rate": 3e-4}), "policy": "CnnPolicy"},
     **dense("digits", "RegDenseDigits-v0", 50_000),
-    **dense("brain2d", "RegDense2D-v0", 20_000, PAPER_SIZE[2], {"lanes": 8, "batch_size": 8, "buffer_size": 2_000,
+    **dense("brain2d", "RegDense2D-v0", 20_000, LUO_SIZE[2], {"lanes": 8, "batch_size": 8, "buffer_size": 2_000,
                                                                 "learning_starts": 320},
             source={"name": "brains"}, spacing=1.5),
-    **dense("liver3d", "RegDense3D-v0", 20_000, PAPER_SIZE[3], {"lanes": 4, "batch_size": 4, "buffer_size": 800,
+    **dense("liver3d", "RegDense3D-v0", 20_000, LUO_SIZE[3], {"lanes": 4, "batch_size": 4, "buffer_size": 800,
                                                                 "learning_starts": 160},
             source={"name": "livers"}),
     **dense("liver32", "RegDense3D-v0", 8_000, {"widths": [16, 32, 32]}, {"lanes": 4, "batch_size": 4,
@@ -137,7 +147,7 @@ PRESETS: dict[str, dict[str, Any]] = {
     "lung2d-l2o": {
         "agent": "L2O", "env": "RegKeypoint2D-v0", "steps": 48_000, "env_kwargs": {"size": 64, "observation": "dict"},
         "algorithm": {"lanes": 4, "accumulate": 1}},
-    "lung3d-l2o-first": {  # on parts of the image that is registered later
+    "lung3d-l2o-first": {  # on crops; the whole image is registered later
         "agent": "L2O", "env": "RegKeypoint3D-v0", "steps": 64_000, "env_kwargs": LUNGS,
         "algorithm": {"accumulate": 2, "gradient_checkpointing": False}, "policy_kwargs": {"pools": 3}},
     "lung3d-l2o-second": {
@@ -145,22 +155,24 @@ PRESETS: dict[str, dict[str, Any]] = {
         "env_kwargs": {**LUNGS, "source": {"name": "lungs", "patients": 48}},
         "algorithm": {"accumulate": 2, "gradient_checkpointing": False, "learning_rate": 5e-4, "halvings": 3},
         "policy_kwargs": {"pools": 3}},
-    "lung3d-l2o-third": {  # on whole images: how much of one is lung tells in the normalisation
+    "lung3d-l2o-third": {  # on whole images: instance normalisation depends on the share of lung
         "agent": "L2O", "env": "RegKeypoint3D-v0", "steps": 14_400, "init": "lung3d-l2o-second",
         "env_kwargs": {**LUNGS, "size": 64, "source": {"name": "lungs", "patients": 48}},
         "algorithm": {"accumulate": 2, "gradient_checkpointing": False, "learning_rate": 2.5e-4, "halvings": 4},
         "policy_kwargs": {"pools": 3}},
-    "lung3d-l2o-fourth": {  # to stay where it has come to
+    "lung3d-l2o-fourth": {  # trained not to drift after convergence
         "agent": "L2O", "env": "RegKeypoint3D-v0", "steps": 4_800, "init": "lung3d-l2o-third",
         "env_kwargs": {**LUNGS, "size": 64, "source": {"name": "lungs", "patients": 48}},
-        "algorithm": {"accumulate": 2, "gradient_checkpointing": False, "learning_rate": 1e-4, "halvings": 3, "settle": 1.0},
+        "algorithm": {"accumulate": 2, "gradient_checkpointing": False, "learning_rate": 1e-4, "halvings": 3,
+                      "settle": 1.0},
         "policy_kwargs": {"pools": 3}},
-    "lung3d-l2o": {  # for longer, and after a coupled convex search
+    "lung3d-l2o": {  # on longer episodes, and from a coupled convex search, too
         "agent": "L2O", "env": "RegKeypoint3D-v0", "steps": 14_400, "init": "lung3d-l2o-fourth",
         "env_kwargs": {**LUNGS, "size": 64, "source": {"name": "lungs", "patients": 48}, "max_episode_steps": 12},
-        "algorithm": {"accumulate": 2, "gradient_checkpointing": False, "learning_rate": 2e-4, "halvings": 4, "settle": 1.0},
+        "algorithm": {"accumulate": 2, "gradient_checkpointing": False, "learning_rate": 2e-4, "halvings": 4,
+                      "settle": 1.0},
         "policy_kwargs": {"pools": 3}},
-    "lung3d-oneshot": {  # its opponent, without key-points
+    "lung3d-oneshot": {  # what lung3d-l2o is compared with: learns without key-points
         "agent": "SPAC", "env": "RegDense3D-v0", "steps": 6_000,
         "env_kwargs": {"size": 48, "spacing": 5.0, "source": {"name": "lungs"}, "max_episode_steps": 1},
         "policy_kwargs": {"widths": [16, 32, 32]},

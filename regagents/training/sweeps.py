@@ -1,4 +1,4 @@
-"""What ``python -m regagents.training.zoo train -optimize`` searches for the algorithms that rl-zoo3 does not know."""
+"""Search spaces of ``python -m regagents.training.zoo train -optimize`` for algorithms that rl-zoo3 does not know."""
 
 from __future__ import annotations
 
@@ -8,14 +8,14 @@ from optuna import Trial
 
 
 def dsl(trial: Trial, n_actions: int, n_envs: int, additional_args: dict[str, Any]) -> dict[str, Any]:
-    """Rate, batch, and how often images are looked at again."""
+    """Learning rate, batch size, and batches of fresh poses on the same images."""
     return {"learning_rate": trial.suggest_float("learning_rate", 1e-4, 5e-3, log=True),
             "batch_size": trial.suggest_categorical("batch_size", [16, 32, 48, 64, 96]),
             "poses_per_image": trial.suggest_int("poses_per_image", 1, 8)}
 
 
 def a3c(trial: Trial, n_actions: int, n_envs: int, additional_args: dict[str, Any]) -> dict[str, Any]:
-    """Rate, entropy, bootstrapping length and discount."""
+    """Learning rate, entropy, bootstrapping length and discount."""
     return {"learning_rate": trial.suggest_float("learning_rate", 1e-5, 3e-3, log=True),
             "ent_coef": trial.suggest_float("ent_coef", 1e-5, 1e-1, log=True),
             "n_steps": trial.suggest_int("n_steps", 5, 50),
@@ -23,7 +23,7 @@ def a3c(trial: Trial, n_actions: int, n_envs: int, additional_args: dict[str, An
 
 
 def spac(trial: Trial, n_actions: int, n_envs: int, additional_args: dict[str, Any]) -> dict[str, Any]:
-    """Rates, smoothness of the field and of the step, and the discount."""
+    """Learning rates, smoothness of the field and of the step, and the discount."""
     return {"learning_rate": trial.suggest_float("learning_rate", 1e-4, 5e-3, log=True),
             "critic_lr": trial.suggest_float("critic_lr", 1e-5, 3e-3, log=True),
             "smooth": trial.suggest_float("smooth", 1e-3, 1.0, log=True),
@@ -32,17 +32,19 @@ def spac(trial: Trial, n_actions: int, n_envs: int, additional_args: dict[str, A
 
 
 def l2o(trial: Trial, n_actions: int, n_envs: int, additional_args: dict[str, Any]) -> dict[str, Any]:
-    """Rate and its decay, pairs an update, and key-points of each."""
+    """Learning rate and its decay, pairs an update, and key-points of each."""
     return {"learning_rate": trial.suggest_float("learning_rate", 1e-4, 5e-3, log=True),
             "halvings": trial.suggest_int("halvings", 0, 8),
             "accumulate": trial.suggest_int("accumulate", 1, 6),
             "keypoints": trial.suggest_categorical("keypoints", [128, 256, 512, 1024])}
 
 
+SEARCH_SPACES = {"dsl": dsl, "a3c": a3c, "spac": spac, "l2o": l2o}
+
+
 def register() -> None:
-    """Make them, and PPO's for its two relatives, known to rl-zoo3."""
+    """Add them to rl-zoo3's search spaces, and PPO's for its two variants."""
     from rl_zoo3.hyperparams_opt import HYPERPARAMS_SAMPLER
 
-    HYPERPARAMS_SAMPLER.update({"dsl": dsl, "a3c": a3c, "spac": spac, "l2o": l2o,
-                                "recurrent_ppo": HYPERPARAMS_SAMPLER["ppo"],
-                                "maskable_ppo": HYPERPARAMS_SAMPLER["ppo"]})
+    ppo = HYPERPARAMS_SAMPLER["ppo"]
+    HYPERPARAMS_SAMPLER.update({**SEARCH_SPACES, "recurrent_ppo": ppo, "maskable_ppo": ppo})

@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import platform
 import time
+from collections.abc import Mapping
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -11,41 +13,83 @@ import torch
 from stable_baselines3.common.callbacks import BaseCallback
 from stable_baselines3.common.logger import configure
 
-import regenv  # noqa: F401  registers the ids
-from regagents.a3c import A3C
-from regagents.agents import ALGORITHMS, create, resolve
-from regagents.common import checkpoints
-from regagents.common import distributed as parallel
-from regagents.common.supervised import FreshPoses
-from regagents.l2o import L2O
-from regagents.spac import SPAC
+from regagents.agents import ALGORITHMS, algorithm_of, create, resolve
+from regagents.common import checkpoints, distributed
 from regagents.training.presets import PRESETS
 
 
-class _Keeper(BaseCallback):
+@dataclass(frozen=True)
+class Run:
+    """What is trained, how, and where it is written: see :func:`train`."""
+
+    preset: str
+    out: Path
+    steps: int | None
+    seed: int
+    device: str
+    init: str | None
+    resume: bool
+    amp: bool
+    keep_every: float
+    command: str
+    progress_bar: bool
+
+    @property
+    def config(self) -> dict[str, Any]:
+        """The preset's entry."""
+        return PRESETS[self.preset]
+
+    @property
+    def total(self) -> int:
+        """Samples of the whole training."""
+        return self.steps or self.config["steps"]
+
+    @property
+    def start(self) -> str | None:
+        """The checkpoint whose tensors are taken over before training."""
+        return self.init or self.config.get("init")
+
+    @property
+    def weights(self) -> Path:
+        """Tensors that playing needs."""
+        return self.out / f"{self.preset}.safetensors"
+
+    @property
+    def state(self) -> Path:
+        """All tensors, and the optimizer's, that training continues from."""
+        return self.out / "state.safetensors"
+
+
+class CheckpointCallback(BaseCallback):
     """Writes the training state every few minutes, and the weights without target networks, which only train."""
 
-    def __init__(self, path: Path, card: dict[str, Any], every_seconds: float) -> None:
+    def __init__(self, run: Run, card: dict[str, Any]) -> None:
         super().__init__()
-        self.path, self.card, self.every = path, card, every_seconds
+        self.run, self.card = run, card
         self.last = self.begun = time.monotonic()
-        self.before = float(card.get("seconds", 0.0))
+        self.before = float(card["seconds"])
 
     def _on_step(self) -> bool:
-        if time.monotonic() - self.last > self.every and self.model.resumable:  # type: ignore[attr-defined]
-            self.write()
+        agent: Any = self.model
+        if time.monotonic() - self.last > self.run.keep_every and agent.resumable:
+            self.write({})
         return True
 
-    def write(self) -> None:
+    def write(self, found: Mapping[str, Any]) -> None:
+        """Write both checkpoints. Args: found: arguments of the algorithm that were found after training."""
         agent: Any = self.model
         self.last = time.monotonic()
-        self.card |= {"samples": agent.num_timesteps, "updates": agent.updates,
-                      "seconds": round(self.before + self.last - self.begun)}
-        state = {f"network.{k}": v for k, v in agent.network.state_dict().items()}
-        state |= {f"optimizer.{k}": v for k, v in checkpoints.flatten_optimizer(agent.optimizer).items()}
-        checkpoints.save(self.path.with_name("state.safetensors"), state, self.card)
-        played = {k: v for k, v in agent.network.state_dict().items() if not k.startswith("target")}
-        checkpoints.save(self.path, checkpoints.halved(played), self.card)
+        card = self.card | {"samples": agent.num_timesteps, "updates": agent.updates,
+                            "seconds": round(self.before + self.last - self.begun)}
+        network = agent.network.state_dict()
+        state = {f"network.{name}": value for name, value in network.items()}
+        state |= {f"optimizer.{name}": value for name, value in checkpoints.flatten_optimizer(agent.optimizer).items()}
+        checkpoints.save(self.run.state, state, card)
+        if found:
+            config = card["config"]
+            card["config"] = {**config, "algorithm": {**config.get("algorithm", {}), **found}}
+        played = {name: value for name, value in network.items() if not name.startswith("target")}
+        checkpoints.save(self.run.weights, checkpoints.half_precision(played), card)
 
 
 def train(preset: str, out: str | Path, steps: int | None = None, seed: int = 0, device: str = "cpu",
@@ -53,67 +97,88 @@ def train(preset: str, out: str | Path, steps: int | None = None, seed: int = 0,
           command: str = "", progress_bar: bool = False) -> Path:
     """Train a preset into folder ``out``; returns the weights' path.
 
-    Args: steps: samples in all; init: checkpoint (or name of shipped weights) whose tensors are taken over where name
-    and shape agree, default the preset's; resume: go on from ``out``. Under torchrun its processes train together, see
-    :mod:`regagents.common.distributed`.
-    Raises ValueError for an unknown preset or device; CheckpointError where resume or init do not fit.
+    Under torchrun its processes train together, see :mod:`regagents.common.distributed`.
+
+    Args:
+        preset: a name in PRESETS.
+        steps: samples in all; default the preset's.
+        device: "cpu" or "cuda".
+        init: checkpoint (or name of shipped weights) whose tensors are taken over where name and shape agree; default
+            the preset's.
+        resume: continue from the last state in ``out``, where there is one.
+        amp: bfloat16 networks, where fast and where the algorithm has them.
+        keep_every: seconds between two checkpoints.
+        command: is noted in the card.
+    Raises: ValueError: an unknown preset or device. CheckpointError: resume or init do not fit.
     """
     if preset not in PRESETS:
         raise ValueError(f"train: preset is {preset!r}; it must be one of {', '.join(PRESETS)}.")
+    _check_device(device)
+    with distributed.group(device) as own_device:
+        return _train(Run(preset, Path(out), steps, seed, own_device, init, resume, amp, keep_every, command,
+                          progress_bar))
+
+
+def _check_device(device: str) -> None:
     try:
         missing = torch.device(device).type == "cuda" and not torch.cuda.is_available()
     except RuntimeError as error:
         raise ValueError(f"train: device is {device!r} ({error}); use cpu or cuda.") from None
     if missing:
         raise ValueError(f"train: device is {device!r}, but PyTorch finds no CUDA device; use cpu.")
-    with parallel.group(device) as device:
-        return _train(preset, Path(out), steps, seed, device, init, resume, amp, keep_every, command, progress_bar)
 
 
-def _train(preset: str, out: Path, steps: int | None, seed: int, device: str, init: str | None, resume: bool,
-           amp: bool, keep_every: float, command: str, progress_bar: bool) -> Path:
+def _train(run: Run) -> Path:
     """As :func:`train`, by each of its processes; the first of them writes."""
-    config = PRESETS[preset]
-    total, init = steps or config["steps"], init or config.get("init")
-    kind = config.get("agent", "DSL")
-    if parallel.world() > 1 and kind == "A3C":
-        raise ValueError("train: A3C has workers of its own; run it without torchrun.")
-    mixed = issubclass(ALGORITHMS[kind][0], (FreshPoses, SPAC, L2O))
-    agent = create(config, seed=seed, device=device, **({"amp": amp} if mixed else {}))
-    together = "" if parallel.world() == 1 else f", {parallel.world()} processes"
-    card: dict[str, Any] = {
-        "name": preset, "algorithm": kind, "env": config["env"], "config": config, "command": command, "seed": seed,
-        "init": init, "steps": total, "samples": 0, "seconds": 0,
-        "machine": f"{_processor()}, {torch.get_num_threads()} thread(s){together}, torch {torch.__version__}",
-        "licence": "Apache-2.0"}
-    path = out / f"{preset}.safetensors"
-    if resume and (out / "state.safetensors").is_file():
-        tensors, old = checkpoints.load(out / "state.safetensors")
-        if _trained(old["config"]) != _trained(config):
-            raise checkpoints.CheckpointError(f"{out}: config differs from preset {preset!r}; train into a new folder.")
-        agent.adopt(_under("network.", tensors), out)
-        checkpoints.fit_optimizer(agent.optimizer, _under("optimizer.", tensors))
-        agent.num_timesteps, agent.updates = old["samples"], old["updates"]
-        card["seconds"] = old["seconds"]
-        card["init"] = old["init"]
-    elif init is not None:
-        tensors, _ = checkpoints.load(resolve(init))
-        checkpoints.fit_shared(agent.network, tensors, init)
-    first = parallel.rank() == 0
-    out.mkdir(parents=True, exist_ok=True)
-    agent.set_logger(configure(str(out), ["csv", "tensorboard"]) if first else configure(None, []))
-    keeper = _Keeper(path, card, keep_every)
+    name = algorithm_of(run.config)
+    algorithm = ALGORITHMS[name].algorithm
+    if distributed.world() > 1 and not algorithm.distributed:
+        raise ValueError(f"train: {name} has workers of its own; run it without torchrun.")
+    agent = create(run.config, seed=run.seed, device=run.device, **({"amp": run.amp} if algorithm.amp_argument else {}))
+    card = _card(name, run)
+    _start(agent, card, run)
+    first = distributed.rank() == 0
+    run.out.mkdir(parents=True, exist_ok=True)
+    agent.set_logger(configure(str(run.out), ["csv", "tensorboard"]) if first else configure(None, []))
+    callback = CheckpointCallback(run, card)
     try:
-        agent.learn(total - agent.num_timesteps if resume else total, callback=keeper if first else None,
-                    reset_num_timesteps=not resume, progress_bar=progress_bar and first)
+        agent.learn(run.total - agent.num_timesteps if run.resume else run.total, callback=callback if first else None,
+                    reset_num_timesteps=not run.resume, progress_bar=run.progress_bar and first)
     finally:
         agent.logger.close()
-    if isinstance(agent, A3C):
-        algorithm = {**config.get("algorithm", {}), "stop_values": list(agent.calibrate())}
-        card["config"] = {**config, "algorithm": algorithm}
+    found = agent.after_training()
     if first:
-        keeper.write()
-    return path
+        callback.write(found)
+    return run.weights
+
+
+def _card(algorithm: str, run: Run) -> dict[str, Any]:
+    """The card before training."""
+    processes = "" if distributed.world() == 1 else f", {distributed.world()} processes"
+    return {"name": run.preset, "algorithm": algorithm, "env": run.config["env"], "config": run.config,
+            "command": run.command, "seed": run.seed, "init": run.start, "steps": run.total, "samples": 0, "seconds": 0,
+            "machine": f"{_processor()}, {torch.get_num_threads()} thread(s){processes}, torch {torch.__version__}",
+            "licence": "Apache-2.0"}
+
+
+def _start(agent: Any, card: dict[str, Any], run: Run) -> None:
+    """Give a fresh agent what it starts from: the last state of an interrupted run, or another agent's tensors."""
+    if run.resume and run.state.is_file():
+        tensors, old = checkpoints.load(run.state)
+        if old["config"] != run.config:
+            raise checkpoints.CheckpointError(f"{run.out}: config differs from preset {run.preset!r}; train into a new "
+                                              "folder.")
+        agent.adopt(_under("network.", tensors), run.out)
+        checkpoints.fit_optimizer(agent.optimizer, _under("optimizer.", tensors))
+        agent.num_timesteps, agent.updates = old["samples"], old["updates"]
+        card["seconds"], card["init"] = old["seconds"], old["init"]
+    elif run.start is not None:
+        checkpoints.fit_shared(agent.network, checkpoints.load(resolve(run.start))[0], run.start)
+
+
+def _under(prefix: str, tensors: Mapping[str, Any]) -> dict[str, Any]:
+    """Tensors whose names begin with a prefix, without it."""
+    return {name[len(prefix):]: value for name, value in tensors.items() if name.startswith(prefix)}
 
 
 def _processor() -> str:
@@ -122,13 +187,3 @@ def _processor() -> str:
     lines = told.read_text().splitlines() if told.is_file() else []
     models = [line.split(":", 1)[1].strip() for line in lines if line.startswith("model name")]
     return f"{models[0]}, {len(models)} cores" if models else platform.processor() or platform.machine()
-
-
-def _trained(config: dict[str, Any]) -> dict[str, Any]:
-    """A config without what is found after training."""
-    algorithm = {name: value for name, value in config.get("algorithm", {}).items() if name != "stop_values"}
-    return {**config, "algorithm": algorithm}
-
-
-def _under(prefix: str, tensors: dict[str, Any]) -> dict[str, Any]:
-    return {name[len(prefix):]: value for name, value in tensors.items() if name.startswith(prefix)}

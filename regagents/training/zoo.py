@@ -1,4 +1,6 @@
-"""rl-zoo3 with this project's ids, algorithms and tuned settings, on native batches:
+"""rl-zoo3 with this project's ids, algorithms and tuned settings, on native batches.
+
+Its commands:
 
     python -m regagents.training.zoo train --algo ppo --env RegRigid2D-v0 -f logs --seed 0
     python -m regagents.training.zoo enjoy --algo ppo --env RegRigid2D-v0 -f logs
@@ -6,9 +8,10 @@
     python -m regagents.training.zoo plot --algo ppo --env RegRigid2D-v0 -f logs --output curves.png
     python -m regagents.training.zoo benchmark --log-dir logs --test-mode
 
-Every command takes rl-zoo3's own options. ``train --vec-env dummy | subproc`` plays on its vector environments instead
-of a native batch. A sweep of several processes shares a journal: ``train -optimize --storage logs/sweep.log
---study-name NAME`` in each. Loading what the zoo has saved executes code, as with all of Stable-Baselines3's files.
+Every command takes rl-zoo3's own options. ``train --vec-env dummy | subproc`` plays on rl-zoo3's vector environments
+instead of a native batch. To sweep with several processes, start ``train -optimize --storage logs/sweep.log
+--study-name NAME`` in each: they share that journal. Loading a file that the zoo saved executes code, as with all files
+of Stable-Baselines3.
 """
 
 from __future__ import annotations
@@ -18,7 +21,7 @@ import runpy
 import subprocess
 import sys
 import warnings
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -29,29 +32,39 @@ from sb3_contrib import TQC, MaskablePPO, RecurrentPPO
 from stable_baselines3 import A2C, DQN, PPO, SAC
 from stable_baselines3.common.vec_env import VecEnv, VecMonitor
 
-import regenv  # noqa: F401  registers the ids
-from regagents.a3c import A3C
+from regagents import agents
 from regagents.common.sb3_policies import NoisyTD3
-from regagents.dsl import DSL
-from regagents.l2o import L2O
-from regagents.spac import SPAC
 from regenv.wrappers.sb3 import SB3VecEnv
 
-HYPERPARAMS = Path(__file__).parents[1] / "hyperparams"
-SHELF: dict[str, type[Any]] = {"ppo": PPO, "a2c": A2C, "dqn": DQN, "sac": SAC, "td3": NoisyTD3, "tqc": TQC,
-                               "recurrent_ppo": RecurrentPPO, "maskable_ppo": MaskablePPO}
-OWN: dict[str, type[Any]] = {"dsl": DSL, "a3c": A3C, "spac": SPAC, "l2o": L2O}  # these make their own batches
-ALGORITHMS = {**SHELF, **OWN}
-COMMANDS = ("train", "enjoy", "record_video", "plot", "benchmark")
+SB3_ALGORITHMS: dict[str, type[Any]] = {"ppo": PPO, "a2c": A2C, "dqn": DQN, "sac": SAC, "td3": NoisyTD3, "tqc": TQC,
+                                        "recurrent_ppo": RecurrentPPO, "maskable_ppo": MaskablePPO}
+NAME = "regagents.training.zoo"
 
 
 # ---------------------------------------------------------------------------------------------------------- settings
+
+def own_algorithms() -> dict[str, agents.Row]:
+    """This package's algorithms by their names in the zoo. They make their own batches."""
+    return {row.hyperparams.stem: row for row in agents.ALGORITHMS.values() if row.hyperparams is not None}
+
+
+def algorithms() -> dict[str, type[Any]]:
+    """The classes of all algorithms, SB3's and this package's, by their names in the zoo."""
+    return {**SB3_ALGORITHMS, **{name: row.algorithm for name, row in own_algorithms().items()}}
+
+
+def hyperparams(algo: str) -> Path:
+    """The YAML file of an algorithm's settings by id."""
+    own = own_algorithms().get(algo)
+    return (own and own.hyperparams) or agents.HYPERPARAMS / f"{algo}.yml"
+
 
 @dataclass(frozen=True)
 class Settings:
     """How an algorithm is tuned for an id.
 
-    Attributes: n_timesteps; n_envs: lanes; env_kwargs; policy: its name or class; arguments: of the algorithm.
+    Attributes: n_timesteps: environment steps of a training; n_envs: lanes; env_kwargs: arguments of the environment;
+    policy: its name or class; arguments: of the algorithm.
     """
 
     n_timesteps: int
@@ -62,10 +75,10 @@ class Settings:
 
 
 def settings(algo: str, env_id: str) -> Settings:
-    """Those of ``regagents/hyperparams/ALGO.yml``. Raises ValueError where the algorithm or the id is not known."""
-    if algo not in ALGORITHMS:
-        raise ValueError(f"zoo: algo is {algo!r}; it must be one of {', '.join(ALGORITHMS)}.")
-    known = yaml.safe_load((HYPERPARAMS / f"{algo}.yml").read_text())
+    """An algorithm's settings for an id. Raises ValueError where the algorithm or the id is not known."""
+    if algo not in algorithms():
+        raise ValueError(f"zoo: algo is {algo!r}; it must be one of {', '.join(algorithms())}.")
+    known = yaml.safe_load(hyperparams(algo).read_text())
     if env_id not in known:
         raise ValueError(f"zoo: {algo} has no settings for {env_id!r}; it has them for {', '.join(known)}.")
     arguments = dict(known[env_id])
@@ -79,38 +92,38 @@ def settings(algo: str, env_id: str) -> Settings:
 
 def create(algo: str, env_id: str, seed: int = 0, device: str = "cpu",
            env_kwargs: Mapping[str, Any] | None = None) -> Any:
-    """An untrained agent with its tuned settings on a native batch. ``env_kwargs`` go before those of the settings."""
+    """An untrained agent with its tuned settings. Args: env_kwargs: of the environment; they replace the settings'."""
     tuned = settings(algo, env_id)
-    game = {**tuned.env_kwargs, **(env_kwargs or {})}
-    env: Any = gym.make(env_id, **game) if algo in OWN else native(env_id, tuned.n_envs, game)
-    return ALGORITHMS[algo](tuned.policy, env, seed=seed, device=device, **tuned.arguments)
+    arguments = {**tuned.env_kwargs, **(env_kwargs or {})}
+    env: Any = gym.make(env_id, **arguments) if algo in own_algorithms() else native(env_id, tuned.n_envs, arguments)
+    return algorithms()[algo](tuned.policy, env, seed=seed, device=device, **tuned.arguments)
 
 
 def native(env_id: str, lanes: int, env_kwargs: Mapping[str, Any]) -> SB3VecEnv:
-    """The native batch of an id for Stable-Baselines3."""
+    """A native batch of an id, for Stable-Baselines3."""
     return SB3VecEnv(gym.make_vec(env_id, num_envs=lanes, autoreset_mode="SameStep", **env_kwargs))
 
 
 # ----------------------------------------------------------------------------------------------------------- commands
 
 def main(argv: Sequence[str] | None = None) -> int:
-    """Run a command of the zoo; 2 after one line on stderr where it or rl-zoo3 is missing."""
+    """Run a command of the zoo. Returns the exit status: 0, or 2 after one line on stderr for an unknown command or
+    where rl-zoo3 is not installed."""
     typed = list(sys.argv[1:] if argv is None else argv)
     if not typed or typed[0] not in COMMANDS:
-        print(f"regagents.training.zoo: command is {typed[0] if typed else None!r}; it must be one of {', '.join(COMMANDS)}.",
+        print(f"{NAME}: command is {typed[0] if typed else None!r}; it must be one of {', '.join(COMMANDS)}.",
               file=sys.stderr)
         return 2
     try:
         rl_zoo3 = importlib.import_module("rl_zoo3")
     except ImportError as error:
-        print(f'regagents.training.zoo: {error}; install the extra: pip install "regenv[clients]".', file=sys.stderr)
+        print(f'{NAME}: {error}; install the extra: pip install "regenv[clients]".', file=sys.stderr)
         return 2
-    rl_zoo3.ALGOS.update(ALGORITHMS)
+    rl_zoo3.ALGOS.update(algorithms())
     command, *options = typed
-    before, sys.argv = sys.argv, [f"regagents.training.zoo {command}", *options]
+    before, sys.argv = sys.argv, [f"{NAME} {command}", *options]
     try:
-        {"train": _train, "enjoy": _enjoy, "record_video": _record_video, "plot": _plot,
-         "benchmark": _benchmark}[command]()
+        COMMANDS[command]()
     finally:
         sys.argv = before
     return 0
@@ -140,11 +153,11 @@ def _train() -> None:
     sweeps.register()
     algo = _option("--algo") or "ppo"
     if _option("-conf", "--conf-file") is None:
-        sys.argv += ["--conf-file", str(HYPERPARAMS / f"{algo}.yml")]
+        sys.argv += ["--conf-file", str(hyperparams(algo))]
     kind = _option("--vec-env") or "native"
     if kind == "native":
         _option("--vec-env", remove=True)
-    if algo in OWN:
+    if algo in own_algorithms():
         for name in ("EvalCallback", "TrialEvalCallback"):
             setattr(exp_manager, name, _by_time(getattr(exp_manager, name)))
     train.ExperimentManager = _manager(train.ExperimentManager, kind == "native")  # type: ignore[misc]
@@ -152,7 +165,7 @@ def _train() -> None:
 
 
 def _manager(base: type[Any], on_batches: bool) -> type[Any]:
-    """rl-zoo3's manager, whose evaluation has the settings' environment, too; off-the-shelf algorithms play on native
+    """rl-zoo3's manager. Its evaluation environment takes the settings' arguments, too; SB3's algorithms play on native
     batches where nothing wraps single environments."""
 
     class Manager(base):  # type: ignore[misc]
@@ -161,21 +174,21 @@ def _manager(base: type[Any], on_batches: bool) -> type[Any]:
         def create_envs(self, n_envs: int, eval_env: bool = False, no_log: bool = False) -> VecEnv:
             self.eval_env_kwargs = self.eval_env_kwargs or self.env_kwargs
             ours = gym.spec(self.env_name.gym_id).vector_entry_point == "regenv.vector:RegistrationVectorEnv"
-            if not on_batches or self.algo in OWN or not ours or self.env_wrapper or self.vec_env_wrapper \
+            if not on_batches or self.algo in own_algorithms() or not ours or self.env_wrapper or self.vec_env_wrapper \
                     or self.frame_stack:
                 return super().create_envs(n_envs, eval_env, no_log)
             env = native(self.env_name.gym_id, n_envs, self.eval_env_kwargs if eval_env else self.env_kwargs)
             env.seed(self.seed)
             log = None if eval_env or no_log else str(Path(self.save_path) / "0")
             with warnings.catch_warnings():
-                warnings.simplefilter("ignore")  # it has a Monitor's statistics, but no file of them
+                warnings.simplefilter("ignore")  # the batch keeps a Monitor's statistics, but no file
                 return self._maybe_normalize(VecMonitor(env, log, **self.monitor_kwargs), eval_env)
 
     return Manager
 
 
 def _by_time(base: type[Any]) -> type[Any]:
-    """An evaluation callback whose frequency is of steps, not of calls: these algorithms call once for many steps."""
+    """An evaluation callback whose frequency counts steps, not calls: these algorithms call it once for many steps."""
 
     class ByTime(base):  # type: ignore[misc]
         rounds = 0
@@ -197,14 +210,14 @@ def _enjoy() -> None:
 
 
 def _record_video() -> None:
-    """rl-zoo3's, in the environment of the settings."""
+    """rl-zoo3's command, in the environment of the settings."""
     from rl_zoo3 import utils
 
     make = utils.create_test_env
 
     def as_trained(env_id: str, **named: Any) -> VecEnv:
-        game = {**named["hyperparams"].pop("env_kwargs", {}), **named.pop("env_kwargs")}
-        return make(env_id, env_kwargs=game, **named)
+        arguments = {**named["hyperparams"].pop("env_kwargs", {}), **named.pop("env_kwargs")}
+        return make(env_id, env_kwargs=arguments, **named)
 
     utils.create_test_env = as_trained  # type: ignore[assignment]
     try:
@@ -230,11 +243,11 @@ def _plot() -> None:
 
 
 def _benchmark() -> None:
-    """rl-zoo3's, of what lies in ``--log-dir`` alone, played by this module."""
+    """rl-zoo3's command on the agents in ``--log-dir`` alone, played by this module."""
     call = subprocess.call
 
     def ours(command: Sequence[str], **kwargs: Any) -> int:
-        return call([sys.executable, "-m", "regagents.training.zoo", "enjoy", *command[2:]], **kwargs)
+        return call([sys.executable, "-m", NAME, "enjoy", *command[2:]], **kwargs)
 
     Path(_option("--benchmark-dir") or "logs/benchmark").mkdir(parents=True, exist_ok=True)
     if "--no-hub" not in sys.argv:
@@ -245,6 +258,9 @@ def _benchmark() -> None:
     finally:
         subprocess.call = call
 
+
+COMMANDS: dict[str, Callable[[], None]] = {"train": _train, "enjoy": _enjoy, "record_video": _record_video,
+                                           "plot": _plot, "benchmark": _benchmark}
 
 if __name__ == "__main__":
     sys.exit(main())

@@ -1,4 +1,4 @@
-"""Pair sources by name."""
+"""The catalogue of pair sources: what a name such as "phantoms" or a mapping in JSON stands for."""
 
 from __future__ import annotations
 
@@ -23,13 +23,15 @@ from regenv.data.sources.spine_phantoms import SpinePhantom
 
 
 def source_named(source: str | Mapping[str, Any] | PairSource, ndim: int) -> PairSource:
-    """A PairSource: "phantoms" (brain-like, no files needed), "spine", "heads" and "slices" (real),
-    "organs" (made, with known deformations), "digits"
-    (real), "brains" (real people, unknown deformation), "livers" (made), "lungs" (made), "deformed" (any, bent),
-    "folder" (public data sets as they are laid out), "files" (the user's own), or itself.
+    """The pair source of a name, or of a mapping with a name and arguments; a PairSource is returned as it is.
 
-    A mapping names one with arguments, so that it can stand in JSON: ``{"name": "heads", "subjects": ["mni152"]}``,
-    ``{"name": "codeformed", "source": {"name": "spine"}, "affine": 0.25}``.
+    A mapping can be written in JSON: ``{"name": "heads", "subjects": ["mni152"]}``, ``{"name": "codeformed", "source":
+    {"name": "spine"}, "affine": 0.25}``. The names are:
+
+    - synthetic: "phantoms" (heads), "spine", "livers", "lungs", "organs" (pelvises, with known deformations);
+    - real: "heads" and their "slices", "brains" (of different subjects), "digits";
+    - the user's: "files", "folder" (public data sets);
+    - changes of another source: "deformed" (moving image bent), "codeformed" (both images deformed alike).
 
     Raises ValueError for another name, TypeError for an argument that the source does not take.
     """

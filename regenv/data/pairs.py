@@ -14,6 +14,8 @@ from torch import Tensor
 from regenv.grid import Grid
 from regenv.ops import overlap
 
+SPLITS = ("train", "test")
+
 
 @dataclass(frozen=True)
 class PairBatch:
@@ -28,14 +30,15 @@ class PairBatch:
             world point. Identity where unknown.
         known: (B,) bool, whether ``truth`` is known.
         center: (B, D) float64, centre of rotation in the fixed world, mm.
-        landmarks: (B, N, D) float64, points of the fixed world, mm, on which target registration error is measured;
-            None where there is nothing to measure it by.
-        targets: (B, N, D) float64 or None, where they belong in the moving world, mm. None: where the truth sends them.
+        landmarks: (B, N, D) float64, points of the fixed world, mm, at which the target registration error is measured;
+            None where there are none.
+        targets: (B, N, D) float64, where the landmarks lie in the moving world, mm. None: where ``truth`` maps them.
         fixed_labels: (B, 1, *shape) int16 or None.
         moving_labels: (B, 1, *moving_shape) int16 or None.
-        fixed_clusters, moving_clusters: as the labels, of the intensities' clusters: pseudo-labels.
-        target_pose: (B, P) float64 or None, the pose at alignment where it is not zero: amplitudes of a deformation
-            model.
+        fixed_clusters, moving_clusters: of the labels' shapes and type, clusters of the intensities (pseudo-labels),
+            or None.
+        target_pose: (B, P) float64, the pose at alignment where it is not zero (amplitudes of a deformation model), or
+            None.
     """
 
     fixed: Tensor
@@ -55,17 +58,17 @@ class PairBatch:
 
     @cached_property
     def classes(self) -> tuple[int, ...]:
-        """Of the fixed labels, without the background 0; looked up once."""
+        """Labels that occur in ``fixed_labels``, without the background 0; computed once."""
         return overlap.classes(self.fixed_labels)
 
     @cached_property
     def clusters(self) -> tuple[int, ...]:
-        """Of the fixed clusters, as ``classes``."""
+        """Clusters that occur in ``fixed_clusters``, without 0; computed once."""
         return overlap.classes(self.fixed_clusters)
 
     @classmethod
     def stack(cls, pairs: Sequence[PairBatch]) -> PairBatch:
-        """Batches of equal shapes, one after the other."""
+        """Batches of equal shapes, concatenated."""
         return replace(pairs[0], **{f.name: torch.cat([getattr(pair, f.name) for pair in pairs])
                                     for f in fields(cls) if getattr(pairs[0], f.name) is not None})
 
@@ -85,7 +88,10 @@ class PairBatch:
         return replace(self, **{f.name: v[index] for f in fields(self) if (v := getattr(self, f.name)) is not None})
 
     def put(self, mask: Tensor, other: PairBatch) -> PairBatch:
-        """A copy whose lanes of ``mask`` (B,) are those of ``other`` in order (as many lanes as mask has True)."""
+        """A copy in which the lanes selected by ``mask`` (B,) are replaced by the lanes of ``other``, in order.
+
+        ``other`` has as many lanes as ``mask`` has True.
+        """
         def merged(mine: Tensor, theirs: Tensor) -> Tensor:
             out = mine.clone()
             out[mask] = theirs
@@ -98,11 +104,11 @@ class PairBatch:
 class PairSource(Protocol):
     """Where pairs come from.
 
-    ``draw`` is called with one generator per lane and must use nothing else for its randomness, in an order that does
-    not depend on the other lanes: lane i drawn with generator g equals a single lane drawn with g, bit for bit on CPU.
-    So per lane only numbers are drawn (numpy, a short loop); images are then made by batched, lane-independent tensor
-    operations (elementwise, ``grid_sample``, ``interpolate``, pooling; no convolution and no float mean over a volume,
-    whose rounding may change with the batch size).
+    ``draw`` gets one generator per lane and takes its randomness from nothing else, in an order that does not depend on
+    the other lanes: lane i drawn with generator g equals a single lane drawn with g, bit for bit on CPU. So each lane
+    draws numbers only (numpy, a short loop); the images are then made by batched, lane-independent tensor operations
+    (elementwise, ``grid_sample``, ``interpolate``, pooling; no convolution and no float mean over a volume, whose
+    rounding may change with the batch size).
     """
 
     @property
@@ -114,8 +120,8 @@ class PairSource(Protocol):
 
         Args:
             rngs: one numpy generator per lane.
-            grid: the fixed image's grid (shape and spacing as asked by the env, centred in the world).
-            device: where the tensors shall live.
+            grid: the fixed image's grid (shape and spacing that the environment asks for, centred in the world).
+            device: of the tensors.
             difficulty: 0 (plain) to 1 (everything the source can vary); curricula raise it during training.
         """
         ...

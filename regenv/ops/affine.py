@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import numpy as np
 import torch
+from numpy.typing import NDArray
 from torch import Tensor
 
 
@@ -46,7 +47,7 @@ def transform_points(matrix: Tensor, points: Tensor) -> Tensor:
     return matmul(points, matrix[:, :ndim, :ndim].transpose(1, 2)) + matrix[:, None, :ndim, ndim]
 
 
-def about(center: np.ndarray | Tensor, matrix: Tensor) -> Tensor:
+def about(center: NDArray[np.float64] | Tensor, matrix: Tensor) -> Tensor:
     """Maps (B, D+1, D+1) given about the origin, now about ``center`` (D,) or (B, D)."""
     middle = torch.as_tensor(center, dtype=matrix.dtype, device=matrix.device)
     n = matrix.shape[-1] - 1

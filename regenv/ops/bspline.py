@@ -1,4 +1,4 @@
-"""Cubic B-spline free-form deformations: a dense field from a coarse lattice of coefficients, and back.
+"""Cubic B-spline free-form deformations: a dense field from a coarse lattice of coefficients.
 
 The lattice is ITK's: ``BSplineTransformInitializer`` with a mesh of m cells an axis lays m + 3 control points over the
 box of the image, evenly, the first of them one cell before the box. Here its axes are the array's, whatever the image's
@@ -7,16 +7,12 @@ direction. Fields are (B, D, *shape) and coefficients (B, D, *control_shape), bo
 
 from __future__ import annotations
 
-import math
 from collections.abc import Sequence
-from functools import lru_cache, reduce
+from functools import lru_cache
 
 import numpy as np
-import SimpleITK as sitk
 import torch
 from torch import Tensor
-
-from regenv.grid import Grid
 
 ORDER = 3
 _MARGIN = 0.625  # voxels from the first voxel's centre to the face of ITK's box: half a voxel, and an eighth as padding
@@ -60,52 +56,6 @@ def adjoint(displacement: Tensor, control_shape: Sequence[int]) -> Tensor:
                                    for n, c in zip(shape, control_shape, strict=True)])
 
 
-def fit(displacement: Tensor, control_shape: Sequence[int], ridge: float = 0.0) -> Tensor:
-    """Coefficients c whose field is nearest to a dense one u, ``argmin |B c - u|^2 + ridge h |c|^2``, in float64.
-
-    Without a ridge they are exact for the fields that :func:`displacement` makes, and the smallest solution where an
-    axis has fewer voxels than control points. But a control point outside a corner hardly shows in the image: for a
-    field rougher than the lattice its coefficient can become a thousand times the field. A ridge of 1e-4 prevents that
-    and makes the residual 2 to 5 % larger in 2D, 10 to 30 % in 3D.
-
-    Args:
-        displacement: (B, D, *shape) float, voxels.
-        control_shape: at least 4 an axis.
-        ridge: weight of the coefficients' squares, relative to the number h of voxels in a cell.
-    Returns: (B, D, *control_shape), dtype of ``displacement``.
-    """
-    _check("displacement", displacement, len(control_shape))
-    if not 0 <= ridge < math.inf:
-        raise ValueError(f"bspline: ridge is {ridge}; it must be finite and not negative.")
-    shape, device = displacement.shape[2:], displacement.device
-    left, singular, right = zip(*(_decomposition(n, c, device) for n, c in zip(shape, control_shape, strict=True)),
-                                strict=True)
-    gain = reduce(lambda outer, axis: outer[..., None] * axis, singular)
-    voxels = math.prod(_length(n) / (c - ORDER) for n, c in zip(shape, control_shape, strict=True))
-    inverse = torch.where(gain > 0, gain / (gain**2 + ridge * voxels), 0)
-    return _product(_product(displacement.to(torch.float64), left) * inverse, right).to(displacement.dtype)
-
-
-def to_sitk(coefficients: Tensor, grid: Grid) -> sitk.BSplineTransform:
-    """One lattice as SimpleITK's transform: it maps the world point of voxel x to the world point of x + u(x).
-
-    Args: coefficients (D, *control_shape), voxels of ``grid``, array-axis order; grid: of the fixed image.
-    Returns: displacements in mm, ITK axis order. Outside its box (an eighth of a voxel around the image) ITK's
-        transform moves nothing.
-    """
-    n = grid.ndim
-    _check("coefficients", coefficients[None], n)
-    shifts_mm = np.tensordot(grid.voxel_to_world[:n, :n], coefficients.detach().cpu().to(torch.float64).numpy(), axes=1)
-    transform = sitk.BSplineTransform(n, ORDER)
-    transform.SetTransformDomainOrigin(grid.to_world(np.full(n, -_MARGIN)).tolist())
-    transform.SetTransformDomainPhysicalDimensions([_length(s) * mm for s, mm in
-                                                    zip(grid.size, grid.spacing, strict=True)])
-    transform.SetTransformDomainDirection(grid.direction)
-    transform.SetTransformDomainMeshSize([c - ORDER for c in coefficients.shape[:0:-1]])
-    transform.SetParameters(shifts_mm.ravel().tolist())
-    return transform
-
-
 def _check(name: str, field: Tensor, ndim: int) -> None:
     if field.ndim != ndim + 2 or field.shape[1] != ndim:
         raise ValueError(f"bspline: {name} is {tuple(field.shape)}; on a {ndim}D grid it must be "
@@ -132,7 +82,7 @@ def _product(field: Tensor, matrices: Sequence[Tensor]) -> Tensor:
 
 
 @lru_cache(maxsize=64)
-@torch.inference_mode(False)  # what is kept must serve autograd later
+@torch.inference_mode(False)  # cached tensors must serve autograd later
 def _basis(voxels: int, control: int, device: torch.device, dtype: torch.dtype) -> Tensor:
     """Weights of the control points of an axis in its voxels: (voxels, control). Shared: do not write to it."""
     if control <= ORDER:
@@ -142,13 +92,3 @@ def _basis(voxels: int, control: int, device: torch.device, dtype: torch.dtype) 
     near = (4 - 6 * away**2 + 3 * away**3) / 6
     far = (2 - away).clamp_min(0) ** 3 / 6
     return torch.where(away < 1, near, far).to(device=device, dtype=dtype)
-
-
-@lru_cache(maxsize=64)
-@torch.inference_mode(False)
-def _decomposition(voxels: int, control: int, device: torch.device) -> tuple[Tensor, Tensor, Tensor]:
-    """U^T (r, voxels), s (r,) and V (control, r) float64 of an axis's basis U s V^T; s of mere rounding are 0."""
-    basis = _basis(voxels, control, torch.device("cpu"), torch.float64)
-    u, s, vt = torch.linalg.svd(basis, full_matrices=False)
-    rounding = s[0] * max(voxels, control) * torch.finfo(s.dtype).eps
-    return u.T.to(device), torch.where(s > rounding, s, 0).to(device), vt.T.to(device)

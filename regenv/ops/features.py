@@ -1,4 +1,4 @@
-"""Features of images that look alike whatever the contrast: pure batched functions, the same code in 2D and 3D."""
+"""Image features that are independent of contrast: pure batched functions, the same code in 2D and 3D."""
 
 from __future__ import annotations
 
@@ -11,6 +11,7 @@ from torch import Tensor
 
 from regenv.ops.kernels import cpu, operators
 from regenv.ops.kernels.costs_cpu import costs_cpu
+from regenv.ops.sampling import LINEAR
 from regenv.ops.warp import warp_dense
 
 _VARIANCE = (1e-3, 1e3)  # bounds of the local variance, in units of the image's mean variance
@@ -18,12 +19,12 @@ _TINY = 1e-30            # variance of an image without any contrast, whose feat
 
 
 def mind_ssc(image: Tensor, radius: int = 1, dilation: int = 2) -> Tensor:
-    """Self-similarity context, ``exp(-(d - min d) / V)``: how alike the patches around a voxel are (Heinrich et al.
+    """Self-similarity context, ``exp(-(d - min d) / V)``: how similar the patches around a voxel are (Heinrich et al.
     2013; MIND is of 2012).
 
-    d is the mean squared difference of the patches about two of a voxel's nearest neighbours, one channel a pair that
-    is the square root of 2 apart: 12 pairs of the 6 neighbours in 3D, 4 of the 4 in 2D. V is the mean over the channels
-    of d less its least, kept within 1e-3 and 1e3 times its mean over the image. Beyond the border the last value holds,
+    d is the mean squared difference of the patches about two of a voxel's nearest neighbours, one channel per pair at
+    a distance of sqrt(2): 12 pairs of the 6 neighbours in 3D, 4 of the 4 in 2D. V is the mean over the channels of
+    d - min d, clamped to 1e-3 to 1e3 times its mean over the image. Beyond the border the last value holds,
     for the image and for the squared differences. An image times a gain (not 0) plus an offset has the same features.
 
     The neighbours' order is -1, +1 along the first array axis, -1, +1 along the second, and so on; the channels are
@@ -73,24 +74,23 @@ def box_mean(image: Tensor, radius: int = 1) -> Tensor:
 
 
 def pooled(image: Tensor, stride: int) -> Tensor:
-    """Means over blocks of ``stride`` voxels an axis, the last block of the voxels that are left: (B, C, *coarse)."""
+    """Means (B, C, *coarse) over blocks of ``stride`` voxels per axis; the last block holds the remaining voxels."""
     pool: Callable[..., Tensor] = {2: F.avg_pool2d, 3: F.avg_pool3d}[image.ndim - 2]
     return pool(image, stride, ceil_mode=True)
 
 
 def spread(field: Tensor, stride: int, shape: tuple[int, ...]) -> Tensor:
-    """A displacement field on the grid of :func:`pooled` blocks, in blocks, on the image's: (B, D, *shape), voxels."""
-    mode = {2: "bilinear", 3: "trilinear"}[len(shape)]
-    fine = stride * F.interpolate(field, scale_factor=float(stride), mode=mode, align_corners=False)
+    """A displacement field on the grid of :func:`pooled` blocks, in blocks, as one (B, D, *shape) of voxels."""
+    fine = stride * F.interpolate(field, scale_factor=float(stride), mode=LINEAR[len(shape)], align_corners=False)
     for axis, n in enumerate(shape):
         fine = fine.narrow(axis + 2, 0, n)
     return fine.contiguous()
 
 
 def costs(fixed: Tensor, moving: Tensor, displacement: Tensor, offsets: Tensor) -> Tensor:
-    """What displacements about an estimate would cost: ``mean_c (F_c(x) - M_c(x + u(x) + offset))^2`` for each offset.
+    """Costs of displacements about an estimate: ``mean_c (F_c(x) - M_c(x + u(x) + offset))^2`` for each offset.
 
-    Beyond the border M's last value holds. Differentiable, but on the CPU faster where no gradient is asked for.
+    Beyond the border M's last value holds. Differentiable, but faster on the CPU if no gradient is needed.
 
     Args:
         fixed, moving: F and M, features (B, C, *shape) float32.
@@ -112,16 +112,16 @@ def costs(fixed: Tensor, moving: Tensor, displacement: Tensor, offsets: Tensor) 
 
 
 def _neighbours(image: Tensor, dilation: int) -> Iterator[tuple[Tensor, Tensor]]:
-    """Of every pair of neighbours the image as each of them sees it: two (B, 1, *shape)."""
+    """For every pair of neighbours, the image shifted to each of them: two (B, 1, *shape)."""
     ndim = image.ndim - 2
     padded = F.pad(image, [dilation] * (2 * ndim), mode="replicate")
     shifts = [tuple(sign * (axis == moved) for axis in range(ndim)) for moved in range(ndim) for sign in (-1, 1)]
-    seen = {}
+    shifted = {}
     for shift in shifts:
         view = padded
         for axis, step in enumerate(shift):
             view = view.narrow(axis + 2, dilation * (1 + step), image.shape[axis + 2])
-        seen[shift] = view
+        shifted[shift] = view
     for a, b in combinations(shifts, 2):
         if sum((p - q) ** 2 for p, q in zip(a, b, strict=True)) == 2:
-            yield seen[a], seen[b]
+            yield shifted[a], shifted[b]

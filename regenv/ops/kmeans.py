@@ -1,4 +1,4 @@
-"""K-means of intensities by their histogram: a millisecond where the voxels themselves would take a second."""
+"""K-means of intensities by their histogram, which takes a millisecond; on the voxels it would take a second."""
 
 from __future__ import annotations
 
@@ -12,8 +12,8 @@ ITERATIONS = 50
 def kmeans(image: Tensor, clusters: int = 3) -> tuple[Tensor, Tensor]:
     """Labels of the clusters of each lane's intensities, sorted by their centroids (Lloyd 1982, on 256 bins).
 
-    Begins with centroids at equal steps between the darkest and the brightest occupied bin. Lanes do not depend on each
-    other.
+    Starts with centroids evenly spaced between the darkest and the brightest occupied bin. Lanes are independent of
+    each other.
 
     Args:
         image: (B, 1, *shape), intensities in [0, 1].

@@ -1,4 +1,4 @@
-"""Landmarks: where they come from, the error measured on them, and how often it is small enough."""
+"""Landmarks: lattices and SIFT keypoints, the target registration error, and success rates."""
 
 from __future__ import annotations
 
@@ -7,6 +7,7 @@ from typing import Any
 
 import numpy as np
 import torch
+from numpy.typing import NDArray
 from torch import Tensor
 
 from regenv.grid import Grid
@@ -25,7 +26,7 @@ def lattice(grid: Grid, per_axis: int = 5, margin: float = 0.1) -> Tensor:
     """A regular lattice of points inside a grid.
 
     Args:
-        grid: where the points shall lie.
+        grid: that holds the points.
         per_axis: points along each axis; 1 is the middle.
         margin: distance of the outermost points from the grid's edges, as a fraction of its extent, in [0, 0.5].
     Returns: (per_axis**D, D) float64, world mm; the grid's last array axis runs fastest.
@@ -39,7 +40,7 @@ def lattice(grid: Grid, per_axis: int = 5, margin: float = 0.1) -> Tensor:
     return torch.from_numpy(grid.to_world(mesh.reshape(-1, grid.ndim)))
 
 
-def sift(image: Any, count: int) -> np.ndarray:
+def sift(image: Any, count: int) -> NDArray[np.float64]:
     """The most salient points of a 2D image: SIFT keypoints (Lowe 2004), strongest first, at most one per pixel.
 
     Needs OpenCV, which is imported where SIFT is used and nowhere else.
@@ -52,12 +53,13 @@ def sift(image: Any, count: int) -> np.ndarray:
     keypoints, _ = _key_points(image)
     pixel_of: dict[tuple[int, int], tuple[float, float]] = {}
     for keypoint in sorted(keypoints, key=lambda k: (-k.response, k.pt)):
-        x, y = keypoint.pt  # one place may bear several keypoints, one per orientation
+        x, y = keypoint.pt  # one point may have several keypoints, one per orientation
         pixel_of.setdefault((round(y), round(x)), (y, x))
     return np.array(list(pixel_of.values())[:count], dtype=np.float64).reshape(-1, 2)
 
 
-def sift_matches(first: Any, second: Any, ratio: float = 0.8, contrast: float = 0.04) -> tuple[np.ndarray, np.ndarray]:
+def sift_matches(first: Any, second: Any, ratio: float = 0.8,
+                 contrast: float = 0.04) -> tuple[NDArray[np.float64], NDArray[np.float64]]:
     """Corresponding SIFT keypoints of two 2D images: nearest descriptors that pass Lowe's ratio test (Lowe 2004).
 
     Args:
@@ -90,7 +92,7 @@ def _key_points(image: Any, contrast: float = 0.04) -> tuple[Any, Any]:
 
 
 def wilson(successes: int, n: int, z: float = 1.96) -> tuple[float, float]:
-    """Wilson's score interval of a success rate (Wilson 1927), (low, high) in [0, 1]; (0, 1) if nothing was tried.
+    """Wilson's score interval of a success rate (Wilson 1927), (low, high) in [0, 1]; (0, 1) without trials.
 
     Args:
         successes: out of ``n`` trials.
@@ -106,7 +108,7 @@ def wilson(successes: int, n: int, z: float = 1.96) -> tuple[float, float]:
     return (0.0 if successes == 0 else middle - half, 1.0 if successes == n else middle + half)
 
 
-def success_rate(errors_mm: Tensor | np.ndarray, threshold_mm: float) -> tuple[float, float, float]:
+def success_rate(errors_mm: Tensor | NDArray[np.float64], threshold_mm: float) -> tuple[float, float, float]:
     """Fraction of errors at or below a threshold, and its 95 % Wilson interval. A NaN error counts as a failure.
 
     Args: errors_mm (N,), such as the TRE of N pairs; threshold_mm, 10 mm in Liao et al. 2017.

@@ -8,10 +8,12 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from functools import lru_cache
+from typing import Any
 
 import numpy as np
 import SimpleITK as sitk
 import torch
+from numpy.typing import NDArray
 from torch import Tensor
 
 from regenv.ops.kernels.overlap_cpu import overlap_counts_cpu
@@ -60,7 +62,7 @@ def hausdorff(labels_a: Tensor, labels_b: Tensor, classes: Sequence[int], spacin
 
 
 def hd95(labels_a: Tensor, labels_b: Tensor, classes: Sequence[int], spacing: Sequence[float]) -> Tensor:
-    """95 % Hausdorff distances, mm: the 95th percentile in place of the maximum, so that a stray voxel does not decide.
+    """95 % Hausdorff distances, mm: the 95th percentile instead of the maximum, against single outlying voxels.
 
     For each direction the percentile (linear, as ``numpy.percentile``) of the distances from the surface voxels of one
     image to the other's surface; then the larger of the two. MONAI defines it so. It is not the Learn2Reg challenge's
@@ -115,14 +117,14 @@ def _class_index(labels: Tensor, classes: Sequence[int]) -> Tensor:
 @lru_cache(maxsize=64)
 @torch.inference_mode(False)
 def _column(classes: tuple[int, ...], device: torch.device) -> Tensor:
-    """Positions of the labels from one below the lowest class to one above the highest; kept on the device."""
+    """Positions of the labels from one below the lowest class to one above the highest; cached on the device."""
     low, high = min(classes) - 1, max(classes) + 1
     column = torch.full((high - low + 1,), len(classes))
     column[torch.tensor(classes) - low] = torch.arange(len(classes))
     return column.to(device)
 
 
-def _bounding_box(mask: np.ndarray) -> tuple[slice, ...]:
+def _bounding_box(mask: NDArray[np.bool_]) -> tuple[slice, ...]:
     box = []
     for axis in range(mask.ndim):
         filled = np.flatnonzero(mask.any(axis=tuple(i for i in range(mask.ndim) if i != axis)))
@@ -130,7 +132,7 @@ def _bounding_box(mask: np.ndarray) -> tuple[slice, ...]:
     return tuple(box)
 
 
-def _surface(mask: np.ndarray) -> np.ndarray:
+def _surface(mask: NDArray[np.bool_]) -> NDArray[Any]:
     """Voxels of the mask with a face neighbour outside it."""
     padded = np.pad(mask, 1)
     inner = (slice(1, -1),) * mask.ndim
@@ -141,7 +143,7 @@ def _surface(mask: np.ndarray) -> np.ndarray:
     return mask & ~enclosed
 
 
-def _distance_to(surface: np.ndarray, spacing: Sequence[float]) -> np.ndarray:
+def _distance_to(surface: NDArray[np.bool_], spacing: Sequence[float]) -> NDArray[Any]:
     """Distance of every voxel to the nearest voxel of the surface, mm (Maurer et al. 2003, exact)."""
     # The distance map measures to the contour of its object, so its object is the surface in one voxel of background.
     image = sitk.GetImageFromArray(np.pad(surface, 1).astype(np.uint8))

@@ -7,7 +7,7 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-_ROUNDING = 10.0  # singular values below this many rounding errors of the rows are none
+_ROUNDING = 10.0  # singular values below this many rounding errors of the rows count as zero
 
 
 @dataclass(frozen=True, eq=False)
@@ -27,10 +27,6 @@ class PCA:
     def transform(self, rows: Tensor) -> Tensor:
         """Amplitudes (N, K) of rows (N, F): their projection on the modes."""
         return (rows - self.mean) @ self.modes.T
-
-    def inverse(self, amplitudes: Tensor) -> Tensor:
-        """Rows (N, F) of amplitudes (N, K)."""
-        return self.mean + amplitudes @ self.modes
 
 
 def fit(rows: Tensor, count: int) -> PCA:

@@ -1,4 +1,4 @@
-"""Random numbers that are a function of a seed and a counter: batched, on any device, without a generator's state."""
+"""Random numbers as a function of a seed and a counter: batched, on any device, without a generator's state."""
 
 from __future__ import annotations
 

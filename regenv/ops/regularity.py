@@ -16,22 +16,14 @@ _CROP = 2  # voxels that Learn2Reg cuts off on each side
 _CLIP = (1e-9, 1e9)  # of the determinant, before Learn2Reg takes its logarithm
 
 
-def total_variation(displacement: Tensor, spacing: Sequence[float] | None = None) -> Tensor:
-    """Mean of ``|du_k/dx_a|`` over voxels, components k and axes a, by forward differences (Rudin et al. 1992).
-
-    The anisotropic form, which is VoxelMorph's "l1". Unitless.
-    """
-    slopes = _slopes("total_variation", displacement, spacing)
-    return torch.stack([slope.abs().flatten(1).mean(1) for slope in slopes]).mean(0)
-
-
 def diffusion(displacement: Tensor, spacing: Sequence[float] | None = None) -> Tensor:
     """Mean of ``(du_k/dx_a)^2`` over voxels, components k and axes a, by forward differences.
 
     VoxelMorph's "l2" (Balakrishnan et al. 2019), unitless. MONAI's is another: the sum over the axes, and from central
     differences of the inner voxels.
     """
-    slopes = _slopes("diffusion", displacement, spacing)
+    u, steps = _scaled("diffusion", displacement, spacing, least=2)
+    slopes = [torch.diff(u, dim=axis + 2) / step for axis, step in enumerate(steps)]
     return torch.stack([(slope**2).flatten(1).mean(1) for slope in slopes]).mean(0)
 
 
@@ -112,12 +104,6 @@ def _scaled(name: str, displacement: Tensor, spacing: Sequence[float] | None,
         raise ValueError(f"{name}: spacing is {tuple(spacing)}; a {ndim}D field needs {ndim} numbers (x, y[, z]).")
     steps = tuple(float(s) for s in spacing[::-1])
     return torch.stack([displacement[:, k] * steps[k] for k in range(ndim)], dim=1), steps
-
-
-def _slopes(name: str, displacement: Tensor, spacing: Sequence[float] | None) -> list[Tensor]:
-    """Forward differences along each axis, per unit length."""
-    u, steps = _scaled(name, displacement, spacing, least=2)
-    return [torch.diff(u, dim=axis + 2) / step for axis, step in enumerate(steps)]
 
 
 def _cropped(values: Tensor) -> Tensor:

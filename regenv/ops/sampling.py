@@ -1,4 +1,4 @@
-"""Images at points, by torch: any device, any float type, differentiable. What every kernel is measured against."""
+"""Interpolation of images at points, by torch: any device, any float type, differentiable. The kernels' reference."""
 
 from __future__ import annotations
 
@@ -8,9 +8,11 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
+LINEAR = {2: "bilinear", 3: "trilinear"}  # torch's names of linear interpolation, by dimension
+
 
 def affine_coordinates(matrix: Tensor, shape: tuple[int, ...], displacement: Tensor | None = None) -> Tensor:
-    """Images of all voxels of a grid under a displacement and then an affine map, ``matrix (x + u(x))``.
+    """Source points of all voxels of a grid under a displacement and then an affine map, ``matrix (x + u(x))``.
 
     Built by broadcasting: no matrix product over voxels.
 
@@ -35,7 +37,7 @@ def affine_coordinates(matrix: Tensor, shape: tuple[int, ...], displacement: Ten
 
 
 @lru_cache(maxsize=8)
-@torch.inference_mode(False)  # what is kept must serve autograd later
+@torch.inference_mode(False)  # cached tensors must serve autograd later
 def identity(shape: tuple[int, ...], device: torch.device | str = "cpu") -> Tensor:
     """Voxel points of a grid: (1, D, *shape) float32, array-axis order. Shared: do not write to it."""
     ticks = torch.meshgrid(*(torch.arange(n, dtype=torch.float32, device=device) for n in shape), indexing="ij")
@@ -45,7 +47,7 @@ def identity(shape: tuple[int, ...], device: torch.device | str = "cpu") -> Tens
 @lru_cache(maxsize=64)
 @torch.inference_mode(False)
 def axes(shape: tuple[int, ...], device: torch.device, dtype: torch.dtype) -> tuple[Tensor, Tensor]:
-    """Axis lengths and the factors from voxels to normalised coordinates, kept on the device: no copy in a step."""
+    """Axis lengths and the factors from voxels to normalised coordinates, cached on the device: no copy in a step."""
     sizes = torch.tensor(shape, dtype=dtype, device=device)
     return sizes, 2 / (sizes - 1).clamp(min=1)
 
@@ -65,7 +67,7 @@ def sample(image: Tensor, points_vox: Tensor, padding: str = "zeros") -> Tensor:
     """Linear values of an image at voxel points.
 
     Args:
-        image: (B, C, *input_shape) float; coordinates keep their own precision whatever the image's.
+        image: (B, C, *input_shape) float; coordinates keep their precision, whatever that of the image.
         points_vox: (B, *shape, D), array-axis order.
         padding: "zeros" (outside the image's edges) or "border" (the nearest voxel's value).
     Returns: (B, C, *shape), dtype of ``image``.

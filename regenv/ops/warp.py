@@ -67,8 +67,8 @@ def warp_through(image: Tensor, matrix: Tensor, displacement: Tensor | None, sha
 
 
 def fused_warp(fixed: Tensor, moving: Tensor, matrix: Tensor, displacement: Tensor | None,
-         view: str = "warped") -> tuple[Tensor, Tensor]:
-    """What a step of an environment needs of its images, in one pass over the voxels. Not differentiable.
+               view: str = "warped") -> tuple[Tensor, Tensor]:
+    """A view of the warped image, and the moments of both images, in one pass over the voxels. Not differentiable.
 
     Args:
         fixed: (B, C, *shape) float. moving, matrix, displacement: as in :func:`warp_through`.
@@ -106,18 +106,6 @@ def compose(a: Tensor, b: Tensor) -> Tensor:
     Returns: (B, D, *shape), ``b(x) + a(x + b(x))``.
     """
     return operators.compose(a, b)
-
-
-def exponential(velocity: Tensor, squarings: int = 7) -> Tensor:
-    """Displacement of the flow of a stationary velocity field, by scaling and squaring (Arsigny et al. 2006).
-
-    Args: velocity (B, D, *shape), voxels per unit time; squarings: number of halvings.
-    Returns: (B, D, *shape).
-    """
-    field = velocity / 2**squarings
-    for _ in range(squarings):
-        field = compose(field, field)
-    return field
 
 
 def invert(displacement: Tensor, iterations: int = 20) -> Tensor:

@@ -3,10 +3,12 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
+from typing import Any
 
 import gymnasium as gym
 import numpy as np
 import torch
+from numpy.typing import NDArray
 from torch import Tensor
 
 from regenv.ops import bspline
@@ -25,18 +27,18 @@ class DiscreteSteps:
     step_sizes: tuple[float, ...] = (1.0,)
 
     @property
-    def deltas(self) -> np.ndarray:
+    def deltas(self) -> NDArray[np.float64]:
         """Change of the parameters by each action, (A, P)."""
         unit = np.kron(np.diag(self.units), np.array([[1.0], [-1.0]]))
         return np.concatenate([unit * size for size in self.step_sizes])
 
-    def space(self) -> gym.Space:
+    def space(self) -> gym.Space[Any]:
         return gym.spaces.Discrete(len(self.step_sizes) * 2 * len(self.units))
 
     def delta(self, action: Tensor, table: Tensor) -> Tensor:
         """Change of the parameters (B, P) float64 by actions (B,) of integers; ``table`` is ``deltas`` on device.
 
-        Raises ValueError for an action out of range (on a GPU, where looking costs a synchronisation, unchecked).
+        Raises ValueError for an action out of range; not on a GPU, where the check would cost a synchronisation.
         """
         chosen = action.reshape(-1).long()
         if chosen.device.type == "cpu" and ((chosen < 0) | (chosen >= len(table))).any():
@@ -46,17 +48,17 @@ class DiscreteSteps:
 
 @dataclass(frozen=True)
 class ContinuousSteps:
-    """All parameters at once, each by at most the largest step size: Box [-1, 1] of P numbers, as SAC wants it."""
+    """All parameters at once, each by at most the largest step size: Box [-1, 1] of P numbers, as SAC needs it."""
 
     units: tuple[float, ...]
     step_sizes: tuple[float, ...] = (1.0,)
 
     @property
-    def deltas(self) -> np.ndarray:
-        """The discrete unit steps, by which the stopping rule is judged."""
+    def deltas(self) -> NDArray[np.float64]:
+        """The discrete unit steps, which the stopping rule tries."""
         return DiscreteSteps(self.units, self.step_sizes).deltas
 
-    def space(self) -> gym.Space:
+    def space(self) -> gym.Space[Any]:
         return gym.spaces.Box(-1.0, 1.0, (len(self.units),), np.float32)
 
     def delta(self, action: Tensor, table: Tensor) -> Tensor:
@@ -67,7 +69,7 @@ class ContinuousSteps:
 def bounded(action: Tensor, bound: float) -> Tensor:
     """Actions (B, ...) clipped to +-bound.
 
-    Raises ValueError for NaN (on a GPU, where looking costs a synchronisation, unchecked).
+    Raises ValueError for NaN; not on a GPU, where the check would cost a synchronisation.
     """
     if action.device.type == "cpu" and action.isnan().any():
         lanes = action.isnan().flatten(1).any(1).nonzero().flatten().tolist()
@@ -83,11 +85,11 @@ class Field:
     bound: float
 
     @property
-    def deltas(self) -> np.ndarray:
+    def deltas(self) -> NDArray[np.float64]:
         """No discrete actions: (0, D)."""
         return np.zeros((0, len(self.shape)))
 
-    def space(self) -> gym.Space:
+    def space(self) -> gym.Space[Any]:
         return gym.spaces.Box(-self.bound, self.bound, (len(self.shape), *self.shape), np.float32)
 
     def delta(self, action: Tensor, table: Tensor) -> Tensor:
@@ -112,11 +114,11 @@ class ControlGrid:
                              "control points an axis.")
 
     @property
-    def deltas(self) -> np.ndarray:
+    def deltas(self) -> NDArray[np.float64]:
         """No discrete actions: (0, D)."""
         return np.zeros((0, len(self.shape)))
 
-    def space(self) -> gym.Space:
+    def space(self) -> gym.Space[Any]:
         return gym.spaces.Box(-1.0, 1.0, (len(self.shape), *self.control), np.float32)
 
     def delta(self, action: Tensor, table: Tensor) -> Tensor:

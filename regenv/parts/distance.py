@@ -1,4 +1,4 @@
-"""How far a pose is from alignment: the D that rewards, stopping rules and targets are made of."""
+"""How far a pose is from alignment: the D on which rewards, stopping rules and targets are built."""
 
 from __future__ import annotations
 
@@ -24,12 +24,12 @@ class ParameterNorm:
 
 @dataclass(frozen=True)
 class LandmarkError:
-    """D is the mean distance of landmarks from where they belong (Sun et al. 2018, eq. 4), seen in the fixed image.
+    """D is the mean landmark error in the fixed image (Sun et al. 2018, eq. 4).
 
-    The landmarks of the moving image, put into the fixed one by the current estimate, are compared with those of the
-    fixed image: ``mean |U p - p|`` with U the push-forward that is left of the misalignment.
+    The moving image's landmarks, mapped to the fixed image by the current estimate, are compared with the fixed
+    landmarks: ``mean |U p - p|``, where U is the push-forward of the remaining misalignment.
 
-    Args: unit: mm that count as one (a pixel).
+    Args: unit: millimetres that count as one (a pixel).
     """
 
     unit: float = 1.0
@@ -51,7 +51,7 @@ class TargetNorm:
     """D is the norm of the parameters' difference from those at alignment (Krebs et al. 2017, eq. 1), mm."""
 
     def __call__(self, transform: Transform, pair: PairBatch, pose: Tensor) -> Tensor:
-        """(B, ...) of poses (B, ..., P); NaN where the pair knows no target."""
+        """(B, ...) of poses (B, ..., P); NaN where no target is known."""
         if pair.target_pose is None:
             return torch.full(pose.shape[:-1], torch.nan, dtype=pose.dtype, device=pose.device)
         target = pair.target_pose.view(len(pair.target_pose), *(1,) * (pose.ndim - 2), -1)

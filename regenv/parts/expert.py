@@ -1,4 +1,4 @@
-"""What a perfect agent knows: targets for every action, computed from the pose alone."""
+"""Supervised targets for every action, computed from the true pose alone."""
 
 from __future__ import annotations
 
@@ -7,6 +7,7 @@ from dataclasses import dataclass
 
 import numpy as np
 import torch
+from numpy.typing import NDArray
 from torch import Tensor
 
 from regenv.task import Measure, Transform
@@ -17,8 +18,8 @@ class GreedyQ:
     """Q of the greedy path in closed form (Liao et al. 2017, eq. 3 and 4), for additive unit steps.
 
     The greedy path always lowers the largest |v_i| by one, until every |v_i| <= 1/2 or D <= tolerance. So its steps
-    are known beforehand: all reductions m -> m - 1 of all parameters, sorted by m downwards. Distances are a cumulative
-    sum of ``2 m - 1`` over that list, rewards are their differences; nothing is rolled out.
+    are known beforehand: all reductions m -> m - 1 of all parameters, in descending order of m. Squared distances fall
+    by ``2 m - 1`` along that list, rewards are differences of the distances, and no roll-out is needed.
 
     Args: gamma: discount; bonus: reward R on arrival; tolerance: arrival at D <= tolerance.
     """
@@ -34,8 +35,8 @@ class GreedyQ:
         reward = torch.linalg.vector_norm(pose, dim=-1, keepdim=True) - distance
         return reward + torch.where(self._there(after, distance), self.bonus, self.gamma * self.value(after))
 
-    def weights(self, deltas: np.ndarray) -> np.ndarray:
-        """Factors (A,) from targets to the values of the actions: these targets are values."""
+    def weights(self, deltas: NDArray[np.float64]) -> NDArray[np.float64]:
+        """Factors (A,) from targets to the values of the actions: 1, since these targets are values."""
         return np.ones(len(deltas))
 
     def value(self, magnitude: Tensor) -> Tensor:
@@ -61,8 +62,8 @@ class GreedyQ:
 class DistanceDrop:
     """Immediate decrease of D by every action, per unit of its step: Q with gamma = 0 and no bonus, for any D.
 
-    Every action's target lies in [-1, 1] whatever its size, which suits a network; step size times target is the
-    decrease itself, by which actions compare. ``per_unit=False`` gives the decrease at once.
+    Targets lie in [-1, 1] for actions of any size, which suits a network; step size times target is the decrease
+    itself, by which actions compare. ``per_unit=False`` gives the decrease directly.
     """
 
     per_unit: bool = True
@@ -72,6 +73,6 @@ class DistanceDrop:
         drop = measure(pose)[:, None] - measure(transform.apply(pose[:, None], deltas))
         return drop / torch.linalg.vector_norm(deltas, dim=-1) if self.per_unit else drop
 
-    def weights(self, deltas: np.ndarray) -> np.ndarray:
+    def weights(self, deltas: NDArray[np.float64]) -> NDArray[np.float64]:
         """Factors (A,) from targets to the values of the actions."""
         return np.linalg.norm(deltas, axis=1) if self.per_unit else np.ones(len(deltas))

@@ -1,7 +1,8 @@
-"""What an agent sees of an episode. ``view`` is what of it the step that warps the image makes in the same pass."""
+"""What an agent sees of an episode. ``view`` names the image that the step's warp computes in the same pass."""
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from dataclasses import dataclass
 from typing import ClassVar
 
@@ -11,6 +12,7 @@ import torch
 from torch import Tensor
 
 from regenv.state import EpisodeState
+from regenv.task import Observation
 
 
 @dataclass(frozen=True)
@@ -21,11 +23,10 @@ class Difference:
     """
 
     dtype: str = "float32"
-    channels: int = 1
     view: ClassVar[str] = "difference"
 
     def space(self, shape: tuple[int, ...]) -> gym.spaces.Box:
-        return _box(self.dtype, -1.0, (self.channels, *shape))
+        return _box(self.dtype, -1.0, (1, *shape))
 
     def __call__(self, state: EpisodeState) -> Tensor:
         """(B, 1, *shape)."""
@@ -37,17 +38,16 @@ class Difference:
 
 @dataclass(frozen=True)
 class Pair:
-    """The two images (fixed, warped) as channels: what contrast changes and two modalities need.
+    """The two images (fixed, warped) as channels, for images of different contrast or modality.
 
     float32: (2, *shape) in [0, 1]. uint8: (2, *shape).
     """
 
     dtype: str = "float32"
-    channels: int = 2
     view: ClassVar[str] = "pair"
 
     def space(self, shape: tuple[int, ...]) -> gym.spaces.Box:
-        return _box(self.dtype, 0.0, (self.channels, *shape))
+        return _box(self.dtype, 0.0, (2, *shape))
 
     def __call__(self, state: EpisodeState) -> Tensor:
         """(B, 2, *shape)."""
@@ -58,7 +58,7 @@ class Pair:
 
 
 MASKED = ("fixed", "moving")
-BEYOND = 10  # images' lengths, farther than which no displacement is told
+FARTHEST = 10  # longest sides of the image: the bound of the observed displacements
 
 
 @dataclass(frozen=True)
@@ -66,8 +66,8 @@ class DictObservation:
     """A dict: fixed, moving and warped image (1, *shape), and the displacement (D, *shape), voxels; float32 or uint8
     images. For pairs on one grid and dense poses.
 
-    Args: dtype: of the images; masks: also fixed_mask and moving_mask (1, *shape) uint8, 1 where the images' labels are
-    not background, everywhere where there are no labels.
+    Args: dtype: of the images; masks: whether to add fixed_mask and moving_mask (1, *shape) uint8, 1 where a label is
+    not background, and 1 everywhere for images without labels.
     """
 
     dtype: str = "float32"
@@ -77,20 +77,20 @@ class DictObservation:
     def space(self, shape: tuple[int, ...]) -> gym.spaces.Dict:
         images = {name: _box(self.dtype, 0.0, (1, *shape)) for name in ("fixed", "moving", "warped")}
         masks = {f"{name}_mask": gym.spaces.Box(0, 1, (1, *shape), np.uint8) for name in MASKED if self.masks}
-        far = float(BEYOND * max(shape))
+        far = float(FARTHEST * max(shape))
         field = gym.spaces.Box(-far, far, (len(shape), *shape), np.float32)
         return gym.spaces.Dict({**images, **masks, "displacement": field})
 
     def __call__(self, state: EpisodeState) -> dict[str, Tensor]:
         """Each (B, ...)."""
         assert state.displacement is not None
-        far = float(BEYOND * max(state.displacement.shape[2:]))
+        far = float(FARTHEST * max(state.displacement.shape[2:]))
         images = {"fixed": state.pair.fixed, "moving": state.pair.moving, "warped": state.warped}
-        seen = {name: _quantized(image) if self.dtype == "uint8" else image.clamp(0, 1)
-                for name, image in images.items()}
+        shown = {name: _quantized(image) if self.dtype == "uint8" else image.clamp(0, 1)
+                 for name, image in images.items()}
         masks = {f"{name}_mask": _mask(getattr(state.pair, name), getattr(state.pair, f"{name}_labels"))
                  for name in MASKED if self.masks}
-        return {**seen, **masks, "displacement": state.displacement.clamp(-far, far)}
+        return {**shown, **masks, "displacement": state.displacement.clamp(-far, far)}
 
 
 def _mask(image: Tensor, labels: Tensor | None) -> Tensor:
@@ -107,4 +107,4 @@ def _quantized(unit: Tensor) -> Tensor:
     return (unit * 255).round_().clamp_(0, 255).to(torch.uint8)
 
 
-OBSERVATIONS = {"difference": Difference, "pair": Pair}
+OBSERVATIONS: dict[str, Callable[[str], Observation]] = {"difference": Difference, "pair": Pair}

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from dataclasses import dataclass
 
 import torch
@@ -9,10 +10,21 @@ from torch import Tensor
 
 from regenv.ops import overlap, similarity
 from regenv.state import EpisodeState
+from regenv.task import Reward
+
+
+class Gain:
+    """The reward of a step is the gain of a score, plus a bonus on arrival; a subclass defines the score."""
+
+    bonus: float
+
+    def __call__(self, before: EpisodeState, after: EpisodeState) -> Tensor:
+        """Rewards (B,) float64."""
+        return after.score - before.score + self.bonus * after.arrived
 
 
 @dataclass(frozen=True)
-class DistanceDecrease:
+class DistanceDecrease(Gain):
     """Decrease of the pose distance D, plus a bonus on arrival (Liao et al. 2017, eq. 3 and 4)."""
 
     bonus: float = 10.0
@@ -20,10 +32,6 @@ class DistanceDecrease:
     def score(self, state: EpisodeState) -> Tensor:
         """(B,) float64; 0 where the truth is unknown, so that such lanes earn nothing."""
         return torch.nan_to_num(-state.distance)
-
-    def __call__(self, before: EpisodeState, after: EpisodeState) -> Tensor:
-        """Rewards (B,) float64."""
-        return after.score - before.score + self.bonus * after.arrived
 
 
 class NegativeDistance(DistanceDecrease):
@@ -35,7 +43,7 @@ class NegativeDistance(DistanceDecrease):
 
 
 @dataclass(frozen=True)
-class DiceGain:
+class DiceGain(Gain):
     """Gain of the mean Dice of labels, which needs no deformation to be known (Luo et al. 2022, eq. 5).
 
     Args: scale: reward per unit of Dice; bonus: on arrival; of: "labels", or "clusters" of the intensities.
@@ -49,20 +57,17 @@ class DiceGain:
         """(B,) float64. Raises ValueError where the pairs have no labels."""
         pair = state.pair
         if self.of == "clusters" and pair.fixed_clusters is not None and pair.moving_clusters is not None:
-            dice = overlap.mean_dice(pair.fixed_clusters, state.resample(pair.moving_clusters, "nearest"), pair.clusters)
+            warped = state.resample(pair.moving_clusters, "nearest")
+            dice = overlap.mean_dice(pair.fixed_clusters, warped, pair.clusters)
         elif pair.fixed_labels is not None and state.labels is not None:
             dice = overlap.mean_dice(pair.fixed_labels, state.labels, pair.classes)
         else:
             raise ValueError("reward is 'dice'; it needs labels of both images. Use another source or reward.")
         return self.scale * dice.nan_to_num().to(torch.float64)
 
-    def __call__(self, before: EpisodeState, after: EpisodeState) -> Tensor:
-        """Rewards (B,) float64."""
-        return after.score - before.score + self.bonus * after.arrived
-
 
 @dataclass(frozen=True)
-class SimilarityGain:
+class SimilarityGain(Gain):
     """Gain of an image similarity: the unsupervised reward, which needs no truth.
 
     Args: metric: a name in ``SIMILARITIES`` (higher is more alike); scale: reward per unit; bonus: on arrival, only
@@ -79,10 +84,6 @@ class SimilarityGain:
             return self.scale * FROM_MOMENTS[self.metric](state.moments, state.pair.fixed[0, 0].numel())
         return self.scale * SIMILARITIES[self.metric](state.pair.fixed, state.warped).to(torch.float64)
 
-    def __call__(self, before: EpisodeState, after: EpisodeState) -> Tensor:
-        """Rewards (B,) float64."""
-        return after.score - before.score + self.bonus * after.arrived
-
 
 @dataclass(frozen=True)
 class LandmarkGain:
@@ -97,7 +98,10 @@ class LandmarkGain:
         return after.score - before.score
 
 
-SIMILARITIES = {"mi": similarity.mi, "ncc": similarity.ncc, "lncc": similarity.lncc, "ssim": similarity.ssim,
-                "mse": lambda fixed, warped: -similarity.mse(fixed, warped)}
-FROM_MOMENTS = {"ncc": similarity.ncc_of_moments, "mse": lambda sums, voxels: -similarity.mse_of_moments(sums, voxels)}
-REWARDS = {"distance": DistanceDecrease(), **{name: SimilarityGain(name) for name in SIMILARITIES}}
+SIMILARITIES: dict[str, Callable[[Tensor, Tensor], Tensor]] = {
+    "mi": similarity.mi, "ncc": similarity.ncc, "lncc": similarity.lncc, "ssim": similarity.ssim,
+    "mse": lambda fixed, warped: -similarity.mse(fixed, warped)}
+FROM_MOMENTS: dict[str, Callable[[Tensor, int], Tensor]] = {
+    "ncc": similarity.ncc_of_moments, "mse": lambda sums, voxels: -similarity.mse_of_moments(sums, voxels)}
+REWARDS: dict[str, Reward] = {"distance": DistanceDecrease(),
+                              **{name: SimilarityGain(name) for name in SIMILARITIES}}

@@ -6,18 +6,19 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 
 import numpy as np
+from numpy.typing import NDArray
 
 from regenv.data.pairs import PairBatch
 
 
 @dataclass(frozen=True)
 class UniformStart:
-    """Starting poses, uniform within +-ranges, some of them near the solution (Liao et al. 2017, denser sampling).
+    """Starting poses, uniform within +-ranges, a share of them near the solution (Liao et al. 2017, denser sampling).
 
     Args:
         ranges: half-widths of the P parameters, mm and degrees (Rx Ry Rz angles).
         near: share of the lanes that are drawn within ``near_scale`` times the ranges.
-        whole: only whole units, each as likely, so that unit steps reach the solution exactly.
+        whole: only whole units, equally likely, so that unit steps reach the solution exactly.
         units: of the parameters; default 1 each.
     """
 
@@ -35,7 +36,7 @@ class UniformStart:
                 raise ValueError(f"UniformStart: {name} is {getattr(self, name)}; it must lie in [0, 1].")
 
     def draw(self, rngs: Sequence[np.random.Generator], scale: float = 1.0,
-             pair: PairBatch | None = None) -> np.ndarray:
+             pair: PairBatch | None = None) -> NDArray[np.float64]:
         """Poses (B, P) float64; ``scale`` in (0, 1] shrinks the ranges, for curricula."""
         width, units = np.asarray(self.ranges) * scale, np.asarray(self.units or 1.0)
         if self.whole:
@@ -47,11 +48,12 @@ class UniformStart:
 
 @dataclass(frozen=True)
 class OnTheWay:
-    """Starting poses of a deformation model: zero, or somewhere between zero and the target, and off the straight way.
+    """Starting poses of a deformation model: zero, or near the straight line from zero to the target.
 
     Args:
-        deviations: of the P amplitudes. wander: share of lanes that start on the way, which training wants; evaluation
-            starts at zero. stray: largest standard deviation of these beside the way, in deviations.
+        deviations: of the P amplitudes.
+        wander: share of lanes that start near the line, for training; evaluation starts at zero.
+        stray: largest standard deviation of these starts about the line, in deviations.
     """
 
     deviations: tuple[float, ...]
@@ -64,7 +66,7 @@ class OnTheWay:
                              "stray must not be negative.")
 
     def draw(self, rngs: Sequence[np.random.Generator], scale: float = 1.0,
-             pair: PairBatch | None = None) -> np.ndarray:
+             pair: PairBatch | None = None) -> NDArray[np.float64]:
         """Poses (B, P) float64; ``scale`` has no meaning here."""
         sigma = np.asarray(self.deviations)
         draws = [(rng.random() < self.wander, rng.random(), rng.random(), rng.normal(0, sigma)) for rng in rngs]
@@ -82,6 +84,6 @@ class ZeroStart:
     shape: tuple[int, ...]
 
     def draw(self, rngs: Sequence[np.random.Generator], scale: float = 1.0,
-             pair: PairBatch | None = None) -> np.ndarray:
+             pair: PairBatch | None = None) -> NDArray[np.float32]:
         """Fields (B, D, *shape) float32, zero."""
         return np.zeros((len(rngs), len(self.shape), *self.shape), dtype=np.float32)

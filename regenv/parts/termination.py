@@ -17,7 +17,7 @@ class Arrived:
 
     The paper stops at D <= 0.5 only, which unit steps cannot reach from most fractional poses: the residual after
     rounding has norm up to sqrt(6)/2 = 1.22 and lies within 0.5 for 8 % of uniform poses. The second rule closes that
-    hole: for additive unit steps it reads "every |v_i| <= 1/2". Lanes of unknown truth never arrive.
+    gap: for additive unit steps it means "every |v_i| <= 1/2". Lanes of unknown truth never arrive.
     """
 
     tolerance: float = 0.5
@@ -44,9 +44,10 @@ class ScoreReached:
 
 @dataclass(frozen=True)
 class Never:
-    """Episodes run to their time limit: for evaluation, where no agent may be told that it has arrived."""
+    """Episodes run to their time limit: for evaluation, where arrival must not be revealed to the agent."""
 
     endless: ClassVar[bool] = True
 
     def __call__(self, transform: Transform, measure: Measure, state: EpisodeState, deltas: Tensor) -> Tensor:
+        """(B,) bool, False."""
         return state.pair.known & False

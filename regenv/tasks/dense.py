@@ -12,8 +12,8 @@ from regenv.parts.observation import OBSERVATIONS, DictObservation
 from regenv.parts.reward import SIMILARITIES, DiceGain, SimilarityGain
 from regenv.parts.start import ZeroStart
 from regenv.parts.termination import Never, ScoreReached
-from regenv.task import SUCCESS_MM, Task
-from regenv.tasks.arguments import OBS_DTYPES, field_actions, named, pairs_of, shape_of
+from regenv.task import SUCCESS_MM, Reward, Task, Termination
+from regenv.tasks.arguments import checked_dtype, field_actions, named, shape_of, source_for
 from regenv.transforms.dense import Dense
 
 SIZE = {2: 128, 3: 128}
@@ -73,14 +73,13 @@ def dense(ndim: int, size: int | Sequence[int] | None = None, spacing: float | N
     if not max_displacement > 0:
         raise ValueError(f"max_displacement is {max_displacement}; it must be positive, in voxels.")
     grid = Grid.centered(shape, FIELD_MM[ndim] / max(shape) if spacing is None else float(spacing))
-    pairs = pairs_of("deformed" if source is None else source, ndim)
-    rewards = {"clusters": DiceGain(reward_scale, terminal_bonus, of="clusters"),
-               "dice": DiceGain(reward_scale, terminal_bonus),
-               **{name: SimilarityGain(name, reward_scale, terminal_bonus) for name in SIMILARITIES}}
-    dtype = named("obs_dtype", obs_dtype or ("uint8" if ndim == 2 else "float32"), OBS_DTYPES)
-    seen = named("observation", observation, {**OBSERVATIONS, "dict": DictObservation})
+    pairs = source_for("deformed" if source is None else source, ndim)
+    rewards: dict[str, Reward] = {
+        "clusters": DiceGain(reward_scale, terminal_bonus, of="clusters"),
+        "dice": DiceGain(reward_scale, terminal_bonus),
+        **{name: SimilarityGain(name, reward_scale, terminal_bonus) for name in SIMILARITIES}}
     reached = ScoreReached(REACHED * reward_scale)
-    stops = {"never": reached if terminal_bonus else Never(), "score": reached}
+    stops: dict[str, Termination] = {"never": reached if terminal_bonus else Never(), "score": reached}
     return Task(
         source=Clustered(pairs, clusters) if reward == "clusters" else pairs,
         grid=grid,
@@ -88,7 +87,8 @@ def dense(ndim: int, size: int | Sequence[int] | None = None, spacing: float | N
         actions=field_actions(shape, max_displacement, control_grid),
         start=ZeroStart(shape),
         distance=None,
-        observation=seen(dtype),
+        observation=named("observation", observation, {**OBSERVATIONS, "dict": DictObservation})(
+            checked_dtype(obs_dtype, ndim)),
         reward=named("reward", reward, rewards),
         termination=named("stop", stop, stops),
         expert=None,

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from functools import partial
 from typing import Any
 
@@ -12,8 +12,8 @@ from regenv.parts.observation import OBSERVATIONS, DictObservation
 from regenv.parts.reward import SIMILARITIES, LandmarkGain, SimilarityGain
 from regenv.parts.start import ZeroStart
 from regenv.parts.termination import Never
-from regenv.task import Task
-from regenv.tasks.arguments import OBS_DTYPES, field_actions, named, pairs_of, shape_of
+from regenv.task import Observation, Reward, Task
+from regenv.tasks.arguments import checked_dtype, field_actions, named, shape_of, source_for
 from regenv.transforms.dense import UPDATES, Dense
 
 SIZE = {2: 128, 3: 64}
@@ -25,8 +25,7 @@ def keypoint(ndim: int, size: int | Sequence[int] | None = None, spacing: float 
              source: str | Mapping[str, Any] | PairSource = "lungs", observation: str = "pair",
              obs_dtype: str | None = None, reward: str = "tre", update: str = "replace",
              max_displacement: float | None = None, control_grid: Sequence[int] | None = None,
-             success_mm: float = SUCCESS_MM,
-             max_episode_steps: int = 8) -> Task:
+             success_mm: float = SUCCESS_MM, max_episode_steps: int = 8) -> Task:
     """Iterative dense registration with key-points as a Markov decision process (the learned optimiser's).
 
     ## Description
@@ -75,18 +74,18 @@ def keypoint(ndim: int, size: int | Sequence[int] | None = None, spacing: float 
     if not bound > 0:
         raise ValueError(f"max_displacement is {max_displacement}; it must be positive, in voxels.")
     named("update", update, UPDATES)
-    dtype = named("obs_dtype", obs_dtype or ("uint8" if ndim == 2 else "float32"), OBS_DTYPES)
-    seen = named("observation", observation, {**OBSERVATIONS, "dict": partial(DictObservation, masks=True)})
+    observations: dict[str, Callable[[str], Observation]] = {
+        **OBSERVATIONS, "dict": partial(DictObservation, masks=True)}
+    rewards: dict[str, Reward] = {"tre": LandmarkGain(), **{name: SimilarityGain(name) for name in SIMILARITIES}}
     return Task(
-        source=pairs_of(source, ndim),
+        source=source_for(source, ndim),
         grid=Grid.centered(shape, FIELD_MM / max(shape) if spacing is None else float(spacing)),
         transform=Dense(ndim, update),
         actions=field_actions(shape, bound, control_grid),
         start=ZeroStart(shape),
         distance=None,
-        observation=seen(dtype),
-        reward=named("reward", reward, {"tre": LandmarkGain(),
-                                        **{name: SimilarityGain(name) for name in SIMILARITIES}}),
+        observation=named("observation", observation, observations)(checked_dtype(obs_dtype, ndim)),
+        reward=named("reward", reward, rewards),
         termination=Never(),
         expert=None,
         max_episode_steps=max_episode_steps,

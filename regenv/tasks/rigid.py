@@ -7,18 +7,25 @@ from typing import Any
 
 from regenv.data.pairs import PairSource
 from regenv.grid import Grid
-from regenv.parts.action import ContinuousSteps, DiscreteSteps
 from regenv.parts.distance import ParameterNorm
 from regenv.parts.expert import DistanceDrop, GreedyQ
 from regenv.parts.observation import OBSERVATIONS
 from regenv.parts.reward import REWARDS
 from regenv.parts.start import UniformStart
 from regenv.parts.termination import Arrived, Never
-from regenv.task import SUCCESS_MM, Task
-from regenv.tasks.arguments import OBS_DTYPES, checked_ranges, checked_steps, named, pairs_of, shape_of
+from regenv.task import SUCCESS_MM, Expert, Task, Termination
+from regenv.tasks.arguments import (
+    checked_dtype,
+    checked_ranges,
+    checked_steps,
+    named,
+    shape_of,
+    source_for,
+    step_actions,
+)
 from regenv.transforms.rigid import Rigid, RigidMotion
 
-MOTIONS = {"parameters": Rigid, "disentangled": RigidMotion}
+MOTIONS: dict[str, type[Rigid]] = {"parameters": Rigid, "disentangled": RigidMotion}
 SIZE = {2: 128, 3: 64}
 FIELD_MM = {2: 256.0, 3: 224.0}
 RANGE_MM, RANGE_DEGREES = 30.0, 30.0
@@ -92,18 +99,18 @@ def rigid(ndim: int, continuous: bool = False, size: int | Sequence[int] | None 
     plain = motion == "parameters" and sizes == (1.0,)
     if targets == "q" and not plain:
         raise ValueError("targets is 'q'; it is defined for unit steps of parameters only, use targets='drop'.")
-    experts = {"q": GreedyQ(gamma), "drop": DistanceDrop()}
-    dtype = obs_dtype or ("uint8" if ndim == 2 else "float32")
+    experts: dict[str, Expert] = {"q": GreedyQ(gamma), "drop": DistanceDrop()}
+    stops: dict[str, Termination] = {"arrived": Arrived(), "never": Never()}
     return Task(
-        source=pairs_of(source, ndim),
+        source=source_for(source, ndim),
         grid=Grid.centered(shape, FIELD_MM[ndim] / max(shape) if spacing is None else spacing),
         transform=moves,
-        actions=(ContinuousSteps if continuous else DiscreteSteps)((1.0,) * len(moves.names), sizes),
+        actions=step_actions(continuous, (1.0,) * len(moves.names), sizes),
         start=UniformStart(checked_ranges(ranges, moves.names), near, near_scale, whole),
         distance=ParameterNorm(),
-        observation=named("observation", observation, OBSERVATIONS)(named("obs_dtype", dtype, OBS_DTYPES)),
+        observation=named("observation", observation, OBSERVATIONS)(checked_dtype(obs_dtype, ndim)),
         reward=named("reward", reward, REWARDS),
-        termination=named("stop", stop, {"arrived": Arrived(), "never": Never()}),
+        termination=named("stop", stop, stops),
         expert=named("targets", targets or ("q" if plain else "drop"), experts),
         max_episode_steps=max_episode_steps,
         success_mm=success_mm,

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from functools import lru_cache
 from pathlib import Path
 from typing import Any
@@ -10,7 +10,6 @@ from typing import Any
 from regenv.data.banks.ground_truth import MODELS
 from regenv.data.banks.pelvises import FRAMES
 from regenv.data.pairs import PairSource
-from regenv.parts.action import ContinuousSteps, DiscreteSteps
 from regenv.parts.distance import TargetNorm
 from regenv.parts.expert import DistanceDrop
 from regenv.parts.guard import FuzzyControl
@@ -18,21 +17,21 @@ from regenv.parts.observation import OBSERVATIONS
 from regenv.parts.reward import SIMILARITIES, DiceGain, DistanceDecrease, SimilarityGain
 from regenv.parts.start import OnTheWay
 from regenv.parts.termination import Never
-from regenv.task import SUCCESS_MM, Task
-from regenv.tasks.arguments import OBS_DTYPES, checked_steps, named, pairs_of
+from regenv.task import SUCCESS_MM, Expert, Reward, Task
+from regenv.tasks.arguments import checked_dtype, named, source_for, step_actions
 from regenv.transforms.deformation_model import DeformationModel
 from regenv.transforms.sdm import SDM
 
 INCREMENT = 0.2   # of a mode's mean absolute amplitude in training
-REWARDS = {"distance": DistanceDecrease(bonus=0.0), "dice": DiceGain(),
-           **{name: SimilarityGain(name) for name in SIMILARITIES}}
+REWARDS: dict[str, Reward] = {"distance": DistanceDecrease(bonus=0.0), "dice": DiceGain(),
+                              **{name: SimilarityGain(name) for name in SIMILARITIES}}
 
 
 def sdm(ndim: int, continuous: bool = False, source: str | Mapping[str, Any] | PairSource = "organs",
         model: str | Path | None = None, observation: str = "pair", obs_dtype: str | None = None,
         reward: str = "distance", fuzzy: bool = True, k: float = 1.5, increment: float = INCREMENT,
-        step_sizes: tuple[float, ...] = (1.0,), targets: str = "drop", wander: float = 0.0,
-        stray: float = 0.3, success_mm: float = SUCCESS_MM, stop: str = "never", max_episode_steps: int = 200) -> Task:
+        step_sizes: Sequence[float] = (1.0,), targets: str = "drop", wander: float = 0.0,
+        stray: float = 0.3, success_mm: float = SUCCESS_MM, max_episode_steps: int = 200) -> Task:
     """Organ-focused deformable registration as a Markov decision process (Krebs et al. 2017).
 
     ## Description
@@ -64,8 +63,8 @@ def sdm(ndim: int, continuous: bool = False, source: str | Mapping[str, Any] | P
     its gain.
 
     ## Starting State
-    theta = 0. For training `wander=` starts that share of the episodes somewhere on the straight way to the target,
-    and up to `stray` standard deviations beside it: where an agent comes to that was led astray.
+    theta = 0. For training, `wander=` starts that share of the episodes somewhere on the straight line to the target,
+    and up to `stray` standard deviations beside it: where an agent may get by wrong actions.
 
     ## Episode End
     ### Termination
@@ -74,7 +73,7 @@ def sdm(ndim: int, continuous: bool = False, source: str | Mapping[str, Any] | P
     After 200 steps; `max_episode_steps=` of `gym.make` and `gym.make_vec` sets another.
 
     ## Arguments
-    `source` "organs" (33 made training subjects, deformed as they are drawn), `{"name": "organs", "split": "test"}` (8
+    `source` "organs" (33 synthetic training subjects, deformed when drawn), `{"name": "organs", "split": "test"}` (8
     others, undeformed), or a PairSource on the model's grid; `model` a file of `regenv sdm`; `success_mm` of the mean
     distance of the organ's surface points, `info["tre"]`; `info["dice"]` is the organ's. `info["q_star"]` (privileged)
     is eq. 1 for every action, or with `targets="unit"` that per mm of the action's step.
@@ -93,19 +92,18 @@ def sdm(ndim: int, continuous: bool = False, source: str | Mapping[str, Any] | P
         raise ValueError(f"increment is {increment}; it must be positive.")
     units = tuple((increment * deformations.mean_amplitudes).tolist())
     deviations = tuple(deformations.deviations.tolist())
-    named("stop", stop, {"never": None})
+    experts: dict[str, Expert] = {"drop": DistanceDrop(per_unit=False), "unit": DistanceDrop()}
     return Task(
-        source=pairs_of(source, ndim),
+        source=source_for(source, ndim),
         grid=FRAMES[ndim],
         transform=SDM(deformations),
-        actions=(ContinuousSteps if continuous else DiscreteSteps)(units, checked_steps(step_sizes)),
+        actions=step_actions(continuous, units, step_sizes),
         start=OnTheWay(deviations, wander, stray),
         distance=TargetNorm(),
-        observation=named("observation", observation, OBSERVATIONS)(
-            named("obs_dtype", obs_dtype or ("uint8" if ndim == 2 else "float32"), OBS_DTYPES)),
+        observation=named("observation", observation, OBSERVATIONS)(checked_dtype(obs_dtype, ndim)),
         reward=named("reward", reward, REWARDS),
         termination=Never(),
-        expert=named("targets", targets, {"drop": DistanceDrop(per_unit=False), "unit": DistanceDrop()}),
+        expert=named("targets", targets, experts),
         max_episode_steps=max_episode_steps,
         success_mm=success_mm,
         guard=FuzzyControl(deviations, k) if fuzzy else None,

@@ -8,15 +8,14 @@ from typing import Any
 from regenv.data.pairs import PairSource
 from regenv.data.sources.landmarked import Landmarked
 from regenv.grid import Grid
-from regenv.parts.action import ContinuousSteps, DiscreteSteps
 from regenv.parts.distance import LandmarkError, ParameterNorm
 from regenv.parts.expert import DistanceDrop
 from regenv.parts.observation import OBSERVATIONS
 from regenv.parts.reward import SIMILARITIES, DistanceDecrease, NegativeDistance, SimilarityGain
 from regenv.parts.start import UniformStart
 from regenv.parts.termination import Arrived, Never
-from regenv.task import SUCCESS_MM, Task
-from regenv.tasks.arguments import OBS_DTYPES, checked_ranges, checked_steps, named, pairs_of, shape_of
+from regenv.task import SUCCESS_MM, Reward, Task, Termination
+from regenv.tasks.arguments import checked_dtype, checked_ranges, named, shape_of, source_for, step_actions
 from regenv.transforms.similarity import Similarity
 
 SIZE = {2: 168, 3: 64}
@@ -24,8 +23,8 @@ FIELD_MM = 224.0
 SCALE_STEP = 0.05
 LANDMARKS = {"lattice": {2: 900, 3: 1000}, "sift": {2: 100}}
 PERTURBATIONS = {"E1": (25.0, 30.0, 0.25), "E2": (30.0, 45.0, 0.25)}
-REWARDS = {"landmarks": NegativeDistance(), "matrix": NegativeDistance(), "gain": DistanceDecrease(),
-           **{name: SimilarityGain(name) for name in SIMILARITIES}}
+REWARDS: dict[str, Reward] = {"landmarks": NegativeDistance(), "matrix": NegativeDistance(),
+                              "gain": DistanceDecrease(), **{name: SimilarityGain(name) for name in SIMILARITIES}}
 
 
 def similarity(ndim: int, continuous: bool = False, size: int | Sequence[int] | None = None,
@@ -101,18 +100,18 @@ def similarity(ndim: int, continuous: bool = False, size: int | Sequence[int] | 
         raise ValueError(f"ranges is {ranges}; the last one, of s - 1, must be below 1.")
     earned = named("reward", reward, REWARDS)
     counts = named("landmarks", landmarks, LANDMARKS)
-    dtype = obs_dtype or ("uint8" if ndim == 2 else "float32")
+    stops: dict[str, Termination] = {"arrived": Arrived(1.0), "never": Never()}
     return Task(
-        source=Landmarked(pairs_of(source, ndim), landmarks, counts.get(ndim, 0)),
+        source=Landmarked(source_for(source, ndim), landmarks, counts.get(ndim, 0)),
         grid=Grid.centered(shape, pixel),
         transform=moves,
-        actions=(ContinuousSteps if continuous else DiscreteSteps)(units, checked_steps(step_sizes)),
+        actions=step_actions(continuous, units, step_sizes),
         start=UniformStart(tuple(width * pixel for width in widths[:ndim]) + widths[ndim:], near, near_scale,
                            not continuous if whole is None else whole, units),
         distance=ParameterNorm() if reward == "matrix" else LandmarkError(pixel),
-        observation=named("observation", observation, OBSERVATIONS)(named("obs_dtype", dtype, OBS_DTYPES)),
+        observation=named("observation", observation, OBSERVATIONS)(checked_dtype(obs_dtype, ndim)),
         reward=earned,
-        termination=named("stop", stop, {"arrived": Arrived(1.0), "never": Never()}),
+        termination=named("stop", stop, stops),
         expert=DistanceDrop(per_unit=False),
         max_episode_steps=max_episode_steps,
         success_mm=success_mm,

@@ -104,17 +104,6 @@ class DeformationModel:
         return cls(parts.mean.view(coefficients.shape[1:]), parts.modes.view(count, *coefficients.shape[1:]),
                    parts.deviations, amplitudes.mean(0), amplitudes.amax(0), tuple(int(n) for n in shape), steps)
 
-    @classmethod
-    def fit_displacements(cls, displacements: Tensor, count: int, control_shape: Sequence[int],
-                          spacing: Sequence[float] | None = None, ridge: float = 1e-4) -> DeformationModel:
-        """The model of dense fields (N, D, *shape), voxels, through the B-splines nearest to them; else as :meth:`fit`.
-
-        Args:
-            control_shape: such as ``bspline.control_shape(shape, 16)``.
-            ridge: of :func:`regenv.ops.bspline.fit`; without one the first modes can be noise outside the corners.
-        """
-        return cls.fit(bspline.fit(displacements, control_shape, ridge), count, displacements.shape[2:], spacing)
-
     # ------------------------------------------------------------------------------------------------- deformations
 
     @property
@@ -171,7 +160,7 @@ class DeformationModel:
         return replace(self, **{name: getattr(self, name).to(device) for name in _TENSORS})
 
     @cached_property
-    @torch.inference_mode(False)  # what is kept must serve autograd later
+    @torch.inference_mode(False)  # cached tensors must serve autograd later
     def _voxel_rows(self) -> tuple[Tensor, Tensor]:
         """Mean (F,) and modes (K, F) in voxels."""
         steps = _along_components(self.spacing, self.mean)

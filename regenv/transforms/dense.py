@@ -16,9 +16,9 @@ from regenv.ops.warp import compose
 class Dense:
     """Poses are accumulated displacement fields Omega (B, D, *shape), voxels of the fixed grid, array-axis order.
 
-    An action a is what the image seen now shall be displaced by: ``Omega_t(x) = a(x) + Omega_{t-1}(x + a(x))``, so that
-    the original moving image, warped once by Omega_t, is the image seen before, warped by a. (Luo et al. 2022, eq. 2;
-    their eq. 3 composes in the other order, which does not do that.)
+    An action a displaces the currently warped image: ``Omega_t(x) = a(x) + Omega_{t-1}(x + a(x))``, so that the
+    original moving image, warped once by Omega_t, equals the previously warped image, warped by a (Luo et al. 2022,
+    eq. 2; their eq. 3 composes in the other order, which does not have this property).
 
     Args: ndim: 2 or 3; update: "compose"; or "add", ``Omega_t = Omega_{t-1} + a``; or "replace", ``Omega_t = a``.
     """
@@ -36,7 +36,7 @@ class Dense:
         return torch.eye(self.ndim + 1, dtype=torch.float64, device=pose.device).expand(len(pose), -1, -1)
 
     def displacement(self, pose: Tensor) -> Tensor:
-        """The pose itself."""
+        """The fields (B, D, *shape): the pose itself."""
         return pose
 
     def apply(self, pose: Tensor, delta: Tensor) -> Tensor:
@@ -48,7 +48,7 @@ class Dense:
         return draws
 
     def rebase(self, anchor: Tensor, residual: Tensor, pose: Tensor) -> tuple[Tensor, Tensor]:
-        """Nothing to do: an action means the same whatever the truth is."""
+        """Anchor and pose unchanged: an action means the same with and without a known truth."""
         return anchor, pose
 
 

@@ -1,4 +1,4 @@
-"""Rigid poses. A pose is what an agent changes; its matrix is the misalignment that is left.
+"""Rigid poses. An agent changes the pose; its matrix is the remaining misalignment.
 
 Both classes describe the residual pull-back V of an episode: the moving image is sampled at ``truth(V(x))``, so V is
 the identity at perfect alignment. Poses are (..., P): translations in mm, then rotations in degrees.
@@ -27,7 +27,7 @@ from regenv.transforms.rotations import (
 class Rigid:
     """Liao et al. 2017, eq. 1: V = Trans(t) Rx Ry Rz (2D: Trans(t) R), v = (tx, ty[, tz], rx, ry, rz | theta).
 
-    v are the parameters of Tg o T^-1: the pull-back that is left, seen from the fixed image. An action adds to v.
+    v are the parameters of Tg o T^-1: the remaining pull-back in the fixed image's frame. An action adds to v.
     The distance D is the L2 norm of v, millimetres and degrees mixed, as in the paper. ITK's Euler order differs:
     exchange matrices with SimpleITK, never parameters.
     """
@@ -45,7 +45,7 @@ class Rigid:
         return homogeneous(self._rotation(pose[..., self.ndim:]), pose[..., : self.ndim])
 
     def displacement(self, pose: Tensor) -> None:
-        """Rigid maps are matrices and nothing else."""
+        """None: a rigid map is a matrix and nothing else."""
 
     def parameters(self, matrix: Tensor) -> Tensor:
         """Poses (..., P) float64 of rigid matrices (..., D+1, D+1); ry in [-90, 90]."""
@@ -66,12 +66,12 @@ class Rigid:
         """D, the L2 norm of the parameters, (...,)."""
         return torch.linalg.vector_norm(pose, dim=-1)
 
-    def from_draws(self, euler: Tensor) -> Tensor:
+    def from_draws(self, draws: Tensor) -> Tensor:
         """Poses of translations (mm) and Rx Ry Rz angles (degrees), (..., P)."""
-        return euler
+        return draws
 
     def rebase(self, anchor: Tensor, residual: Tensor, pose: Tensor) -> tuple[Tensor, Tensor]:
-        """Anchor and pose to go on from where no truth is known: about the current estimate, T <- a o T."""
+        """Anchor and pose about the current estimate, T <- a o T: the next action composes with it."""
         return matmul(anchor, residual), torch.zeros_like(pose)
 
     def _rotation(self, degrees: Tensor) -> Tensor:
@@ -84,11 +84,11 @@ class Rigid:
 
 @dataclass(frozen=True)
 class RigidMotion(Rigid):
-    """Motion of the image that is seen, rotation disentangled from translation: U = V^-1, x -> R x + t.
+    """Motion of the warped image, with rotation disentangled from translation: U = V^-1, x -> R x + t.
 
-    An action shifts the warped image along the fixed axes, or turns it about its own centre, by the named amount; so
-    it means the same whatever the truth is, and wide poses stay reachable. Rotations are a rotation vector in degrees:
-    the distance is sqrt(|t|^2 + angle^2).
+    An action shifts the warped image along the fixed axes, or turns it about its own centre, by the named amount. So
+    it means the same with and without a known truth, and distant poses stay reachable. Rotations are a rotation vector
+    in degrees: the distance is sqrt(|t|^2 + angle^2).
     """
 
     def matrix(self, pose: Tensor) -> Tensor:
@@ -113,8 +113,8 @@ class RigidMotion(Rigid):
         angles = torch.rad2deg(vector)[..., 2:] if self.ndim == 2 else torch.rad2deg(vector)
         return torch.cat([(pose + delta)[..., : self.ndim], angles], dim=-1)
 
-    def from_draws(self, euler: Tensor) -> Tensor:
-        return self.parameters(super().matrix(euler))
+    def from_draws(self, draws: Tensor) -> Tensor:
+        return self.parameters(super().matrix(draws))
 
     def rebase(self, anchor: Tensor, residual: Tensor, pose: Tensor) -> tuple[Tensor, Tensor]:
         return anchor, pose

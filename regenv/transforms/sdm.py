@@ -1,4 +1,4 @@
-"""Statistical deformation models: the modes of B-spline deformations seen in training (Krebs et al. 2017)."""
+"""Deformation-model poses: amplitudes of the modes of a statistical deformation model (Krebs et al. 2017)."""
 
 from __future__ import annotations
 
@@ -11,7 +11,6 @@ from torch import Tensor
 
 from regenv.transforms.deformation_model import DeformationModel
 
-# ------------------------------------------------------------------------------------------------------ the transform
 
 @dataclass(frozen=True, eq=False)
 class SDM:
@@ -46,7 +45,7 @@ class SDM:
         return draws
 
     def rebase(self, anchor: Tensor, residual: Tensor, pose: Tensor) -> tuple[Tensor, Tensor]:
-        """Nothing to do: an action means the same whatever the truth is."""
+        """Anchor and pose unchanged: an action means the same with and without a known truth."""
         return anchor, pose
 
     def _on(self, device: torch.device) -> DeformationModel:

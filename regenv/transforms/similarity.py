@@ -18,13 +18,14 @@ SCALES = (0.2, 5.0)
 
 @dataclass(frozen=True)
 class Similarity:
-    """Sun et al. 2018, eq. 3: U = (s R, t), the push-forward that is left of the misalignment, ``x -> s R x + t``.
+    """Sun et al. 2018, eq. 3: U = (s R, t), the push-forward of the remaining misalignment, ``x -> s R x + t``.
 
     Poses are (tx, ty, alpha, s) in 2D, (tx, ty, tz, rotation vector, s) in 3D: mm, degrees, and s = 1 at alignment. An
     action is composed from the left, ``U <- a o U``: it shifts the warped image, or turns or scales it about the
     image's centre. Its step in scale is additive, ``s <- s + ds``; s stays within 0.2 to 5.
 
-    Args: ndim: 2 or 3; unit: mm that count as one in the distance (a pixel); scale_unit: change of s that does.
+    Args: ndim: 2 or 3; unit: mm that count as one in the distance (a pixel); scale_unit: change of s that counts as
+    one.
     """
 
     ndim: int
@@ -43,7 +44,7 @@ class Similarity:
         return invert_affine(homogeneous(linear, pose[..., : self.ndim]))
 
     def displacement(self, pose: Tensor) -> None:
-        """Similarities are matrices and nothing else."""
+        """None: a similarity is a matrix and nothing else."""
 
     def parameters(self, matrix: Tensor) -> Tensor:
         """Poses (..., P) float64 of residual pull-backs (..., D+1, D+1)."""
@@ -69,24 +70,24 @@ class Similarity:
     def distance(self, pose: Tensor) -> Tensor:
         """Norm (...,) of (t / s in units, angles in degrees, s - 1 in units of scale).
 
-        Not t itself, which shrinks with the image: an agent that lowers it would scale everything to nothing. And not
-        s - 1 as it is, which would never count beside pixels and degrees.
+        t itself would shrink with the image: an agent could lower it by scaling everything to nothing. And s - 1
+        without a unit would hardly count beside pixels and degrees.
         """
         n, scale = self.ndim, pose[..., -1:]
         parts = [pose[..., :n] / (scale * self.unit), pose[..., n:-1], (scale - 1) / self.scale_unit]
         return torch.linalg.vector_norm(torch.cat(parts, -1), dim=-1)
 
-    def from_draws(self, euler: Tensor) -> Tensor:
+    def from_draws(self, draws: Tensor) -> Tensor:
         """Poses of translations (mm), Rx Ry Rz angles (degrees) and scales less 1, (..., P)."""
         if self.ndim == 2:
-            turns = euler[..., 2:3]
+            turns = draws[..., 2:3]
         else:
-            turned = Rigid(3).matrix(euler[..., :-1])[..., :3, :3]
+            turned = Rigid(3).matrix(draws[..., :-1])[..., :3, :3]
             turns = torch.rad2deg(rotation_vector(quaternion_of_matrix(turned)))
-        return torch.cat([euler[..., : self.ndim], turns, euler[..., -1:] + 1], dim=-1)
+        return torch.cat([draws[..., : self.ndim], turns, draws[..., -1:] + 1], dim=-1)
 
     def rebase(self, anchor: Tensor, residual: Tensor, pose: Tensor) -> tuple[Tensor, Tensor]:
-        """Nothing to do: an action means the same whatever the truth is."""
+        """Anchor and pose unchanged: an action means the same with and without a known truth."""
         return anchor, pose
 
     def _rotation(self, pose: Tensor) -> Tensor:

@@ -9,6 +9,7 @@ from typing import Any
 import gymnasium as gym
 import numpy as np
 from gymnasium.vector import AutoresetMode
+from numpy.typing import NDArray
 from stable_baselines3.common.monitor import Monitor
 from stable_baselines3.common.vec_env import VecEnv
 from torch import Tensor
@@ -19,12 +20,12 @@ class SB3VecEnv(VecEnv):
 
         PPO("CnnPolicy", SB3VecEnv(gym.make_vec("RegRigid2D-v0", num_envs=16, autoreset_mode="SameStep")))
 
-    Every array comes to the host once a step. Infos are made for lanes that end only, of copies: ``final_info``'s
-    numbers, ``terminal_observation``, ``TimeLimit.truncated``, ``episode`` (return, length and seconds, as of SB3's
-    Monitor) and, where the environment has it, ``is_success``. Lane i of ``seed(s)`` is seeded s + i.
+    Every array is copied to the host once per step. Infos are filled only for lanes that end, with copies:
+    ``final_info``'s numbers, ``terminal_observation``, ``TimeLimit.truncated``, ``episode`` (return, length and
+    seconds, as of SB3's Monitor) and, where the environment has it, ``is_success``. ``seed(s)`` seeds lane i by s + i.
 
     There is one environment for all lanes: ``get_attr`` gives its attribute for each of them, ``set_attr`` takes all
-    lanes, and ``env_method`` calls it once; a result with a row for every lane is handed out by lanes.
+    lanes, and ``env_method`` calls it once; a result with one row per lane is split by lanes.
 
     Args: env: with ``autoreset_mode="SameStep"``.
     Raises ValueError: it resets in another mode; or later, lanes are to be treated differently.
@@ -55,10 +56,10 @@ class SB3VecEnv(VecEnv):
         self._returns[:], self._lengths[:] = 0, 0
         return host(observations)
 
-    def step_async(self, actions: np.ndarray) -> None:
+    def step_async(self, actions: NDArray[Any]) -> None:
         self._actions = actions
 
-    def step_wait(self) -> tuple[Any, np.ndarray, np.ndarray, list[dict[str, Any]]]:
+    def step_wait(self) -> tuple[Any, NDArray[np.float32], NDArray[np.bool_], list[dict[str, Any]]]:
         observations, rewards, terminated, truncated, given = self.env.step(self._actions)
         rewards, terminated, truncated = host(rewards), host(terminated), host(truncated)
         ended = terminated | truncated
@@ -80,7 +81,7 @@ class SB3VecEnv(VecEnv):
     def close(self) -> None:
         self.env.close()
 
-    def get_images(self) -> Sequence[np.ndarray | None]:
+    def get_images(self) -> Sequence[NDArray[np.uint8] | None]:
         """A frame of every lane, None where the environment has no ``render_mode``."""
         frames: Any = self.env.render()
         return [None] * self.num_envs if frames is None else list(frames)
@@ -99,7 +100,7 @@ class SB3VecEnv(VecEnv):
         return [result[lane] if by_lane else result for lane in self._get_indices(indices)]
 
     def env_is_wrapped(self, wrapper_class: type[gym.Wrapper], indices: Any = None) -> list[bool]:
-        """Whether the lanes have what a wrapper gives: they have the Monitor's statistics."""
+        """Whether the lanes provide what a wrapper does: they provide the Monitor's statistics."""
         return [issubclass(wrapper_class, Monitor) for _ in self._get_indices(indices)]
 
     def _all(self, what: str, indices: Any) -> None:
@@ -110,7 +111,7 @@ class SB3VecEnv(VecEnv):
 
 
 def host(value: Any) -> Any:
-    """Tensors as arrays, in a dictionary, too."""
+    """Tensors as arrays, also inside dictionaries."""
     if isinstance(value, dict):
         return {key: host(part) for key, part in value.items()}
     return value.cpu().numpy() if isinstance(value, Tensor) else value
@@ -124,7 +125,7 @@ def row(value: Any, lane: int) -> Any:
 
 
 def of_lane(infos: dict[str, Any], lane: int) -> dict[str, Any]:
-    """A lane's info, of a vector environment's infos: what its masks say it has, numbers as Python's."""
+    """A lane's info from a vector environment's infos: the keys that its masks mark, numbers as Python's."""
     found = {}
     for key, value in infos.items():
         if not key.startswith("_") and infos.get(f"_{key}", np.ones(lane + 1, dtype=bool))[lane]:

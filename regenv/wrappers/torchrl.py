@@ -33,8 +33,8 @@ class TorchRLEnv(EnvBase):
                              '"Disabled" and "torch".')
         super().__init__(device=env.unwrapped.device, batch_size=torch.Size([env.num_envs]))  # type: ignore[attr-defined]
         self.env = env
-        seen = env.single_observation_space
-        named = seen.spaces if isinstance(seen, gym.spaces.Dict) else {"observation": seen}
+        single = env.single_observation_space
+        named = single.spaces if isinstance(single, gym.spaces.Dict) else {"observation": single}
         self.observation_spec = Composite({name: self._spec(space) for name, space in named.items()},
                                           shape=self.batch_size)
         self.action_spec = self._spec(env.single_action_space)
@@ -43,7 +43,7 @@ class TorchRLEnv(EnvBase):
         self.full_done_spec = Composite({name: flag.clone() for name in ("done", "terminated", "truncated")},
                                         shape=self.batch_size)
 
-    def _spec(self, space: gym.Space) -> Any:
+    def _spec(self, space: gym.Space[Any]) -> Any:
         """TorchRL's counterpart of a space, for all lanes."""
         if isinstance(space, gym.spaces.Discrete):
             return Categorical(int(space.n), shape=self.batch_size, dtype=torch.int64, device=self.device)
@@ -58,16 +58,17 @@ class TorchRLEnv(EnvBase):
         seed, self._next_seed = self._next_seed, None
         observations, _ = self.env.reset(seed=seed, options=options)
         nothing = torch.zeros(*self.batch_size, 1, dtype=torch.bool, device=self.device)
-        return self._told(observations, nothing, nothing)
+        return self._result(observations, nothing, nothing)
 
     def _step(self, tensordict: TensorDictBase) -> TensorDictBase:
         observations, rewards, terminated, truncated, _ = self.env.step(tensordict.get("action"))
-        told = self._told(observations, terminated.unsqueeze(-1), truncated.unsqueeze(-1))
-        return told.set("reward", rewards.unsqueeze(-1))
+        result = self._result(observations, terminated.unsqueeze(-1), truncated.unsqueeze(-1))
+        return result.set("reward", rewards.unsqueeze(-1))
 
-    def _told(self, observations: Any, terminated: Tensor, truncated: Tensor) -> TensorDictBase:
-        seen = observations if isinstance(observations, dict) else {"observation": observations}
-        return TensorDict({**seen, "terminated": terminated.clone(), "truncated": truncated.clone(),
+    def _result(self, observations: Any, terminated: Tensor, truncated: Tensor) -> TensorDictBase:
+        """Observations and flags as TorchRL expects them."""
+        named = observations if isinstance(observations, dict) else {"observation": observations}
+        return TensorDict({**named, "terminated": terminated.clone(), "truncated": truncated.clone(),
                            "done": terminated | truncated}, batch_size=self.batch_size, device=self.device)
 
     _next_seed: int | None = None

@@ -1,7 +1,7 @@
 """The client matrix: every id under every client it can be played by, as one table; not 0 where a cell fails.
 
-    python benchmarks/clients.py                          # needs the extra "clients"
-    python benchmarks/clients.py -k "RegDense and PPO"    # as pytest selects tests
+    python tests/clients/matrix.py                          # needs the extra "clients"
+    python tests/clients/matrix.py -k "RegDense and PPO"    # as pytest selects tests
 """
 
 from __future__ import annotations
@@ -45,14 +45,15 @@ class Matrix:
 def main(argv: Sequence[str] | None = None) -> int:
     typed = list(sys.argv[1:] if argv is None else argv)
     matrix = Matrix()
-    status = pytest.main([str(ROOT / "tests" / "clients" / "test_clients.py"), "-m", "clients", "-q", "--timeout", "1800",
-                          "-p", "no:cacheprovider", *typed], plugins=[matrix])
+    tests = str(ROOT / "tests" / "clients" / "test_clients.py")
+    status = pytest.main([tests, "-m", "clients", "-q", "--timeout", "1800", "-p", "no:cacheprovider", *typed],
+                         plugins=[matrix])
     table = matrix.table()
     print(table)
     if not typed:
         versions = ", ".join(f"{name} {importlib.metadata.version(name)}" for name in PACKAGES)
         with atomic(RESULTS / "clients.md") as temporary:
-            temporary.write_text(f"# Ids under clients\n\nMade by `python benchmarks/clients.py` on {date.today()}: "
+            temporary.write_text(f"# Ids under clients\n\nMade by `python tests/clients/matrix.py` on {date.today()}: "
                                  f"{versions}. A dash: the client cannot take such actions.\n\n{table}")
     return int(status)
 

@@ -1,8 +1,8 @@
 """RLlib's PPO on every id. RLlib pins another Gymnasium, so it has an environment of its own:
 
     python3 -m venv .venv-rllib && .venv-rllib/bin/pip install torch "ray[rllib]==2.60.0" -e ".[data]"
-    .venv-rllib/bin/python benchmarks/rllib.py            # prints the table and writes results/rllib.md
-    .venv-rllib/bin/python benchmarks/rllib.py RegRigid2D-v0
+    .venv-rllib/bin/python tests/clients/rllib.py            # prints the table and writes results/rllib.md
+    .venv-rllib/bin/python tests/clients/rllib.py RegRigid2D-v0
 
 RLlib builds networks for vectors and for images whose channels come last; volumes and pairs of images it flattens here
 (``flattened``), which shows that an id can be played and learnt on, and is no way to learn well: bring an RLModule of
@@ -81,8 +81,9 @@ def main(argv: Sequence[str] | None = None) -> int:
     if not chosen:
         versions = ", ".join(f"{name} {importlib.metadata.version(name)}" for name in ("ray", "gymnasium", "torch"))
         with atomic(RESULTS / "rllib.md") as temporary:
-            temporary.write_text(f"# Ids under RLlib's PPO\n\nMade by `python benchmarks/rllib.py` on {date.today()}: "
-                                 f"{versions}. Two iterations of small games.\n\n" + "\n".join(lines) + "\n")
+            temporary.write_text("# Ids under RLlib's PPO\n\nMade by `python tests/clients/rllib.py` on "
+                                 f"{date.today()}: {versions}. Two iterations of small games.\n\n"
+                                 + "\n".join(lines) + "\n")
     return 1 if failed else 0
 
 

@@ -1,6 +1,6 @@
 """Every id under every client: Gymnasium's own tools, Stable-Baselines3 and its zoo, TorchRL, Tianshou, Minari.
 
-Run by ``make test-clients`` in an environment with the extra ``clients``; ``python benchmarks/clients.py`` prints the
+Run by ``make test-clients`` in an environment with the extra ``clients``; ``python tests/clients/matrix.py`` prints the
 same as a table of ids and clients.
 """
 

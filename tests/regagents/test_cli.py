@@ -17,7 +17,9 @@ import SimpleITK as sitk
 
 from regagents.cli import main
 from regagents.registration import register as registration
-from regenv.data.io.images import write_image
+from regagents.registration.pipeline import AGENTS
+from regagents.training import presets
+from regenv.data.io.writing import write_image
 from regenv.grid import Grid
 from tests.regagents.toys import checkpoint, image_pair, toy_config
 
@@ -238,11 +240,18 @@ def test_a_failure_while_writing_leaves_nothing(folder: Path, capsys: pytest.Cap
     assert set(folder.rglob("*")) == before
 
 
-def test_module_and_process_exit_status(folder: Path) -> None:
-    done = subprocess.run([sys.executable, "-m", "regagents", "register", str(folder / "nowhere.nii.gz"),
-                           str(folder / "moving3d.nii.gz"), "-o", str(folder / "OUT")], capture_output=True, text=True)
-    assert done.returncode == 2 and done.stdout == ""
-    assert done.stderr.count("\n") == 1 and "nowhere.nii.gz: no such file" in done.stderr
+@pytest.mark.parametrize("module", ["regagents", "regagents.cli"])
+def test_the_command_runs_as_a_module(module: str, folder: Path) -> None:
+    def run(*arguments: str) -> subprocess.CompletedProcess[str]:
+        return subprocess.run([sys.executable, "-m", module, *arguments], capture_output=True, text=True)
+
+    helped, listed = run("--help"), run("agents")
+    assert helped.returncode == 0 and helped.stdout.startswith("usage: regagents") and helped.stderr == ""
+    assert listed.returncode == 0 and "rigid2d" in listed.stdout and listed.stderr == ""
+    refused = run("register", str(folder / "nowhere.nii.gz"), str(folder / "moving3d.nii.gz"),
+                  "-o", str(folder / "OUT"))
+    assert refused.returncode == 2 and refused.stdout == ""
+    assert refused.stderr.count("\n") == 1 and "nowhere.nii.gz: no such file" in refused.stderr
 
 
 # ------------------------------------------------------------------------------------------- evaluate, train, agents
@@ -292,8 +301,6 @@ def test_train_refuses_in_one_line(arguments: list[str], part: str, tmp_path: Pa
 
 def test_train_notes_its_command(tmp_path: Path, monkeypatch: pytest.MonkeyPatch,
                                  capsys: pytest.CaptureFixture[str]) -> None:
-    from regagents.training import presets
-
     source = {"name": "phantoms", "patients": 2, "bank_spacing": 8.0}
     monkeypatch.setitem(presets.PRESETS, "tiny", toy_config(2, size=8, source=source) | {"steps": 48})
     out = tmp_path / "a folder"
@@ -307,4 +314,4 @@ def test_train_notes_its_command(tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 def test_agents_are_listed(capsys: pytest.CaptureFixture[str]) -> None:
     assert main(["agents"]) == 0
     out = capsys.readouterr().out
-    assert all(name in out for name in registration.AGENTS)
+    assert all(name in out for name in AGENTS)

@@ -11,7 +11,7 @@ import torch
 from regagents.agents import create
 from regagents.common import checkpoints
 from regagents.dsl.dsl import DSL
-from regenv.data.io.images import write_image
+from regenv.data.io.writing import write_image
 from regenv.grid import Grid
 from regenv.ops.affine import about
 from regenv.transforms.rigid import Rigid

@@ -5,7 +5,12 @@ from __future__ import annotations
 import re
 from typing import Any
 
-from regenv.registry import CATALOGUE
+import numpy as np
+import torch
+
+from regenv.core import RegistrationCore
+from regenv.registry import CATALOGUE, build
+from regenv.state import EpisodeState
 
 LINEAR = [name for name in CATALOGUE if not re.search("SDM|Dense|Keypoint", name)]  # whose poses are matrices
 
@@ -42,3 +47,14 @@ def near(name: str) -> dict[str, Any]:
     if name not in LINEAR:
         return {}
     return {"ranges": [1.5] * (3 if ndim(name) == 2 else 6) + ([0.05] if "Similarity" in name else [])}
+
+
+def core_of(name: str, **arguments: Any) -> RegistrationCore:
+    """The core of an id with small images."""
+    return RegistrationCore(build(name, **{**small(name), **arguments}))
+
+
+def begun(core: RegistrationCore, pose: list[list[float]]) -> EpisodeState:
+    """Episodes of seeds 0, 1, ... from given poses."""
+    pair = core.reset([np.random.default_rng(i) for i in range(len(pose))]).pair
+    return core.begin(pair, torch.tensor(pose, dtype=torch.float64))

@@ -19,14 +19,10 @@ from regenv.ops.affine import about, homogeneous, matmul, transform_points
 from regenv.parts.distance import ParameterNorm
 from regenv.registry import CATALOGUE, build
 from regenv.transforms.deformation_model import DeformationModel
-from tests.regenv.families import LINEAR, small
+from tests.regenv.families import LINEAR, core_of, small
 
 EXACT = 1e-9  # mm
 BLOB_MM = 8.0
-
-
-def core_of(name: str, **arguments: Any) -> RegistrationCore:
-    return RegistrationCore(build(name, **{**small(name), **arguments}))
 
 
 def generators(count: int, seed: int = 0) -> list[np.random.Generator]:

@@ -1,1 +1,1 @@
-"""Prepared subjects and downloads, kept in a cache."""
+"""Real and synthetic subjects, prepared once and kept in the cache folder, and the downloads they come from."""

@@ -1,4 +1,4 @@
-"""How subjects are brought together: by translation from the intensities, rigidly from masks; through SimpleITK."""
+"""Alignment of subjects: by a translation found from the intensities, or rigidly from masks."""
 
 from __future__ import annotations
 
@@ -8,27 +8,27 @@ import torch
 from torch import Tensor
 
 from regenv.data.io.images import Image, ImageError, normalize
-from regenv.data.io.resampling import THINNEST, framed
+from regenv.data.io.resampling import SHORTEST_AXIS, framed
 from regenv.grid import Grid
 from regenv.ops.affine import about, homogeneous, matmul, transform_points
 from regenv.ops.sampling import sample
 from regenv.transforms.rigid import Rigid
 
-_WORKING_MM = 3.0               # in which translations are found
-_MOST_DEGREES = 25.0            # a patient lies turned, about each axis
-_NEAR_MM = 8.0                  # from its surface, within which a mask's distance counts
+_WORKING_MM = 3.0               # spacing at which translations are found
+_MOST_DEGREES = 25.0            # largest rotation about each axis
+_NEAR_MM = 8.0                  # largest distance from a mask's surface that counts
 
 
-def working(image: Image) -> sitk.Image:
+def downsampled(image: Image) -> sitk.Image:
     """Intensities in [0, 1], averaged to about the spacing in which translations are found."""
     sizes = zip(image.grid.spacing, image.grid.size, strict=True)
-    factors = [max(1, min(round(_WORKING_MM / s), n // THINNEST)) for s, n in sizes]
+    factors = [max(1, min(round(_WORKING_MM / s), n // SHORTEST_AXIS)) for s, n in sizes]
     return sitk.BinShrink(framed(normalize(image.array), image.grid), factors)
 
 
 def translation(fixed: sitk.Image, image: Image) -> np.ndarray:
     """From fixed to moving world points, (3,) mm, by Mattes mutual information from aligned image centres."""
-    moving = working(image)
+    moving = downsampled(image)
     centers = [Grid.from_sitk(each).center for each in (fixed, moving)]
     transform = sitk.TranslationTransform(3, (centers[1] - centers[0]).tolist())
     method = sitk.ImageRegistrationMethod()
@@ -51,9 +51,11 @@ def translation(fixed: sitk.Image, image: Image) -> np.ndarray:
 
 
 def rigid(fixed: np.ndarray, moving: np.ndarray, grid: Grid) -> np.ndarray:
-    """Pull-back (D+1, D+1), mm, under which two masks overlap best: from aligned centroids, by the squared difference
-    of their distance maps near the fixed surface. Rotations stay within 25 degrees an axis: of a round organ the
-    overlap alone would turn the patient over."""
+    """Pull-back (D+1, D+1), mm, under which two masks overlap best.
+
+    It minimises the squared difference of their distance maps near the fixed surface, from aligned centroids. Rotations
+    stay within 25 degrees about each axis: by overlap alone, a round organ would turn the patient over.
+    """
     n = grid.ndim
     target, source = (torch.from_numpy(_near_surface(mask, grid)) for mask in (fixed, moving))
     shown = torch.nonzero(target.abs() < _NEAR_MM)
@@ -85,9 +87,7 @@ def rigid(fixed: np.ndarray, moving: np.ndarray, grid: Grid) -> np.ndarray:
 
 
 def _near_surface(mask: np.ndarray, grid: Grid) -> np.ndarray:
-    """Distance to a mask's surface, mm, positive within, cut where it is far."""
+    """Distance to a mask's surface, mm, positive inside, clipped to +-8 mm."""
     distance = sitk.SignedMaurerDistanceMap(framed(mask.astype(np.uint8), grid), insideIsPositive=True,
                                             squaredDistance=False, useImageSpacing=True)
     return np.clip(sitk.GetArrayFromImage(distance).astype(np.float64), -_NEAR_MM, _NEAR_MM)
-
-

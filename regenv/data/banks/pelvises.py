@@ -1,8 +1,8 @@
-"""Organ-centred registration: 41 subjects with one organ of strongly varied shape, prepared as in Krebs et al. 2017.
+"""Pelvises for organ-centred registration: 41 synthetic subjects, and the preparation of Krebs et al. 2017.
 
 Each subject is registered to a template by translation only, from the intensities, then resampled once into the
-template's frame and cropped: the organs overlap only roughly, which is where an agent starts. Made subjects and the
-user's own (:mod:`regenv.data.prostate`) go the same way.
+template's frame and cropped. The organs then overlap only roughly: this is where an agent starts. Synthetic subjects
+and the user's own (:mod:`regenv.data.layouts.prostate`) are prepared in the same way.
 """
 
 from __future__ import annotations
@@ -20,41 +20,40 @@ from safetensors.torch import load_file, save_file
 from torch import Tensor
 
 from regenv.atomic import atomic
-from regenv.data.banks import downloads as datasets
-from regenv.data.banks.alignment import rigid, translation, working
+from regenv.data.banks.alignment import downsampled, rigid, translation
+from regenv.data.banks.downloads import cache_dir
 from regenv.data.io.images import Image, ImageError, normalize
-from regenv.data.io.resampling import THINNEST, framed, resampled
+from regenv.data.io.labels import check_labels
+from regenv.data.io.resampling import SHORTEST_AXIS, antialiased, framed, matrix_to_sitk, resampled, sampled
 from regenv.data.phantoms.pelvis_anatomy import BLADDER, ORGAN, RECTUM, Organ, paint_pelvis
 from regenv.grid import Grid
 from regenv.ops.sampling import sample
 
-__all__ = ["BLADDER", "ORGAN", "RECTUM", "Population", "Subject", "aligned_by_labels", "population", "prepared",
-           "split", "surface_points", "translations"]
+__all__ = ["BLADDER", "ORGAN", "RECTUM", "Population", "Subject", "aligned_by_labels", "population",
+           "prepared_population", "split", "surface_points", "translations"]
 
-SUBJECTS, TESTS = 41, 8         # of which, as in the paper, 25 come from one scanner and 16 from the other
+COUNT, TESTS = 41, 8            # subjects, as in the paper; 25 come from one scanner and 16 from the other
 FRAMES = {2: Grid.centered((100, 100), 0.9), 3: Grid.centered((20, 75, 75), (1.2, 1.2, 3.6))}
 VERSION = 2                     # of the files kept; raise it when what they hold changes
 
 _SEED = 2017
 _FIRST_SCANNER = 25
 _NATIVE = (((26, 150, 163), (0.8, 0.8, 3.6)), ((24, 160, 174), (0.75, 0.75, 4.0)))    # shape, mm
-_POSITIONING_MM = (1.5, 1.5, 1.0)       # of a scan on the organ
-_BLUR = 0.35                    # of the target's spacing, against aliasing
-_RAY_STEP = 0.25                # of the finest spacing
-_TOLERANCES = {"shape": 0, "spacing": 1e-3, "direction": 1e-3, "origin": 0.1}   # of segmentations; voxels, mm, 1, mm
+_POSITIONING_MM = (1.5, 1.5, 1.0)       # standard deviation of a scan's centre about the organ's
+_RAY_STEP = 0.25                # over the finest spacing
 
 
 @dataclass(frozen=True, eq=False)
 class Subject:
-    """One person's image and the organ in it, as they were scanned.
+    """One subject's image and its organ's labels, as scanned.
 
     Attributes:
         name: for messages.
         image: 3D, any intensities.
-        labels: on the image's grid; 1 is the organ, others are neighbours.
+        labels: on the image's grid; 1 is the organ, other labels are its neighbours.
 
     Raises:
-        ImageError: the image is not 3D or too thin, the labels lie on another grid, or none of them is the organ's.
+        ImageError: the image is not 3D or too thin, or the labels lie on another grid or lack the organ.
     """
 
     name: str
@@ -65,14 +64,10 @@ class Subject:
         image, labels = self.image, self.labels
         if image.ndim != 3:
             raise ImageError(f"{image.path}: image is {image.ndim}D; a 3D image is needed. Give the whole volume.")
-        if min(image.grid.shape) < THINNEST:
-            raise ImageError(f"{image.path}: shape is {image.grid.shape}; at least {THINNEST} voxels are needed along "
-                             "every axis. Give the whole volume.")
-        for field, tolerance in _TOLERANCES.items():
-            values = getattr(labels.grid, field), getattr(image.grid, field)
-            if len(values[0]) != len(values[1]) or not np.allclose(*values, rtol=0, atol=tolerance):
-                raise ImageError(f"{labels.path}: {field} is {values[0]}, but {values[1]} in its image {image.path}; a "
-                                 "segmentation must lie on its image's grid. Resample it, or fix its header.")
+        if min(image.grid.shape) < SHORTEST_AXIS:
+            raise ImageError(f"{image.path}: shape is {image.grid.shape}; at least {SHORTEST_AXIS} voxels are needed "
+                             "along every axis. Give the whole volume.")
+        check_labels(labels, image)
         if not (labels.array == ORGAN).any():
             raise ImageError(f"{labels.path}: label {ORGAN}, the organ, is absent; at least one voxel must carry it. "
                              "Check the segmentation, or leave the subject out.")
@@ -80,7 +75,7 @@ class Subject:
 
 @dataclass(frozen=True, eq=False)
 class Population:
-    """Subjects on one grid, in the frame of a template: its image's centre is the origin, its axes are the grid's.
+    """Subjects on one grid, in the frame of a template: the origin is its image's centre, the axes are its grid's.
 
     Attributes:
         grid: 2D or 3D.
@@ -103,11 +98,11 @@ class Population:
         return tuple(itertools.permutations(self.test, 2))
 
 
-# ---------------------------------------------------------------------------------------------------- made subjects
+# --------------------------------------------------------------------------------------------------- synthetic subjects
 
 @lru_cache(maxsize=4)
 def population(ndim: int, alignment: str = "translation") -> Population:
-    """The 41 made subjects; painted once, then kept in the cache folder.
+    """The 41 synthetic subjects; painted once, then kept in the cache folder.
 
     Args:
         ndim: 3, or 2 for the middle slice through each organ.
@@ -120,24 +115,24 @@ def population(ndim: int, alignment: str = "translation") -> Population:
         ValueError: ndim or alignment is none of the above.
     """
     _check(ndim, alignment)
-    folder = datasets.cache_dir() / "organs"
+    folder = cache_dir() / "organs"
     kept = folder / f"{alignment}-{ndim}d-v{VERSION}.safetensors"
     if not kept.is_file():
         folder.mkdir(parents=True, exist_ok=True)
-        subjects = tuple(map(_made_subject, range(SUBJECTS)))
+        subjects = tuple(map(_synthetic_subject, range(COUNT)))
         offsets = translations(subjects, TESTS)
         for (name, align), frame in itertools.product(_ALIGNMENTS.items(), FRAMES):
-            made = align(subjects, offsets, frame, TESTS)
+            aligned = align(subjects, offsets, frame, TESTS)
             with atomic(folder / f"{name}-{frame}d-v{VERSION}.safetensors") as temporary:
-                save_file({"images": made.images, "labels": made.labels}, temporary)
+                save_file({"images": aligned.images, "labels": aligned.labels}, temporary)
     tensors = load_file(kept)
-    train, test = split(SUBJECTS, TESTS)
-    return Population(FRAMES[ndim], tensors["images"], tensors["labels"], tuple(map(_name, range(SUBJECTS))), train,
+    train, test = split(COUNT, TESTS)
+    return Population(FRAMES[ndim], tensors["images"], tensors["labels"], tuple(map(_name, range(COUNT))), train,
                       test)
 
 
 def split(count: int, tests: int) -> tuple[tuple[int, ...], tuple[int, ...]]:
-    """Indices 0 .. count - 1 parted at random, always the same way: (train, test), ascending.
+    """Indices 0 .. count - 1, divided at random but always in the same way: (train, test), ascending.
 
     Raises ValueError unless both parts get at least one.
     """
@@ -148,10 +143,11 @@ def split(count: int, tests: int) -> tuple[tuple[int, ...], tuple[int, ...]]:
 
 
 def _name(index: int) -> str:
+    """As in the cards of the shipped models."""
     return f"made-{index:02d}"
 
 
-def _made_subject(index: int) -> Subject:
+def _synthetic_subject(index: int) -> Subject:
     scanner = int(index >= _FIRST_SCANNER)
     rng = np.random.default_rng([_SEED, index])
     organ = Organ.draw(rng)
@@ -163,7 +159,8 @@ def _made_subject(index: int) -> Subject:
 
 # ------------------------------------------------------------------------------------------------------ preparation
 
-def prepared(subjects: Sequence[Subject], ndim: int, alignment: str = "translation", tests: int = TESTS) -> Population:
+def prepared_population(subjects: Sequence[Subject], ndim: int, alignment: str = "translation", tests: int = TESTS
+                        ) -> Population:
     """Subjects on the benchmark's grid, each resampled once and cropped about the template's image centre.
 
     Args:
@@ -171,7 +168,7 @@ def prepared(subjects: Sequence[Subject], ndim: int, alignment: str = "translati
         ndim: 3 for (20, 75, 75) voxels of (1.2, 1.2, 3.6) mm; 2 for the slice through the middle of each organ,
             (100, 100) voxels of 0.9 mm.
         alignment: "translation" or "labels", as :func:`population`.
-        tests: how many subjects are for test, see :func:`split`.
+        tests: number of test subjects, see :func:`split`.
 
     Raises:
         ValueError: ndim or alignment is unknown, or there are too few subjects.
@@ -182,9 +179,9 @@ def prepared(subjects: Sequence[Subject], ndim: int, alignment: str = "translati
 
 
 def translations(subjects: Sequence[Subject], tests: int = TESTS) -> np.ndarray:
-    """Where the template's points lie in each subject, by the intensities alone, less where they lie in the template.
+    """The translation of world points from the template to each subject, found from the intensities alone.
 
-    Mattes mutual information from aligned image centres, one thread, fixed seed.
+    By Mattes mutual information, from aligned image centres, with one thread and a fixed seed.
 
     Args: subjects; tests: see :func:`split`; the template is the first subject for training.
     Returns: (S, 3) mm, world; 0 for the template.
@@ -193,16 +190,16 @@ def translations(subjects: Sequence[Subject], tests: int = TESTS) -> np.ndarray:
         ImageError: the images of a subject and the template do not overlap.
     """
     template = subjects[split(len(subjects), tests)[0][0]]
-    fixed = working(template.image)
+    fixed = downsampled(template.image)
     return np.stack([np.zeros(3) if each is template else translation(fixed, each.image) for each in subjects])
 
 
 def aligned_by_labels(subjects: Sequence[Subject], offsets: np.ndarray, ndim: int, tests: int = TESTS) -> Population:
-    """Subjects aligned rigidly so that their organs cover the template's best: the paper's 3-D*.
+    """Subjects aligned rigidly so that their organs overlap best with the template's: the paper's 3-D*.
 
     The images are resampled once, through translation and rigid correction at the same time.
 
-    Args: subjects, ndim, tests: as :func:`prepared`; offsets: (S, 3) mm, as :func:`translations` finds them.
+    Args: subjects, ndim, tests: as :func:`prepared_population`; offsets: (S, 3) mm, as :func:`translations` finds them.
     Raises ImageError: an organ lies outside the cropped field.
     """
     places = _places(subjects, offsets, ndim, tests)
@@ -229,8 +226,10 @@ def _check(ndim: int, alignment: str) -> None:
 
 
 def _places(subjects: Sequence[Subject], offsets: np.ndarray, ndim: int, tests: int) -> list[np.ndarray]:
-    """Pull-backs (4, 4) from the template's frame to each subject's world, mm; in 2D the plane z = 0 of the frame goes
-    through the native slice nearest to the middle of the subject's organ."""
+    """Pull-backs (4, 4) from the template's frame to each subject's world, mm.
+
+    In 2D the plane z = 0 of the frame is mapped to the native slice nearest to the middle of the subject's organ.
+    """
     grid = subjects[split(len(subjects), tests)[0][0]].image.grid
     places = []
     for subject, offset in zip(subjects, offsets, strict=True):
@@ -256,8 +255,9 @@ def _placed(subjects: Sequence[Subject], places: Sequence[np.ndarray], ndim: int
     frame = grid if ndim == 3 else Grid.centered((1, *grid.shape), (*grid.spacing, 1.0))
     images, labels = [], []
     for subject, place in zip(subjects, places, strict=True):
-        image = Image(_antialiased(subject.image, grid), subject.image.grid, subject.image.path)
-        images.append(resampled(image, frame, place).array.clip(0, 1).reshape(1, *grid.shape))
+        values = framed(normalize(subject.image.array), subject.image.grid)
+        smooth = antialiased(values, (*grid.spacing, 0.0)[:3])
+        images.append(sampled(smooth, frame, matrix_to_sitk(place)).clip(0, 1).reshape(1, *grid.shape))
         found = resampled(subject.labels, frame, place, sitk.sitkNearestNeighbor).array.reshape(1, *grid.shape)
         if not (found == ORGAN).any():
             raise ImageError(f"{subject.labels.path}: the organ lies outside the cropped field of {grid.extent} mm "
@@ -268,19 +268,8 @@ def _placed(subjects: Sequence[Subject], places: Sequence[np.ndarray], ndim: int
                       tuple(subject.name for subject in subjects), train, test)
 
 
-def _antialiased(image: Image, target: Grid) -> np.ndarray:
-    """Intensities in [0, 1], smoothed where a target axis is coarser."""
-    values = normalize(image.array)
-    coarse = (*target.spacing, 0.0)[:3]
-    sigmas = [_BLUR * math.sqrt(max(0.0, t**2 - s**2)) for t, s in zip(coarse, image.grid.spacing, strict=True)]
-    if max(sigmas) == 0:
-        return values
-    smooth = sitk.SmoothingRecursiveGaussian(framed(values, image.grid), [max(s, 1e-3) for s in sigmas])
-    return sitk.GetArrayFromImage(smooth)
-
-
 def _lifted(matrix: np.ndarray) -> np.ndarray:
-    """A map of the plane or of space (D+1, D+1) as one of space (4, 4)."""
+    """A 2D or 3D map (D+1, D+1) as a 3D map (4, 4)."""
     n = len(matrix) - 1
     lifted = np.eye(4)
     lifted[:n, :n], lifted[:n, 3] = matrix[:n, :n], matrix[:n, n]
@@ -290,15 +279,15 @@ def _lifted(matrix: np.ndarray) -> np.ndarray:
 # ----------------------------------------------------------------------------------------------------- surface points
 
 def surface_points(labels: Tensor, count: int, spacing: Sequence[float] | None = None) -> Tensor:
-    """Points of the organs' surfaces that correspond: where rays from the centroid leave the organ for the last time.
+    """Corresponding points of the organs' surfaces: where rays from the centroid leave the organ for the last time.
 
     The rays go in fixed, equally distributed directions (2D: equal angles, the first along +x; 3D: a Fibonacci
-    sphere), so that point n of one subject answers to point n of another.
+    sphere), so that point n of one subject corresponds to point n of another.
 
     Args:
         labels: (S, 1, *shape) integer; label 1 is the organ.
         count: points per subject.
-        spacing: mm, ITK order (x, y[, z]), in which the directions are equally distributed; default one everywhere.
+        spacing: mm, ITK order (x, y[, z]); directions are equally distributed in mm. Default 1 along every axis.
 
     Returns:
         (S, count, D) float32 voxel points, array-axis order. A ray that misses the organ gives the centroid.

@@ -1,4 +1,4 @@
-"""Pairs of .hdr and .img files: Analyze 7.5 and NIfTI in two files, as LPBA40 comes."""
+"""Images in two files, .hdr and .img: Analyze 7.5, as LPBA40 has it, and NIfTI."""
 
 from __future__ import annotations
 
@@ -10,20 +10,25 @@ from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
 
-from regenv.data.io.images import Image, ImageError
+from regenv.data.io.errors import ImageError
+from regenv.data.io.images import Image
 
 SUFFIXES = (".hdr", ".img", ".img.gz", ".hdr.gz")
-_HEADER, _OFFSET = 348, 352     # bytes of a NIfTI header; where voxels begin in one file
+_HEADER, _OFFSET = 348, 352     # bytes of a NIfTI header; where the voxels begin if all is in one file
 _SCALE, _OFFSET_FIELD, _ORIENTATION, _MAGIC = slice(112, 120), 108, slice(252, 344), slice(344, 348)
 
 
 def two_files(read: Callable[[Path], Image], path: str | Path) -> Image:
-    """An image of two files, read by ``read`` (:func:`~regenv.data.io.read_image` or ``read_labels``) with all its
-    checks: both are joined to the one file of NIfTI that they almost are. Analyze 7.5 says nothing reliable about
-    origin and direction: they become 0 and the identity.
+    """Read an image of two files. They are joined to one NIfTI file, which ``read`` opens with all its checks.
 
-    Args: read; path: either of the two, plain or .gz.
-    Raises ImageError: one of the two is missing or damaged; or as ``read``.
+    Analyze 7.5 says nothing reliable about origin and direction: they become 0 and the identity.
+
+    Args:
+        read: :func:`~regenv.data.io.read_image` or :func:`~regenv.data.io.read_labels`.
+        path: either of the two files, plain or .gz.
+
+    Raises:
+        ImageError: one of the two is missing or damaged; or as ``read``.
     """
     path = Path(path)
     stem = path.name.removesuffix(".gz").rsplit(".", 1)[0]
@@ -32,7 +37,7 @@ def two_files(read: Callable[[Path], Image], path: str | Path) -> Image:
         raise ImageError(f"{path}: header is {len(header)} bytes; Analyze and NIfTI have {_HEADER}. Copy the .hdr "
                          "again.")
     one = bytearray(header[:_HEADER])
-    if one[_MAGIC] != b"ni1\0":        # in Analyze other fields stand where NIfTI has scale and orientation
+    if one[_MAGIC] != b"ni1\0":        # Analyze has other fields where NIfTI has scale and orientation
         one[_SCALE], one[_ORIENTATION] = bytes(8), bytes(92)
     order = "<" if struct.unpack_from("<i", one)[0] == _HEADER else ">"
     struct.pack_into(f"{order}f", one, _OFFSET_FIELD, _OFFSET)
@@ -47,6 +52,7 @@ def two_files(read: Callable[[Path], Image], path: str | Path) -> Image:
 
 
 def _content(path: Path, stem: str, suffix: str) -> bytes:
+    """The bytes of the file of this suffix beside ``path``, unzipped."""
     plain, zipped = path.with_name(stem + suffix), path.with_name(f"{stem}{suffix}.gz")
     try:
         return plain.read_bytes() if plain.is_file() else gzip.decompress(zipped.read_bytes())

@@ -1,4 +1,4 @@
-"""DICOM series through SimpleITK's GDCM, with the checks that GDCM leaves out.
+"""DICOM series, read through SimpleITK's GDCM, with the checks that GDCM leaves out.
 
 GDCM fills a truncated slice with zeros, takes 1 mm for a missing PixelSpacing, and stacks whatever slices it finds.
 """
@@ -11,12 +11,13 @@ from pathlib import Path
 
 import numpy as np
 import SimpleITK as sitk
+from numpy.typing import NDArray
 
 from regenv.data.io import headers
-from regenv.data.io.headers import ImageError
+from regenv.data.io.errors import ImageError
 
-_SLICE_TOLERANCE = 0.02         # of the slice spacing
-_MAGIC_AT = 128
+_SLICE_TOLERANCE = 0.02         # of the slice spacing, by which slices may be off
+_MAGIC_AT = 128                 # bytes before "DICM"
 _PIXEL_DATA = re.compile(rb"\xe0\x7f\x10\x00(?:O[BW]\x00\x00)?(....)", re.DOTALL)
 _UNDEFINED_LENGTH = 0xFFFFFFFF
 _END_OF_SEQUENCE = b"\xfe\xff\xdd\xe0"
@@ -36,23 +37,11 @@ def read_series(path: Path, spacing_given: bool, max_bytes: int) -> sitk.Image:
     for name in names:
         reader.SetFileName(name)
         reader.ReadImageInformation()
-        size = reader.GetSize()
-        if reader.GetNumberOfComponents() != 1:
-            raise ImageError(f"{name}: SamplesPerPixel is {reader.GetNumberOfComponents()}; one intensity per voxel is "
-                             "needed. Use a grey-value series.")
-        stated = _tag(reader, "0028|0030")
-        if not spacing_given and (len(size) < 3 or size[2] == 1):
-            try:
-                values = [float(v) for v in stated.split("\\")]
-            except ValueError:
-                values = []
-            if len(values) != 2 or not all(math.isfinite(v) and v > 0 for v in values):
-                raise ImageError(f"{name}: PixelSpacing is '{stated.strip()}'; two positive numbers (mm) are needed. "
-                                 "Fix the tag, or pass spacing=...")
+        _check_slice(name, reader, spacing_given)
         if position := _tag(reader, "0020|0032"):
             positions.append([float(v) for v in position.split("\\")])
         bits = _tag(reader, "0028|0100").strip()
-        _check_pixel_data(Path(name), math.prod(size) * (int(bits) // 8 if bits.isdigit() else 1))
+        _check_pixel_data(Path(name), math.prod(reader.GetSize()) * (int(bits) // 8 if bits.isdigit() else 1))
     size = reader.GetSize()
     depth = size[2] if len(size) > 2 and len(names) == 1 else len(names)
     if depth == 1:
@@ -63,13 +52,14 @@ def read_series(path: Path, spacing_given: bool, max_bytes: int) -> sitk.Image:
         return sitk.ReadImage(names[0])
     normal = np.cross(*np.asarray(reader.GetDirection()).reshape(3, 3).T[:2])
     if len(positions) == len(names):
-        _check_slices(path, np.asarray(positions), normal, spacing_given)
+        _check_stack(path, np.asarray(positions), normal)
     series = sitk.ImageSeriesReader()
     series.SetFileNames(names)
     return series.Execute()
 
 
 def _series_files(folder: Path) -> list[str]:
+    """The files of a folder's one series, in the order of its slices."""
     ids = sitk.ImageSeriesReader.GetGDCMSeriesIDs(str(folder))
     if not ids:
         raise ImageError(f"{folder}: DICOM series found: none. Give a folder that holds one series, or an image file.")
@@ -86,8 +76,26 @@ def _series_files(folder: Path) -> list[str]:
     return names
 
 
-def _check_slices(folder: Path, positions: np.ndarray, normal: np.ndarray, spacing_given: bool) -> None:
-    """Raise ImageError unless the slices (n, 3), mm, are evenly stacked along ``normal`` (3,)."""
+def _check_slice(name: str, reader: sitk.ImageFileReader, spacing_given: bool) -> None:
+    """Raise ImageError unless the file that ``reader`` has opened holds one number per pixel and states its spacing."""
+    size = reader.GetSize()
+    if reader.GetNumberOfComponents() != 1:
+        raise ImageError(f"{name}: SamplesPerPixel is {reader.GetNumberOfComponents()}; one intensity per voxel is "
+                         "needed. Use a grey-value series.")
+    if spacing_given or (len(size) >= 3 and size[2] != 1):
+        return
+    stated = _tag(reader, "0028|0030")
+    try:
+        spacing = [float(v) for v in stated.split("\\")]
+    except ValueError:
+        spacing = []
+    if len(spacing) != 2 or not headers.is_valid_spacing(spacing):
+        raise ImageError(f"{name}: PixelSpacing is '{stated.strip()}'; two positive numbers (mm) are needed. "
+                         "Fix the tag, or pass spacing=...")
+
+
+def _check_stack(folder: Path, positions: NDArray[np.float64], normal: NDArray[np.float64]) -> None:
+    """Raise ImageError unless the slices at positions (n, 3), mm, are evenly stacked along ``normal`` (3,)."""
     steps = np.diff(positions, axis=0)
     gaps = steps @ normal
     typical = float(np.median(gaps))
@@ -104,11 +112,12 @@ def _check_slices(folder: Path, positions: np.ndarray, normal: np.ndarray, spaci
 
 
 def _tag(reader: sitk.ImageFileReader, key: str) -> str:
+    """A tag's text, empty where the file lacks it."""
     return reader.GetMetaData(key) if reader.HasMetaDataKey(key) else ""
 
 
 def _check_pixel_data(path: Path, needed: int) -> None:
-    """Raise ImageError unless the file holds its PixelData (7FE0,0010) whole: ``needed`` bytes, or all fragments."""
+    """Raise ImageError unless the file holds its whole PixelData (7FE0,0010): ``needed`` bytes, or all fragments."""
     raw = path.read_bytes()
     if any(syntax in raw[:1024] for syntax in _UNCHECKED_SYNTAXES):
         return

@@ -1,28 +1,30 @@
-"""Images, landmarks and transforms on disk, through SimpleITK, with every check made where data enters.
+"""Images on disk, read through SimpleITK with every check made where data enters; and their intensities in [0, 1].
 
-Reads NIfTI, MetaImage, NRRD, PNG, JPEG and DICOM series; writes NIfTI, MetaImage, NRRD and PNG. World points are
-millimetres in ITK order, LPS. Every error is an :class:`ImageError` that names file, field, value and the way out.
+Reads NIfTI, MetaImage, NRRD, PNG, JPEG and DICOM series. Every error is an :class:`ImageError` that names file, field,
+value and the way out.
 """
 
 from __future__ import annotations
 
-import math
-import re
 import tempfile
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import SimpleITK as sitk
+from numpy.typing import ArrayLike, NDArray
 
-from regenv.atomic import atomic
 from regenv.data.io import headers
 from regenv.data.io.dicom import read_series
-from regenv.data.io.headers import MAX_BYTES, ImageError
+from regenv.data.io.errors import ImageError, not_finite, reason
+from regenv.data.io.formats import inspect
+from regenv.data.io.headers import MAX_BYTES
 from regenv.grid import Grid
 
-_WRITABLE = (".nii", ".nii.gz", ".mha", ".nrrd", ".png")
+__all__ = ["Image", "ImageError", "normalize", "read_image", "read_labels", "read_mask"]
+
 _DICOM_SUFFIXES = (".dcm", ".dicom", ".ima")
 _PADDING_FRACTION = 0.01        # of the voxels, from which on the least value counts as padding or air
 
@@ -37,7 +39,7 @@ class Image:
         path: the file or folder that it came from, for messages.
     """
 
-    array: np.ndarray
+    array: NDArray[Any]
     grid: Grid
     path: str
 
@@ -123,7 +125,7 @@ def _read(path: Path, spacing: float | Sequence[float] | None, max_bytes: int) -
         else:
             image = _read_file(path, spacing, max_bytes)
     except RuntimeError as error:
-        raise ImageError(f"{path}: SimpleITK cannot read it ({_reason(error)}). "
+        raise ImageError(f"{path}: SimpleITK cannot read it ({reason(error)}). "
                          "Check that the file is complete, or convert it.") from error
     except (OSError, MemoryError) as error:
         raise ImageError(f"{path}: it cannot be read ({error}). Check the file and its permissions.") from error
@@ -140,23 +142,21 @@ def _read(path: Path, spacing: float | Sequence[float] | None, max_bytes: int) -
 
 
 def _read_file(path: Path, spacing: float | Sequence[float] | None, max_bytes: int) -> sitk.Image:
-    header = headers.inspect(path)
+    header = inspect(path)
     headers.check(path, header, spacing_given=spacing is not None, max_bytes=max_bytes)
-    broken = header.spacing is not None and not all(math.isfinite(s) and s > 0 for s in header.spacing)
-    if not broken or spacing is None:
-        return _flat(sitk.ReadImage(str(path)))
+    if spacing is None or header.spacing is None or headers.is_valid_spacing(header.spacing):
+        return _without_trailing_axes(sitk.ReadImage(str(path)))
     if header.repair is None:
-        headers.check_spacing(path, header.fields[2], header.spacing or (), mendable=False)
+        raise headers.bad_spacing(path, header.fields[2], header.spacing, mendable=False)
     # SimpleITK would flip the direction or refuse, so it gets a copy with the given spacing.
     with tempfile.TemporaryDirectory() as folder:
         mended = Path(folder) / path.name
-        assert header.repair is not None
         header.repair(mended, _spacings(path, spacing, len(header.size)))
-        return _flat(sitk.ReadImage(str(mended)))
+        return _without_trailing_axes(sitk.ReadImage(str(mended)))
 
 
-def _flat(image: sitk.Image) -> sitk.Image:
-    """Without trailing axes of one voxel beyond the third."""
+def _without_trailing_axes(image: sitk.Image) -> sitk.Image:
+    """The image without the axes of one voxel that follow the third."""
     while image.GetDimension() > 3:
         image = image[..., 0]
     return image
@@ -170,65 +170,16 @@ def _spacings(path: Path, spacing: float | Sequence[float], ndim: int) -> tuple[
     return values
 
 
-def _check_finite(path: Path, array: np.ndarray) -> None:
+def _check_finite(path: Path, array: NDArray[Any]) -> None:
     bad = ~np.isfinite(array)
     if bad.any():
         first = tuple(int(i) for i in np.argwhere(bad)[0])
-        raise headers.not_finite(path, first, float(array[first]), int(bad.sum()), array.size)
-
-
-def _reason(error: RuntimeError) -> str:
-    """The telling line of a SimpleITK exception."""
-    lines = [line.strip() for line in str(error).splitlines() if line.strip()]
-    told = [line for line in lines if line.startswith("[")][-1:]        # NRRD tells its story from the outside in
-    told = told or [line.split("ERROR: ")[-1] for line in lines if "ERROR: " in line] or lines[-1:] or ["no reason"]
-    return re.sub(r"\w+\(0x[0-9a-f]+\): |^\[nrrd\] _?\w+: ", "", told[0]).rstrip(".: ")
-
-
-# --------------------------------------------------------------------------------------------------------- writing
-
-
-def write_image(path: str | Path, array: np.ndarray, grid: Grid) -> None:
-    """Write an image; the file appears whole or not at all.
-
-    Args:
-        path: .nii, .nii.gz, .mha, .nrrd or (2D, uint8 or uint16) .png.
-        array: (*shape) of any real type, bool as uint8; (*shape, C) for vectors.
-        grid: of shape ``shape``.
-
-    Raises:
-        ImageError: the suffix or the array's type is not writable, or array and grid differ in shape.
-    """
-    path = Path(path)
-    array = np.asarray(array)
-    if not path.name.lower().endswith(_WRITABLE):
-        raise ImageError(f"{path}: format is '{path.suffix}'; it must be one of {', '.join(_WRITABLE)}.")
-    if array.shape[:grid.ndim] != grid.shape or array.ndim - grid.ndim not in (0, 1):
-        raise ImageError(f"{path}: array shape is {array.shape}, but the grid's is {grid.shape}; they must agree.")
-    if array.dtype.kind not in "biuf":
-        raise ImageError(f"{path}: array type is {array.dtype}; real numbers are needed.")
-    if path.suffix.lower() == ".png" and (grid.ndim != 2 or array.dtype not in (np.uint8, np.uint16)):
-        raise ImageError(f"{path}: array is {grid.ndim}D {array.dtype}; PNG takes 2D uint8 or uint16. "
-                         "Scale it, or write .nii.gz.")
-    if array.dtype == bool:
-        array = array.astype(np.uint8)
-    if array.dtype == np.float16:
-        array = array.astype(np.float32)
-    image = sitk.GetImageFromArray(array, isVector=array.ndim > grid.ndim)
-    image.SetSpacing(grid.spacing)
-    image.SetOrigin(grid.origin)
-    image.SetDirection(grid.direction)
-    with atomic(path) as temporary:
-        try:
-            sitk.WriteImage(image, str(temporary), useCompression=path.suffix.lower() in (".mha", ".nrrd"))
-        except RuntimeError as error:
-            raise ImageError(f"{path}: SimpleITK cannot write it ({_reason(error)}). "
-                             "Check the folder and the free space.") from error
+        raise not_finite(path, first, float(array[first]), int(bad.sum()), array.size)
 
 
 # ------------------------------------------------------------------------------------------------------ intensities
 
-def normalize(array: np.ndarray, low: float = 0.5, high: float = 99.5) -> np.ndarray:
+def normalize(array: ArrayLike, low: float = 0.5, high: float = 99.5) -> NDArray[np.float32]:
     """Intensities scaled to [0, 1] between two percentiles of the finite foreground, clipped outside.
 
     Where at least one voxel in a hundred has exactly the least value (air, or the padding around a CT), these count as

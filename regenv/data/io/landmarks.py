@@ -9,12 +9,17 @@ from collections.abc import Sequence
 from pathlib import Path
 
 import numpy as np
+from numpy.typing import NDArray
 
-from regenv.data.io.headers import ImageError
+from regenv.data.io.errors import ImageError
 from regenv.grid import Grid
 
+_Row = tuple[int, list[str]]        # a line's number, from 1, and its cells
+_SLICER_COLUMNS = range(1, 4)       # of an .fcsv file, where x, y and z stand
+_SLICER_LPS = re.compile(r"CoordinateSystem\s*=\s*(LPS|1)\b")
 
-def read_landmarks(path: str | Path, grid: Grid | None = None) -> np.ndarray:
+
+def read_landmarks(path: str | Path, grid: Grid | None = None) -> NDArray[np.float64]:
     """Read points.
 
     CSV with or without a line of names (columns x, y[, z] are found by name), 3D Slicer's .fcsv (RAS is turned into
@@ -31,24 +36,56 @@ def read_landmarks(path: str | Path, grid: Grid | None = None) -> np.ndarray:
         ImageError: the file is missing or empty, a number is not one, or the columns are not 2 or 3.
     """
     path = Path(path)
+    lines = _lines(path)
+    kind, rows = _without_elastix_head(_rows(lines))
+    slicer = path.suffix.lower() == ".fcsv"
+    columns, rows = (_SLICER_COLUMNS, rows) if slicer else _without_names(path, rows)
+    points = _points(path, rows, columns)
+    if kind == "index":
+        return _indices_to_world(path, points, grid)
+    if slicer and not _SLICER_LPS.search(_comments(lines)):
+        points[:, :2] *= -1
+    return points
+
+
+def _lines(path: Path) -> list[str]:
     try:
-        lines = path.read_text(encoding="utf-8-sig").splitlines()
+        return path.read_text(encoding="utf-8-sig").splitlines()
     except (OSError, UnicodeDecodeError) as error:
         raise ImageError(f"{path}: landmarks cannot be read ({error}). Give a text file with x, y[, z] in mm.") \
             from error
-    comments = " ".join(line for line in lines if line.lstrip().startswith("#"))
-    rows = [(i, [t.strip() for t in next(csv.reader([line]))] if "," in line else line.split())
-            for i, line in enumerate(lines, 1) if line.strip() and not line.lstrip().startswith("#")]
-    indices = False
-    if rows and [t.lower() for t in rows[0][1]] in (["point"], ["index"]):
-        indices = rows[0][1][0].lower() == "index"
-        rows = rows[2:]
-    columns: Sequence[int] | None = range(1, 4) if path.suffix.lower() == ".fcsv" else None
-    if columns is None and rows and not any(map(_is_number, rows[0][1])):
-        names = [t.lower() for t in rows.pop(0)[1]]
-        columns = [names.index(axis) for axis in "xyz" if axis in names]
-        if len(columns) < 2:
-            raise ImageError(f"{path}: columns are {', '.join(names)}; x, y[, z] are needed. Rename them.")
+
+
+def _rows(lines: list[str]) -> list[_Row]:
+    """The lines that are neither empty nor comments, split at commas, or else at blanks."""
+    return [(number, [cell.strip() for cell in next(csv.reader([line]))] if "," in line else line.split())
+            for number, line in enumerate(lines, 1) if line.strip() and not line.lstrip().startswith("#")]
+
+
+def _comments(lines: list[str]) -> str:
+    return " ".join(line for line in lines if line.lstrip().startswith("#"))
+
+
+def _without_elastix_head(rows: list[_Row]) -> tuple[str | None, list[_Row]]:
+    """The kind of points that an elastix file names in its first line ("point" or "index"), and the rows after the
+    second one, their number; None and all rows for other files."""
+    first = [cell.lower() for cell in rows[0][1]] if rows else []
+    return (first[0], rows[2:]) if first in (["point"], ["index"]) else (None, rows)
+
+
+def _without_names(path: Path, rows: list[_Row]) -> tuple[Sequence[int] | None, list[_Row]]:
+    """The columns x, y[, z] that the first row names, and the rows after it; None and all rows where it has numbers."""
+    if not rows or any(map(_is_number, rows[0][1])):
+        return None, rows
+    names = [cell.lower() for cell in rows[0][1]]
+    columns = [names.index(axis) for axis in "xyz" if axis in names]
+    if len(columns) < 2:
+        raise ImageError(f"{path}: columns are {', '.join(names)}; x, y[, z] are needed. Rename them.")
+    return columns, rows[1:]
+
+
+def _points(path: Path, rows: list[_Row], columns: Sequence[int] | None) -> NDArray[np.float64]:
+    """Some columns of the rows, None for all, as points (N, D)."""
     if not rows:
         raise ImageError(f"{path}: number of landmarks is 0; at least one is needed. Check the export.")
     points: list[list[float]] = []
@@ -63,15 +100,15 @@ def read_landmarks(path: str | Path, grid: Grid | None = None) -> np.ndarray:
                 raise ImageError(f"{path}: line {number} has '{cell}'; every coordinate must be a finite number. "
                                  "Fix the line.")
         points.append([float(cell) for cell in picked])
-    found = np.asarray(points, dtype=np.float64)
-    if indices:
-        if grid is None or grid.ndim != found.shape[1]:
-            raise ImageError(f"{path}: kind is 'index' with {found.shape[1]} columns; voxel indices need the image "
-                             "they belong to. Pass grid=..., or save world points.")
-        return grid.to_world(found[:, ::-1])
-    if path.suffix.lower() == ".fcsv" and not re.search(r"CoordinateSystem\s*=\s*(LPS|1)\b", comments):
-        found[:, :2] *= -1
-    return found
+    return np.asarray(points, dtype=np.float64)
+
+
+def _indices_to_world(path: Path, indices: NDArray[np.float64], grid: Grid | None) -> NDArray[np.float64]:
+    """Voxel indices (N, D), ITK order, as world points, mm."""
+    if grid is None or grid.ndim != indices.shape[1]:
+        raise ImageError(f"{path}: kind is 'index' with {indices.shape[1]} columns; voxel indices need the image "
+                         "they belong to. Pass grid=..., or save world points.")
+    return grid.to_world(indices[:, ::-1])
 
 
 def _is_number(text: str) -> bool:

@@ -1,99 +1,58 @@
-"""Images on other grids, and arrays as SimpleITK's images."""
+"""Arrays and matrices as SimpleITK's images and transforms and back; images on other grids, antialiased."""
 
 from __future__ import annotations
 
+import math
+from collections.abc import Sequence
 from functools import lru_cache
+from typing import Any
 
 import numpy as np
 import SimpleITK as sitk
+from numpy.typing import ArrayLike, DTypeLike, NDArray
 
 from regenv.data.io.images import Image, normalize
 from regenv.grid import Grid
 
-BLUR = 0.35
+SHORTEST_AXIS = 4       # voxels along an axis that ITK's recursive filters need
+BLUR = 0.35             # sigma against aliasing, of the spacing that is sampled at
 
 
-def coarser(grid: Grid, spacing: float) -> Grid:
-    """A grid's own extent and axes at (about) an isotropic spacing."""
-    return grid.resized(spacing=spacing)
+# ------------------------------------------------------------------------------------------------ to SimpleITK and back
 
+def framed(array: ArrayLike, grid: Grid, dtype: DTypeLike | None = None) -> sitk.Image:
+    """A SimpleITK image of an array on a grid.
 
-def reduced(image: Image, grid: Grid) -> np.ndarray:
-    """An image on another grid, antialiased, intensities in [0, 1]: float32 (*grid.shape)."""
-    smooth = to_sitk(image)
-    sigmas = [BLUR * np.sqrt(max(0.0, min(grid.spacing) ** 2 - s**2)) for s in image.grid.spacing]
-    if max(sigmas) > 0 and min(image.grid.shape) >= 4:
-        smooth = sitk.SmoothingRecursiveGaussian(smooth, [max(s, 1e-3) for s in sigmas])
-    return np.clip(_resample(smooth, grid, sitk.sitkLinear), 0, 1).astype(np.float32)
+    Args: array: (*grid.shape), or (*grid.shape, C) for vectors; dtype: of the image's numbers, default the array's.
+    Raises ValueError: the array has another shape than the grid.
+    """
+    values: NDArray[Any] = np.asarray(array, dtype)
+    if values.shape[:grid.ndim] != grid.shape or values.ndim - grid.ndim not in (0, 1):
+        raise ValueError(f"framed: the array's shape is {values.shape}; its grid has {grid.shape} voxels.")
+    image = sitk.GetImageFromArray(values, isVector=values.ndim > grid.ndim)
+    image.SetSpacing(grid.spacing)
+    image.SetOrigin(grid.origin)
+    image.SetDirection(grid.direction)
+    return image
 
 
 @lru_cache(maxsize=4)
 def to_sitk(image: Image) -> sitk.Image:
-    """An image as SimpleITK's, intensities in [0, 1]. Remembered for the last images: do not change it."""
-    return _framed(normalize(image.array), image.grid)
+    """An image as SimpleITK's, intensities in [0, 1]. The last images are cached: do not change the result."""
+    return framed(normalize(image.array), image.grid)
 
 
-@lru_cache(maxsize=4)
-def foreground_center(image: Image) -> np.ndarray:
-    """World centroid of what is not background (Otsu's threshold), mm, (D,)."""
-    mask = sitk.OtsuThreshold(to_sitk(image), 0, 1)
-    shape = sitk.LabelShapeStatisticsImageFilter()
-    shape.Execute(mask)
-    return np.array(shape.GetCentroid(1)) if shape.HasLabel(1) else image.grid.center
-
-
-def resampled(image: Image, like: Grid, through: np.ndarray | sitk.Transform,
-              interpolator: int = sitk.sitkLinear) -> Image:
-    """An image on another grid through a pull-back (D+1, D+1) or a transform, 0 outside, float32."""
-    if isinstance(through, sitk.Transform):
-        transform = through
-    else:
-        n = like.ndim
-        transform = sitk.AffineTransform(n)
-        transform.SetMatrix(np.asarray(through)[:n, :n].ravel().tolist())
-        transform.SetTranslation(np.asarray(through)[:n, n].tolist())
-    warped = _resample(_framed(image.array, image.grid), like, interpolator, transform)
-    return Image(warped.astype(np.float32), like, image.path)
-
-
-def _on(array: np.ndarray, grid: Grid, target: Grid, interpolator: int) -> np.ndarray:
-    return _resample(_framed(array, grid), target, interpolator)
-
-
-def _resample(image: sitk.Image, grid: Grid, interpolator: int, transform: sitk.Transform | None = None) -> np.ndarray:
-    identity = sitk.Transform(grid.ndim, sitk.sitkIdentity)
-    return sitk.GetArrayFromImage(sitk.Resample(image, grid.size, transform or identity, interpolator, grid.origin,
-                                                grid.spacing, grid.direction, 0.0, sitk.sitkFloat32))
-
-
-def _framed(array: np.ndarray, grid: Grid) -> sitk.Image:
-    image = sitk.GetImageFromArray(array)
-    image.SetSpacing(grid.spacing)
-    image.SetOrigin(grid.origin)
-    image.SetDirection(grid.direction)
-    return image
-
-THINNEST = 4                    # voxels along an axis, for ITK's recursive filters
-
-
-def framed(array: np.ndarray, grid: Grid) -> sitk.Image:
-    image = sitk.GetImageFromArray(array)
-    image.SetSpacing(grid.spacing)
-    image.SetOrigin(grid.origin)
-    image.SetDirection(grid.direction)
-    return image
-
-
-def matrix_to_sitk(pull_back: np.ndarray) -> sitk.AffineTransform:
+def matrix_to_sitk(pull_back: ArrayLike) -> sitk.AffineTransform:
     """A matrix (D+1, D+1) as SimpleITK's transform from fixed to moving world points."""
-    n = len(pull_back) - 1
+    matrix = np.asarray(pull_back, dtype=np.float64)
+    n = len(matrix) - 1
     transform = sitk.AffineTransform(n)
-    transform.SetMatrix(np.asarray(pull_back, dtype=np.float64)[:n, :n].ravel().tolist())
-    transform.SetTranslation(np.asarray(pull_back, dtype=np.float64)[:n, n].tolist())
+    transform.SetMatrix(matrix[:n, :n].ravel().tolist())
+    transform.SetTranslation(matrix[:n, n].tolist())
     return transform
 
 
-def sitk_to_matrix(transform: sitk.Transform) -> np.ndarray:
+def sitk_to_matrix(transform: sitk.Transform) -> NDArray[np.float64]:
     """The matrix (D+1, D+1) of a linear SimpleITK transform (Euler, Versor, similarity, affine), whatever its centre.
 
     Raises: ValueError: the transform is not linear.
@@ -106,3 +65,50 @@ def sitk_to_matrix(transform: sitk.Transform) -> np.ndarray:
     for axis in range(n):
         matrix[:n, axis] = transform.TransformPoint(np.eye(n)[axis].tolist()) - matrix[:n, n]
     return matrix
+
+
+# ---------------------------------------------------------------------------------------------------- on other grids
+
+def antialiased(image: sitk.Image, spacing: Sequence[float]) -> sitk.Image:
+    """An image smoothed along its axes that are finer than the spacing (mm, ITK order) that it will be sampled at.
+
+    Unchanged where no axis is finer, or one has fewer than four voxels.
+    """
+    sigmas = [BLUR * math.sqrt(max(0.0, target**2 - own**2))
+              for target, own in zip(spacing, image.GetSpacing(), strict=True)]
+    if max(sigmas) == 0 or min(image.GetSize()) < SHORTEST_AXIS:
+        return image
+    return sitk.SmoothingRecursiveGaussian(image, [max(sigma, 1e-3) for sigma in sigmas])
+
+
+def sampled(image: sitk.Image, grid: Grid, transform: sitk.Transform | None = None,
+            interpolator: int = sitk.sitkLinear) -> NDArray[np.float32]:
+    """A SimpleITK image's values on a grid, float32 (*grid.shape), 0 outside.
+
+    Args: transform: from the grid's world points to the image's, default the identity.
+    """
+    through = sitk.Transform(grid.ndim, sitk.sitkIdentity) if transform is None else transform
+    return sitk.GetArrayFromImage(sitk.Resample(image, grid.size, through, interpolator, grid.origin, grid.spacing,
+                                                grid.direction, 0.0, sitk.sitkFloat32))
+
+
+def reduced(image: Image, grid: Grid) -> NDArray[np.float32]:
+    """An image on another grid, antialiased, intensities in [0, 1]: float32 (*grid.shape)."""
+    smooth = antialiased(to_sitk(image), [min(grid.spacing)] * grid.ndim)
+    return np.clip(sampled(smooth, grid), 0, 1)
+
+
+def resampled(image: Image, like: Grid, through: ArrayLike | sitk.Transform,
+              interpolator: int = sitk.sitkLinear) -> Image:
+    """An image on another grid through a pull-back (D+1, D+1) or a transform, 0 outside, float32."""
+    transform = through if isinstance(through, sitk.Transform) else matrix_to_sitk(through)
+    return Image(sampled(framed(image.array, image.grid), like, transform, interpolator), like, image.path)
+
+
+@lru_cache(maxsize=4)
+def foreground_center(image: Image) -> NDArray[np.float64]:
+    """World centroid of what is not background (Otsu's threshold), mm, (D,)."""
+    mask = sitk.OtsuThreshold(to_sitk(image), 0, 1)
+    shape = sitk.LabelShapeStatisticsImageFilter()
+    shape.Execute(mask)
+    return np.array(shape.GetCentroid(1)) if shape.HasLabel(1) else image.grid.center

@@ -6,17 +6,18 @@ from pathlib import Path
 
 import numpy as np
 import SimpleITK as sitk
+from numpy.typing import NDArray
 
 from regenv.atomic import atomic
-from regenv.data.io.headers import ImageError
-from regenv.data.io.images import _reason
+from regenv.data.io.errors import ImageError, reason
+from regenv.data.io.resampling import matrix_to_sitk, sitk_to_matrix
 
 _TRANSFORMS = (".tfm", ".txt", ".h5", ".hdf5", ".mat")
 _ROUNDING = 1e-9
 _LEAST_DETERMINANT = 1e-12
 
 
-def write_transform(path: str | Path, pull_back: np.ndarray) -> None:
+def write_transform(path: str | Path, pull_back: NDArray[np.float64]) -> None:
     """Write an affine pull-back as SimpleITK and 3D Slicer read it (it maps fixed to moving world points).
 
     Args:
@@ -25,25 +26,22 @@ def write_transform(path: str | Path, pull_back: np.ndarray) -> None:
 
     Raises:
         ImageError: the matrix is not a finite, invertible, affine one, or the suffix is wrong.
+        FileNotFoundError: the folder does not exist.
     """
     path = Path(path)
     matrix = np.asarray(pull_back, dtype=np.float64)
     if path.suffix.lower() not in (".tfm", ".txt"):
         raise ImageError(f"{path}: format is '{path.suffix}'; it must be .tfm or .txt.")
     _check_matrix(path, matrix)
-    n = matrix.shape[0] - 1
-    transform = sitk.AffineTransform(n)
-    transform.SetMatrix(matrix[:n, :n].ravel().tolist())
-    transform.SetTranslation(matrix[:n, n].tolist())
     with atomic(path) as temporary:
         try:
-            sitk.WriteTransform(transform, str(temporary))
+            sitk.WriteTransform(matrix_to_sitk(matrix), str(temporary))
         except RuntimeError as error:
-            raise ImageError(f"{path}: SimpleITK cannot write it ({_reason(error)}). "
+            raise ImageError(f"{path}: SimpleITK cannot write it ({reason(error)}). "
                              "Check the folder and the free space.") from error
 
 
-def read_transform(path: str | Path) -> np.ndarray:
+def read_transform(path: str | Path) -> NDArray[np.float64]:
     """Read any linear transform that SimpleITK can (rigid, similarity, affine, or a composite of such).
 
     Returns:
@@ -60,31 +58,29 @@ def read_transform(path: str | Path) -> np.ndarray:
     try:
         transform = sitk.ReadTransform(str(path))
     except RuntimeError as error:
-        raise ImageError(f"{path}: SimpleITK cannot read it as a transform ({_reason(error)}). "
+        raise ImageError(f"{path}: SimpleITK cannot read it as a transform ({reason(error)}). "
                          "Check that the file is complete.") from error
     if not transform.IsLinear():
         raise ImageError(f"{path}: transform is {transform.GetName()}; a linear one (rigid, similarity, affine) is "
                          "needed. Export the linear part.")
-    matrix = _matrix(transform)
+    matrix = _stored_matrix(transform)
     _check_matrix(path, matrix)
     return matrix
 
 
-def _matrix(transform: sitk.Transform) -> np.ndarray:
-    """Homogeneous matrix of a linear SimpleITK transform, (D+1, D+1)."""
+def _stored_matrix(transform: sitk.Transform) -> NDArray[np.float64]:
+    """The matrix (D+1, D+1) of a linear SimpleITK transform from its parameters, so that what was written is read
+    without rounding; :func:`sitk_to_matrix`, which maps points, rounds."""
     n = transform.GetDimension()
     matrix = np.eye(n + 1)
     if transform.GetTransformEnum() == sitk.sitkComposite:
         composite = sitk.CompositeTransform(transform)
         for i in range(composite.GetNumberOfTransforms()):      # the last one added is applied first
-            matrix = matrix @ _matrix(composite.GetNthTransform(i))
+            matrix = matrix @ _stored_matrix(composite.GetNthTransform(i))
         return matrix
     concrete = transform.Downcast()
     if not (hasattr(concrete, "GetMatrix") and hasattr(concrete, "GetTranslation")):  # translation, scale
-        shift = np.asarray(transform.TransformPoint((0.0,) * n))
-        matrix[:n, :n] = np.stack([np.asarray(transform.TransformPoint(e)) - shift for e in np.eye(n).tolist()], axis=1)
-        matrix[:n, n] = shift
-        return matrix
+        return sitk_to_matrix(transform)
     linear = np.asarray(concrete.GetMatrix()).reshape(n, n)
     center = np.asarray(concrete.GetCenter())
     matrix[:n, :n] = linear
@@ -92,7 +88,7 @@ def _matrix(transform: sitk.Transform) -> np.ndarray:
     return matrix
 
 
-def _check_matrix(path: Path, matrix: np.ndarray) -> None:
+def _check_matrix(path: Path, matrix: NDArray[np.float64]) -> None:
     if matrix.shape not in ((3, 3), (4, 4)):
         raise ImageError(f"{path}: matrix shape is {matrix.shape}; it must be (3, 3) in 2D or (4, 4) in 3D.")
     n = matrix.shape[0] - 1

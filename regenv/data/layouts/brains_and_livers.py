@@ -1,65 +1,24 @@
-"""The user's own collections of images for dense registration: folder in, scans and their labels out. Those of lungs
-in CT are in :mod:`regenv.data.lung_layouts`.
+"""Public collections of brains and livers, and Learn2Reg's data sets: LPBA40, ADNI and the like, LiTS, SLIVER07.
 
-Nothing is read here but names (and Learn2Reg's JSON); that no label file is missing is checked at once. The scans are
-read by :class:`regenv.data.folder_pairs.FolderPairs`.
+Only names are read here, and Learn2Reg's JSON; missing label files are found at once. The scans are read by
+:class:`regenv.data.sources.folders.FolderPairs`.
 """
 
 from __future__ import annotations
 
 import json
 import re
-from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
 from regenv.data.io.analyze import SUFFIXES as TWO_FILES
 from regenv.data.io.images import ImageError
-from regenv.grid import Grid
+from regenv.data.layouts.common import Collection, Scan, existing, once, uniform
 
 _NIFTI = (".nii", ".nii.gz")
 _SUBJECT = re.compile(r"S(\d\d)\.")
 _LEARN2REG_LISTS = {"train": ("training_paired_images",), "val": ("registration_val",), "test": ("registration_test",)}
-
-
-@dataclass(frozen=True)
-class Scan:
-    """One image of a collection.
-
-    Attributes:
-        name: of the subject, unique in the collection.
-        image: its file. labels: of its segmentation, or None.
-        mask: outside, the image is shown as 0; or None.
-        keypoints: voxel indices x, y, z, one point a row, CSV or text without a header, or None; row n answers to row n
-            of its partner.
-        raw: where the voxels of a file without a header lie, int16, HU + 1024; None for images with headers. Its
-            labels lie on the same voxels, whatever their header says.
-        first: index of the first voxel in ``keypoints``.
-    """
-
-    name: str
-    image: Path
-    labels: Path | None = None
-    mask: Path | None = None
-    keypoints: Path | None = None
-    raw: Grid | None = None
-    first: int = 0
-
-
-@dataclass(frozen=True)
-class Collection:
-    """Scans, all with labels or all without.
-
-    Attributes:
-        scans: at least two.
-        pairs: names, fixed and moving; None where any two different subjects are one.
-        merged: whether all labels count as one: the whole liver, tumours included.
-    """
-
-    scans: tuple[Scan, ...]
-    pairs: tuple[tuple[str, str], ...] | None = None
-    merged: bool = False
 
 
 def lpba40(folder: str | Path) -> Collection:
@@ -84,14 +43,14 @@ def lpba40(folder: str | Path) -> Collection:
 
 def subject_folders(folder: str | Path, image: str = "T1w", labels: str | None = None) -> Collection:
     """ADNI, ABIDE, ADHD and the like: one NIfTI a subject, in a folder a subject (BIDS ``sub-01/[ses-*/]anat/`` or any
-    other depth), or all in one folder. Where there are folders ``sub-*``, others beside them do not count.
+    other depth), or all in one folder. Where there are folders ``sub-*``, other folders beside them are left out.
 
     Args:
         folder: of the collection.
         image: part of the image's name, where a subject has several files.
         labels: part of the label file's name, such as "aseg" or "dseg"; None for images without labels.
 
-    Raises ImageError: as :func:`lpba40`; or a subject has several images and ``image`` does not tell which.
+    Raises ImageError: as :func:`lpba40`; or a subject has several images, and ``image`` is not part of just one name.
     """
     folder = existing(folder)
     files: dict[str, list[Path]] = {}
@@ -111,7 +70,7 @@ def subject_folders(folder: str | Path, image: str = "T1w", labels: str | None =
 
 
 def lits(folder: str | Path) -> Collection:
-    """LiTS (Bilic et al. 2019): ``volume-N.nii`` and ``segmentation-N.nii``, at any depth; liver and tumours as one.
+    """LiTS (Bilic et al. 2019): ``volume-N.nii`` and ``segmentation-N.nii``, at any depth; liver and tumours merged.
 
     Raises ImageError: as :func:`lpba40`.
     """
@@ -130,8 +89,9 @@ def learn2reg(folder: str | Path, split: str = "train") -> Collection:
     """A Learn2Reg data set (Hering et al. 2022): a folder with one ``*dataset.json``.
 
     Its list ``training_paired_images`` (split "train"), ``registration_val`` ("val") or ``registration_test`` ("test")
-    names the pairs. Without it, any two of the list ``training`` are a pair for training. Labels, masks and key-points
-    are those that an entry names, or those in ``labelsTr``, ``masksTr``, ``keypointsTr`` for an image in ``imagesTr``.
+    names the pairs. Without it, any two images of the list ``training`` are a pair for training. Labels, masks and
+    key-points are those that an entry names, or those in ``labelsTr``, ``masksTr``, ``keypointsTr`` for an image in
+    ``imagesTr``.
 
     Raises ImageError: the JSON is missing, not one, unreadable or without pairs; or an entry lacks its image, or names
         a file that is not there.
@@ -165,20 +125,7 @@ def learn2reg(folder: str | Path, split: str = "train") -> Collection:
     return uniform(folder, Collection(tuple(scans.values()), pairs or None))
 
 
-LAYOUTS: Mapping[str, Callable[..., Collection]] = {
-    "lpba40": lpba40, "subjects": subject_folders, "lits": lits, "sliver": sliver, "learn2reg": learn2reg,
-}
-
-
 # ------------------------------------------------------------------------------------------------------------- folders
-
-def existing(folder: str | Path) -> Path:
-    """The folder. Raises ImageError: there is none."""
-    folder = Path(folder)
-    if not folder.is_dir():
-        raise ImageError(f"{folder}: no such folder. Check the path.")
-    return folder
-
 
 def _numbered(folder: str | Path, image: str, segmentation: str, suffixes: Sequence[str], layout: str) -> Collection:
     folder = existing(folder)
@@ -194,7 +141,7 @@ def _numbered(folder: str | Path, image: str, segmentation: str, suffixes: Seque
 
 def _collected(folder: Path, images: Mapping[str, Path], labels: Mapping[str, Path] | None, layout: str,
                merged: bool = False) -> Collection:
-    """Images with their labels, by subject; None for images that have none."""
+    """The collection of images by subject, with their labels unless ``labels`` is None. Raises ImageError for gaps."""
     if len(images) < 2:
         raise ImageError(f"{folder}: number of subjects is {len(images)}; a pair needs at least two {layout}. Check "
                          "the path, or unpack the archives into it.")
@@ -206,15 +153,8 @@ def _collected(folder: Path, images: Mapping[str, Path], labels: Mapping[str, Pa
                             for name, path in images.items()), merged=merged)
 
 
-def once(found: dict[str, Path], name: str, path: Path) -> None:
-    """Note a subject's file. Raises ImageError: it has one already."""
-    if name in found:
-        raise ImageError(f"{path}: subject {name} has also {found[name]}; one file is needed. Move one of them away.")
-    found[name] = path
-
-
 def _the_one(subject: Path, paths: Sequence[Path], part: str) -> Path:
-    """A subject's one image, or the one with ``part`` in its name."""
+    """A subject's only image, or the only one with ``part`` in its name."""
     chosen = paths if len(paths) == 1 else [path for path in paths if part in path.name]
     if len(chosen) != 1:
         shown = ", ".join(path.name for path in (chosen or paths)[:4]) or "none"
@@ -224,7 +164,7 @@ def _the_one(subject: Path, paths: Sequence[Path], part: str) -> Path:
 
 
 def _flat_name(path: Path, labels: str | None) -> str:
-    """Subject of a file that lies beside those of others: its name without what tells labels from images."""
+    """The subject of a file in a folder of many subjects: the file's name, without the part that marks labels."""
     stem = _stem(path)
     return stem if labels is None else re.sub(rf"[_.-]?{re.escape(labels)}", "", stem)
 
@@ -278,20 +218,10 @@ def _inside(path: Path, folder: Path, name: str) -> Path:
 
 
 def _sidecar(path: Path, folder: Path, entry: Mapping[str, Any], image: str, kind: str) -> Path | None:
-    """The label, mask or key-points of an image: those its entry names, or those at the usual place."""
+    """File of an image's label, mask or key-points: the one its entry names, or the one at the usual place."""
     if isinstance(entry.get(kind), str):
         return _inside(path, folder, entry[kind])
     usual = re.sub(r"images(T[rs])", rf"{kind if kind.endswith('s') else kind + 's'}\1", image)
     if kind == "keypoints":
         usual = re.sub(r"\.nii(\.gz)?$", ".csv", usual)
     return folder / usual if usual != image and (folder / usual).is_file() else None
-
-
-def uniform(folder: Path, collection: Collection) -> Collection:
-    """Raise ImageError where only some scans have labels or key-points."""
-    for kind in ("labels", "keypoints"):
-        without = [scan for scan in collection.scans if getattr(scan, kind) is None]
-        if without and len(without) < len(collection.scans):
-            raise ImageError(f"{without[0].image}: its {kind} are missing, but other images of {folder} have them. Put "
-                             "them there, or move those of the others away.")
-    return collection

@@ -1,28 +1,28 @@
-"""Public collections of lungs in CT at inhale and exhale, as they are laid out; pairs with key-points.
+"""Public collections of lungs in CT at inhale and exhale, with key-points: DIR-Lab 4DCT and COPDgene, EMPIRE10.
 
-DIR-Lab's images are bare voxels: sizes and spacings stand here as on its web site, and landmarks count from 1. Slices
-run from head to feet, so that the grid's third axis points down (Sokooti et al. 2017 turn them in the same way). Masks
-of the lungs do not come with them; the user's own are found by their names and become label 1.
+DIR-Lab's images are files without headers: their sizes and spacings are listed here as on its web site, and landmarks
+count from 1. Slices run from head to feet, so that the grid's third axis points down (Sokooti et al. 2017 turn them in
+the same way). DIR-Lab distributes no masks of the lungs; the user's own are found by their names and become label 1.
 """
 
 from __future__ import annotations
 
 import math
 import re
-from collections.abc import Callable, Mapping
+from collections.abc import Mapping
 from pathlib import Path
 
 import numpy as np
 
 from regenv.data.io.images import Image, ImageError
-from regenv.data.layouts.brains_and_livers import Collection, Scan, existing, once, uniform
+from regenv.data.layouts.common import Collection, Scan, existing, once, uniform
 from regenv.grid import Grid
 
 _OFFSET_HU = 1024
 _FEET_LAST = (1.0, 0.0, 0.0, 0.0, 1.0, 0.0, 0.0, 0.0, -1.0)
 _MASKS = r"\.(?:mhd|mha|nii|nii\.gz|nrrd)"
 _SLICE_MM = 2.5
-# voxels from side to side, slices, mm within slices
+# per case: voxels from side to side, number of slices, mm within slices
 _4DCT = ((256, 94, 0.97), (256, 112, 1.16), (256, 104, 1.15), (256, 99, 1.13), (256, 106, 1.10), (512, 128, 0.97),
          (512, 136, 0.97), (512, 128, 0.97), (512, 128, 0.97), (512, 120, 0.97))
 _COPD = ((512, 121, 0.625), (512, 102, 0.645), (512, 126, 0.652), (512, 126, 0.590), (512, 131, 0.647),
@@ -31,8 +31,7 @@ _FIXED = ("inhale", "exhale")
 
 
 def dirlab_4dct(folder: str | Path, fixed: str = "inhale") -> Collection:
-    """DIR-Lab's 4DCT (Castillo et al. 2009): ten cases between full inhale (T00) and full exhale (T50), 300 landmarks
-    each.
+    """DIR-Lab's 4DCT (Castillo et al. 2009): ten cases at full inhale (T00) and full exhale (T50), 300 landmarks each.
 
     Files, at any depth and in any case: ``Case1Pack/Images/case1_T00_s.img`` (``-ssm.img`` or ``.img`` in other packs),
     ``Case1Pack/ExtremePhases/Case1_300_T00_xyz.txt`` (``case6_dirLab300_T00_xyz.txt``), and the user's own masks, for
@@ -46,11 +45,10 @@ def dirlab_4dct(folder: str | Path, fixed: str = "inhale") -> Collection:
 
 
 def dirlab_copd(folder: str | Path, fixed: str = "inhale") -> Collection:
-    """DIR-Lab's COPDgene pairs (Castillo et al. 2013): ten patients who hold their breath at inhale (iBH) and exhale
-    (eBH), 300 landmarks each.
+    """DIR-Lab's COPDgene pairs (Castillo et al. 2013): ten breath-hold scans at inhale (iBH) and exhale (eBH).
 
-    Files, at any depth and in any case: ``copd1_iBHCT.img``, ``copd1_300_iBH_xyz_r1.txt`` and the like, and the user's
-    own masks, as for :func:`dirlab_4dct`. Scans are called ``copd1_iBH``.
+    Each scan has 300 landmarks. Files, at any depth and in any case: ``copd1_iBHCT.img``, ``copd1_300_iBH_xyz_r1.txt``
+    and the like, and the user's own masks, as for :func:`dirlab_4dct`. Scans are called ``copd1_iBH``.
 
     Args, raises: as :func:`dirlab_4dct`.
     """
@@ -86,15 +84,10 @@ def empire10(folder: str | Path) -> Collection:
     return uniform(folder, Collection(scans, tuple(names), merged=True))
 
 
-LAYOUTS: Mapping[str, Callable[..., Collection]] = {
-    "dirlab-4dct": dirlab_4dct, "dirlab-copd": dirlab_copd, "empire10": empire10,
-}
-
-
 def read_raw(path: Path, grid: Grid) -> Image:
-    """A file of bare voxels, int16, little-endian, HU + 1024, as HU (*shape) float32.
+    """An image without a header (int16, little-endian, HU + 1024), in HU, (*shape) float32.
 
-    Raises ImageError: the file has not as many bytes as the grid needs, cannot be read, or is constant.
+    Raises ImageError: the file's size does not fit the grid, or it cannot be read, or is constant.
     """
     needed = 2 * math.prod(grid.shape)
     try:
@@ -115,8 +108,14 @@ def read_raw(path: Path, grid: Grid) -> Image:
 
 def _dirlab(folder: str | Path, fixed: str, cases: tuple[tuple[int, int, float], ...], scan: str,
             phases: tuple[str, str], image: str, landmarks: str, name: str, layout: str) -> Collection:
-    """Either collection; ``scan``, ``image`` and ``landmarks`` are patterns of names: case and phase, what follows in
-    the name of an image, the name of a file of landmarks. ``phases``: inhale, exhale."""
+    """Either DIR-Lab collection.
+
+    Args:
+        cases: shape and spacing per case.
+        scan: pattern of case and phase in file names. image: of the rest of an image's name. landmarks: of a landmark
+            file's name. phases: names of inhale and exhale.
+        name: format of a scan's name. layout: the expected files, for messages.
+    """
     folder = existing(folder)
     if fixed not in _FIXED:
         raise ImageError(f"{folder}: fixed is {fixed!r}; it must be one of {', '.join(_FIXED)}.")
@@ -152,7 +151,7 @@ def _dirlab(folder: str | Path, fixed: str, cases: tuple[tuple[int, int, float],
 
 
 def _check_pairs(folder: Path, images: Mapping[str, Path], pairs: list[tuple[str, str]], layout: str) -> None:
-    """Raise ImageError unless there are pairs and all are whole."""
+    """Raise ImageError unless there are pairs and both images of each."""
     if not pairs:
         raise ImageError(f"{folder}: number of pairs is 0; {layout} are needed. Check the path, or unpack the archives "
                          "into it.")

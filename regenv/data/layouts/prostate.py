@@ -1,11 +1,11 @@
-"""The user's own prostate MR as subjects for organ-centred registration: PROMISE12 and Prostate-3T, folder in, subjects
-out.
+"""Public collections of prostate MR as subjects for organ-centred registration: PROMISE12 and Prostate-3T.
 
-The benchmark of Krebs et al. 2017 took 25 subjects from the one and 16 from the other, and left out those scanned with
-a rectal probe and those in both: name the wanted ones by ``cases``. Then, with :func:`regenv.data.organs.prepared`::
+The benchmark of Krebs et al. 2017 took 25 subjects from PROMISE12 and 16 from Prostate-3T, and left out those scanned
+with a rectal probe and those in both collections: name the wanted ones by ``cases``. Then, with
+:func:`regenv.data.banks.pelvises.prepared_population`::
 
     subjects = promise12("PROMISE12/train") + prostate3t("Prostate-3T", "NCI-ISBI/training")
-    population = prepared(subjects, ndim=3)
+    population = prepared_population(subjects, ndim=3)
 """
 
 from __future__ import annotations
@@ -18,6 +18,7 @@ import numpy as np
 
 from regenv.data.banks.pelvises import ORGAN, Subject
 from regenv.data.io.images import Image, ImageError, read_image, read_labels
+from regenv.data.layouts.common import existing
 
 _PROMISE12_ORGAN = (1,)
 _PROSTATE3T_ORGAN = (1, 2)      # peripheral zone, central gland
@@ -28,14 +29,14 @@ def promise12(folder: str | Path, cases: Sequence[str] | None = None) -> tuple[S
     """PROMISE12 (Litjens et al. 2014): ``CaseNN.mhd`` and ``CaseNN_segmentation.mhd`` with their .raw in one folder.
 
     Args:
-        folder: where the files lie.
+        folder: of the files.
         cases: names such as "Case00", in the order wanted; default all, by name.
 
     Raises:
         ImageError: the folder has no case, or not one of ``cases``; a segmentation is missing, without the organ, or on
             another grid than its image; a file is unreadable or truncated.
     """
-    folder = _existing(folder)
+    folder = existing(folder)
     images = {path.stem: path for path in sorted(folder.glob("Case*.mhd")) if not path.stem.endswith("_segmentation")}
     picked = _picked(folder, images, cases, "CaseNN.mhd")
     pairs = {name: (path, path.with_name(f"{name}_segmentation.mhd")) for name, path in picked.items()}
@@ -56,8 +57,8 @@ def prostate3t(folder: str | Path, segmentations: str | Path | None = None, case
     Raises:
         ImageError: as :func:`promise12`; or a patient has no DICOM series, or several.
     """
-    folder = _existing(folder)
-    drawn = _existing(folder if segmentations is None else segmentations)
+    folder = existing(folder)
+    drawn = existing(folder if segmentations is None else segmentations)
     patients = {path.name: path for path in sorted(folder.rglob("Prostate3T-*"))
                 if path.is_dir() and _PATIENT.fullmatch(path.name)}
     picked = _picked(folder, patients, cases, "Prostate3T-NN-NNNN/")
@@ -65,13 +66,6 @@ def prostate3t(folder: str | Path, segmentations: str | Path | None = None, case
              for path in sorted(drawn.rglob("Prostate3T-*.nrrd"))}
     pairs = {name: (_series(path), found.get(name, drawn / f"{name}.nrrd")) for name, path in picked.items()}
     return _subjects(pairs, _PROSTATE3T_ORGAN)
-
-
-def _existing(folder: str | Path) -> Path:
-    folder = Path(folder)
-    if not folder.is_dir():
-        raise ImageError(f"{folder}: no such folder. Check the path.")
-    return folder
 
 
 def _picked(folder: Path, found: Mapping[str, Path], cases: Sequence[str] | None, layout: str) -> dict[str, Path]:
@@ -85,7 +79,7 @@ def _picked(folder: Path, found: Mapping[str, Path], cases: Sequence[str] | None
 
 
 def _series(patient: Path) -> Path:
-    """The one folder with DICOM files below a patient's."""
+    """The one folder with DICOM files inside a patient's folder."""
     folders = sorted({path.parent for path in patient.rglob("*.dcm") if not path.name.startswith(".")})
     if len(folders) != 1:
         shown = [str(path.relative_to(patient)) for path in folders[:3]]
@@ -95,7 +89,7 @@ def _series(patient: Path) -> Path:
 
 
 def _subjects(pairs: Mapping[str, tuple[Path, Path]], organ: Sequence[int]) -> tuple[Subject, ...]:
-    """Images and segmentations read; that none is missing is checked before the first is."""
+    """The subjects' images and segmentations. A missing segmentation is found before the first image is read."""
     for image, segmentation in pairs.values():
         if not segmentation.is_file():
             raise ImageError(f"{image}: its segmentation {segmentation} is missing. Put it there, or leave the case "
@@ -105,7 +99,7 @@ def _subjects(pairs: Mapping[str, tuple[Path, Path]], organ: Sequence[int]) -> t
 
 
 def _organ(labels: Image, organ: Sequence[int]) -> Image:
-    """All labels of the organ as one, uint8."""
+    """The organ's labels merged into one, uint8."""
     mask = np.isin(labels.array, organ)
     if not mask.any():
         raise ImageError(f"{labels.path}: labels are {np.unique(labels.array).tolist()}; the organ's, "

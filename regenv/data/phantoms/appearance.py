@@ -1,7 +1,6 @@
-"""How a scanner might show a head: contrast, skull, stripping, bias field, field of view, noise.
+"""Random appearances of a head: contrast, skull, stripping, bias field, field of view, noise.
 
-Numbers are drawn per lane with numpy; images are made by elementwise and pooling-free operations, so that a lane does
-not depend on its neighbours.
+Each lane draws its numbers with numpy; images are computed elementwise, so that no lane depends on another.
 """
 
 from __future__ import annotations
@@ -17,8 +16,9 @@ from torch import Tensor
 
 KNOTS = 6
 EDGE_MM = 2.0
-TISSUE = 0.06
-CAVITY_MM = 20.0  # from the brain, beyond which dark means air
+TISSUE = 0.06  # intensity above which a voxel is no air
+AWAY_MM = 40.0
+CAVITY_MM = 20.0  # distance from the brain beyond which dark voxels are air
 NOISE_LENGTH = 1 << 21
 BIAS_KNOTS = 4
 FULL_FIELD = (-0.1, 1.1)
@@ -26,10 +26,10 @@ FULL_FIELD = (-0.1, 1.1)
 
 @dataclass(frozen=True)
 class Appearance:
-    """What varies between two images of a head; probabilities and amplitudes at difficulty 1.
+    """Variation between two images of a head: probabilities and amplitudes at difficulty 1.
 
     Args:
-        contrast: weight of the random intensity map against the head's own contrast.
+        contrast: weight of the random intensity map against the head's own contrast, 0 to 1.
         flat: share of images whose brain is nearly uniform, as in CT.
         skull: share with a synthetic skull and scalp. strip: share with the brain only.
         bias: log-amplitude of the bias field. crop: share with a part of the field of view missing.
@@ -47,8 +47,11 @@ class Appearance:
     plain_fixed: bool = False
 
     def draw(self, rngs: Sequence[np.random.Generator], difficulty: float, plain: bool) -> Looks:
-        """One look per generator. ``plain`` images (the fixed ones) start to vary at half difficulty only, the others
-        have random contrast at any difficulty: together at once nothing would be learnt from scratch."""
+        """One appearance per generator.
+
+        ``plain`` images (the fixed ones) vary from half difficulty on; the others have random contrast at any
+        difficulty. If both varied from the start, agents would learn nothing from scratch.
+        """
         if plain and self.plain_fixed:
             level, contrast = 0.0, 0.0
         else:
@@ -92,7 +95,7 @@ class Appearance:
 
 @dataclass(frozen=True)
 class Looks:
-    """Drawn numbers of B images, see Appearance."""
+    """The drawn numbers of B images, see Appearance."""
 
     tables: Tensor
     shells: Tensor
@@ -116,8 +119,8 @@ class Looks:
             tissue: (B, 2, *shape): intensity in [0, 1] and AWAY_MM minus the distance to the brain's surface in mm
                 (0 outside the volume, so that everything beyond is far away).
             stripped: (B,) bool, heads that come without skull.
-            outline: (B, *shape): 1 inside the skin. The synthetic scalp then ends there, and what the scan shows as
-                air deep inside stays air; without it the scalp is a shell of its own about the brain.
+            outline: (B, *shape): 1 inside the skin. With it, the synthetic scalp ends there, and air deep inside stays
+                air; without it, the scalp is a shell about the brain.
         """
         device, shape = tissue.device, tissue.shape[2:]
         own, outward = tissue[:, 0], AWAY_MM - tissue[:, 1]
@@ -155,11 +158,8 @@ class Looks:
         return seen
 
 
-AWAY_MM = 40.0
-
-
 def _below(distance: Tensor, edge: Tensor | float) -> Tensor:
-    """1 where distance < edge, 0 beyond, with a soft edge as the partial-volume effect makes it."""
+    """1 where distance < edge, 0 beyond, with a soft edge that imitates the partial-volume effect."""
     return ((edge - distance) / EDGE_MM + 0.5).clamp(0, 1)
 
 

@@ -1,8 +1,7 @@
-"""Banks of patients, painted once, and their resampling on the grids asked for."""
+"""Banks of synthetic patients: painted once, then sampled on any grid."""
 
 from __future__ import annotations
 
-import math
 from collections.abc import Callable
 from dataclasses import dataclass
 
@@ -10,33 +9,18 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from regenv.data.pairs import SPLITS
 from regenv.grid import Grid
 from regenv.ops.affine import matmul
 from regenv.ops.sampling import affine_coordinates, sample
 
-_SPLITS = {"train": 0, "test": 1}
-
-
-def check(name: str, ndim: int, split: str, patients: int, spacing: float) -> None:
-    if ndim not in (2, 3):
-        raise ValueError(f"{name}: ndim is {ndim}; it must be 2 or 3.")
-    if split not in _SPLITS:
-        raise ValueError(f"{name}: split is {split!r}; choose 'train' or 'test'.")
-    if patients < 1:
-        raise ValueError(f"{name}: patients is {patients}; at least one patient is needed.")
-    if not (math.isfinite(spacing) and spacing > 0):
-        raise ValueError(f"{name}: bank_spacing is {spacing} mm; it must be positive and finite.")
-
-
-def check_grid(name: str, ndim: int, grid: Grid) -> None:
-    if grid.ndim != ndim:
-        raise ValueError(f"{name}: it makes {ndim}D images, but the grid is {grid.ndim}D {grid.shape}; "
-                         f"use {name}(ndim={grid.ndim}).")
+Painter = Callable[[Grid, np.random.Generator], tuple[list[np.ndarray], np.ndarray]]
+"""Paints one patient on a 3D grid: channels (*shape) float32 and points (N, 3), mm."""
 
 
 @dataclass(frozen=True)
-class Bank:
-    """Patients painted once.
+class PhantomBank:
+    """Patients, painted once.
 
     Attributes:
         volumes: (P, C, *shape) float32.
@@ -48,23 +32,27 @@ class Bank:
     grid: Grid
     points: tuple[np.ndarray, ...]
 
+    def to(self, device: torch.device | str) -> PhantomBank:
+        return PhantomBank(self.volumes.to(device), self.grid, self.points)
 
-def build(paint: Callable[[Grid, np.random.Generator], tuple[list[np.ndarray], np.ndarray]], salt: int, split: str,
-          patients: int, grid: Grid) -> Bank:
+
+def paint_bank(paint: Painter, salt: int, split: str, patients: int, grid: Grid) -> PhantomBank:
+    """The patients of a split on ``grid``; ``salt`` parts the random numbers of one kind of phantom from another's."""
     volumes, points = [], []
     for patient in range(patients):
-        rng = np.random.default_rng([salt, _SPLITS[split], patient])
+        rng = np.random.default_rng([salt, SPLITS.index(split), patient])
         channels, edges = paint(grid, rng)
         volumes.append(torch.from_numpy(np.stack(channels)))
         points.append(edges)
-    return Bank(torch.stack(volumes), grid, tuple(points))
+    return PhantomBank(torch.stack(volumes), grid, tuple(points))
 
 
-def resample(bank: Bank, patients: np.ndarray, grid_to_patient: np.ndarray, shape: tuple[int, ...],
-             mix: np.ndarray) -> Tensor:
-    """Mixtures of patients' channels on grids.
+def sample_bank(bank: PhantomBank, patients: np.ndarray, grid_to_patient: np.ndarray, shape: tuple[int, ...],
+                mix: np.ndarray) -> Tensor:
+    """Weighted sums of patients' channels on grids.
 
-    One lane at a time: it reads the bank in place instead of copying a volume per lane, and stays in the cache.
+    Lanes are sampled one at a time: this reads the bank in place instead of copying a volume per lane, and stays in the
+    processor's cache.
 
     Args:
         patients: (B,) indices into the bank.
@@ -79,7 +67,7 @@ def resample(bank: Bank, patients: np.ndarray, grid_to_patient: np.ndarray, shap
     device = bank.volumes.device
     out = torch.empty(len(patients), mix.shape[1], *shape, device=device)
     for lane, patient in enumerate(patients):
-        if aligned:  # mixing early, as it makes less of the data
+        if aligned:  # channels are mixed after the first axis: that leaves less to interpolate
             axes = [(a + 1, to_bank[lane, a, a], to_bank[lane, a, 3], shape[a]) for a in range(3)]
             images = _mixed(_resample_axis(bank.volumes[patient], *axes[0]), mix[lane])
             out[lane] = _resample_axis(_resample_axis(images, *axes[1]), *axes[2])
@@ -101,9 +89,9 @@ def _mixed(channels: Tensor, mix: np.ndarray) -> Tensor:
 
 
 def _resample_axis(channels: Tensor, axis: int, stride: Tensor, start: Tensor, count: int) -> Tensor:
-    """Linear interpolation along one axis at ``start + stride * (0 .. count - 1)`` voxels; the border's value beyond.
+    """Linear interpolation along one axis at ``start + stride * (0 .. count - 1)`` voxels, constant beyond.
 
-    An order of magnitude faster than ``grid_sample`` where the grids' axes agree.
+    It is ten times faster than ``grid_sample`` where the grids' axes agree.
     """
     places = (start + stride * torch.arange(count, dtype=torch.float64)).clamp(0, channels.shape[axis] - 1)
     below = places.floor().clamp(max=max(0, channels.shape[axis] - 2))

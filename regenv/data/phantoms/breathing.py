@@ -1,4 +1,4 @@
-"""Breathing as a closed formula: from a point of an image to the chest as it was painted, and back."""
+"""Breathing as closed formulas: from a point of an image to the point of the painted chest, and back."""
 
 from __future__ import annotations
 
@@ -12,23 +12,23 @@ from regenv.data.phantoms.lung_anatomy import Chest
 
 WAVES = 6
 _WAVELENGTHS_MM = (130.0, 280.0)
-_CALM = 0.45            # of the diaphragm's motion, what lies between the lungs does not take part in
-_CALM_WIDTH = 0.22      # how far from the middle that reaches, of the cavity's half-width
-_SHEAR_MM = 5.0         # over which one lobe's motion becomes the other's
+_CALM = 0.45            # share of the diaphragm's motion that the organs between the lungs do not follow
+_CALM_WIDTH = 0.22      # distance from the middle up to which that holds, over the cavity's half-width
+_SHEAR_MM = 5.0         # distance over which one lobe's motion becomes the other's
 _RIBS_MM = (-10.0, 110.0)   # middle level of the ribs' motion, and how far it reaches
 _STEPS, _EXACT_MM = 80, 1e-5
 
 
 @dataclass(frozen=True)
 class Motion:
-    """What moves between full exhale and full inhale, mm; signs as in inhalation.
+    """Motion from full exhale to full inhale, mm.
 
     Attributes:
-        diaphragm: its way down; the lungs follow it, less and less up to the apex, where nothing moves.
-        deepen, widen: how far the breast bone comes forward, and each side outward.
-        lift: of the front of the ribs.
-        lobes: by which the lower lobes outrun the upper ones along the fissures.
-        back, left: shares by which the diaphragm's motion grows to the back and to the left.
+        diaphragm: downwards; the lungs follow it, less towards the apex, where nothing moves.
+        deepen, widen: of the breast bone forwards, and of each side outwards.
+        lift: of the front of the ribs, upwards.
+        lobes: of the lower lobes beyond the upper ones', along the fissures.
+        back, left: relative growth of the diaphragm's motion towards the back and the left.
     """
 
     diaphragm: float
@@ -42,15 +42,17 @@ class Motion:
 
 @dataclass(frozen=True)
 class Breath:
-    """One image of a chest. Points of the image are in the patient's frame, mm: (..., 3), or (..., 2) on the sheet of
-    the outline's places ``sheet`` (-1 to 1 from front to back), x to the left and y down.
+    """The breathing state of a chest in one image.
+
+    Points of the image are in the patient's frame, mm: (..., 3), or in 2D (..., 2) on a coronal sheet, x to the left
+    and y down.
 
     Attributes:
-        chest: as it was painted, half-way between exhale and inhale.
+        chest: as painted, half-way between exhale and inhale.
         motion: from exhale to inhale.
         phase: -0.5 at exhale to 0.5 at inhale.
         bending: smooth random displacement: wave vectors (K, 3), 1/mm; phases (K,); amplitudes (K, 3), mm.
-        sheet: in 2D.
+        sheet: place of a 2D image in the chest's outline, -1 to 1 from front to back; None in 3D.
     """
 
     chest: Chest
@@ -60,7 +62,7 @@ class Breath:
     sheet: float | None = None
 
     def wall(self, points: Tensor) -> tuple[Tensor, Tensor, Tensor]:
-        """Where points (..., D) of the image lie in the painted chest's wall: x, y, z (...)."""
+        """Places x, y, z (...) in the painted chest's wall of points (..., D) of the image."""
         x, y, z = self._bent(self._lifted(points))
         middle, reach = _RIBS_MM
         ribs = self.phase * torch.exp(-(((z - middle) / reach) ** 2))
@@ -73,8 +75,10 @@ class Breath:
         return x, y + self.motion.deepen * ribs * front, z
 
     def lung(self, wall: tuple[Tensor, Tensor, Tensor]) -> tuple[Tensor, Tensor, Tensor]:
-        """Where in the painted cavity lies what is seen at places of :meth:`wall`: it keeps its place in the outline
-        and slides along the wall."""
+        """Places x, y, z in the painted cavity of what is seen at places of :meth:`wall`.
+
+        Everything in the cavity keeps its place in the outline and slides along the wall.
+        """
         x, y, z = wall
         across, back = self.chest.outline(x, y, z)
         t = ((self.chest.apex - z) / self.chest.height).clamp(0, 1)
@@ -92,8 +96,10 @@ class Breath:
         return self._lowered(self.lung(self.wall(points)))
 
     def push(self, points: Tensor) -> Tensor:
-        """Points (N, D) float64 of the painted cavity to points of the image: the inverse of :meth:`pull_back`, by
-        fixed-point iteration to 1e-5 mm; not a number where that does not converge."""
+        """Points (N, D) float64 of the painted cavity to points of the image, the inverse of :meth:`pull_back`.
+
+        By fixed-point iteration to 1e-5 mm; NaN where it does not converge.
+        """
         found = points.clone()
         for _ in range(_STEPS):
             missing = points - self.pull_back(found)
@@ -122,8 +128,11 @@ class Breath:
         return shifted[0], shifted[1], shifted[2]
 
 
-def random_bending(rng: np.random.Generator, rms_mm: float) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
-    """A smooth random displacement, the sum of plane waves, of ``rms_mm`` in each direction; see :class:`Breath`."""
+def random_waves(rng: np.random.Generator, rms_mm: float) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+    """A smooth random displacement: a sum of plane waves, root mean square ``rms_mm`` in each direction.
+
+    Returns: ``bending`` of :class:`Breath`.
+    """
     vectors = rng.normal(size=(WAVES, 3))
     vectors *= 2 * np.pi / (np.linalg.norm(vectors, axis=1, keepdims=True) * rng.uniform(*_WAVELENGTHS_MM, (WAVES, 1)))
     amplitudes = rng.normal(size=(WAVES, 3))

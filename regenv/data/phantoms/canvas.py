@@ -11,12 +11,12 @@ from regenv.grid import Grid
 
 
 def step(depth_mm: np.ndarray, width_mm: float) -> np.ndarray:
-    """Share of a voxel inside a body, from the depth below its surface: a ramp of the given width."""
+    """Share of a voxel that lies inside a body, by the depth below its surface: a ramp of the given width."""
     return np.clip(depth_mm / width_mm + 0.5, 0, 1)
 
 
 class Canvas:
-    """Channels painted over a grid, body by body, each within its bounding box only.
+    """Channels over a grid, painted body by body, each within its bounding box.
 
     Args:
         grid: 3D, direction identity.
@@ -38,13 +38,13 @@ class Canvas:
         return (cut[2], cut[1], cut[0]), [x[None, None, :], y[None, :, None], z[:, None, None]]
 
     def paint(self, name: str, index: tuple[slice, ...], share: np.ndarray, value: float | np.ndarray) -> None:
-        """Lays a body over what is there."""
+        """Paint a body over the channel; ``share``: of each voxel that it covers."""
         view = self.channel[name][index]
         view += share * (value - view)
 
     def ellipsoid(self, center: Sequence[float], radii: Sequence[float], shear: float = 0.0
                   ) -> tuple[tuple[slice, ...], np.ndarray]:
-        """Share of an ellipsoid; ``shear`` is the rise of z per mm of y."""
+        """Index of an ellipsoid's box, and its share of the voxels there; ``shear``: rise of z per mm of y."""
         lean = abs(shear) * radii[1]
         reach = (radii[0], radii[1], radii[2] + lean)
         index, (x, y, z) = self.box([c - r for c, r in zip(center, reach, strict=True)],

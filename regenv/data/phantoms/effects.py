@@ -1,4 +1,4 @@
-"""What scanners add to an image: noise and smooth fields, each lane its own."""
+"""Noise and smooth bias fields, drawn for each lane on its own."""
 
 from __future__ import annotations
 
@@ -14,13 +14,13 @@ _NOISE_VALUES = 1 << 21
 
 @lru_cache(maxsize=4)
 def _noise(device: str) -> Tensor:
-    """A long tape of unit normal noise, read from random places: much cheaper than fresh noise."""
+    """A long tape of unit normal noise; reading it from random places is much cheaper than drawing fresh noise."""
     values = np.random.default_rng(20170).standard_normal(_NOISE_VALUES, dtype=np.float32)
     return torch.from_numpy(values).to(device)
 
 
 def noise_at(u: np.ndarray, shape: tuple[int, ...], device: torch.device) -> Tensor:
-    """Noise (B, 1, *shape), starting where ``u`` (B,) in [0, 1) says."""
+    """Noise (B, 1, *shape), read from the places ``u`` (B,) in [0, 1) of the tape."""
     count = math.prod(shape)
     tape = _noise(str(device))
     if count > len(tape) // 2:
@@ -35,7 +35,7 @@ def ramp(count: int, device: torch.device) -> Tensor:
 
 
 def bias_field(slopes: np.ndarray, shape: tuple[int, ...], device: torch.device) -> Tensor:
-    """A smooth multiplicative field, (B, 1, *shape): a product of parabolas along the axes.
+    """A smooth multiplicative field (B, 1, *shape): a product of parabolas along the axes.
 
     Args: slopes (B, D, 2): linear and quadratic coefficient along each array axis.
     """
@@ -56,4 +56,5 @@ def per_lane(values: np.ndarray, ndim: int, device: torch.device) -> Tensor:
 
 
 def between(u: np.ndarray, low: float, high: float) -> np.ndarray:
+    """Numbers in [0, 1) scaled to [low, high)."""
     return low + (high - low) * u

@@ -1,4 +1,4 @@
-"""An upper abdomen in contrast-enhanced CT, painted from soft bodies about one liver, every patient's own.
+"""An upper abdomen in contrast-enhanced CT, painted from soft bodies around a liver of random shape.
 
 World LPS, mm: +x left, +y posterior, +z superior, the origin in the middle of an average liver.
 """
@@ -14,15 +14,18 @@ from regenv.grid import Grid
 
 CHANNELS = ("tissue", "blood", "liver")
 _MIDLINE = 48.0         # x of the spine
-_SOFTNESS_MM = 5.0      # of the edges where the faces of the liver meet
-# where the portal vein's branches and the hepatic veins fork first
+_SOFTNESS_MM = 5.0      # rounding of the edges where the faces of the liver meet
+# first forks of the portal vein's branches and of the hepatic veins
 _PORTAL_AIMS = np.array([(-62.0, 6, 4), (-52, 30, 24), (-58, -30, -14), (44, -40, 14)])
 _VEIN_AIMS = np.array([(-70.0, -6, 28), (-66, 18, 30), (-26, -46, 22), (34, -40, 22), (-72, 26, -6)])
 
 
 def paint_liver(grid: Grid, rng: np.random.Generator) -> tuple[list[np.ndarray], np.ndarray]:
-    """One patient: tissue (air 0, fat 0.28, muscle 0.48, liver 0.56, bone 0.9), how much contrast agent the blood in it
-    carries, and the share of liver, each (*shape) float32 in [0, 1]. No points."""
+    """One patient: three channels (*shape) float32 in [0, 1], and no points.
+
+    The channels are tissue (air 0, fat 0.28, muscle 0.48, liver 0.56, bone 0.9), the contrast agent in its blood, and
+    the share of liver.
+    """
     painter = _Painter(grid, rng)
     painter.torso()
     painter.bowels()
@@ -34,7 +37,7 @@ def paint_liver(grid: Grid, rng: np.random.Generator) -> tuple[list[np.ndarray],
 
 
 class _Painter:
-    """Lays one patient's bodies over each other; ``bent`` coordinates make every shape its own."""
+    """Paints one patient's bodies over each other; ``bent`` coordinates make shapes less regular."""
 
     def __init__(self, grid: Grid, rng: np.random.Generator) -> None:
         self.rng = rng
@@ -64,8 +67,11 @@ class _Painter:
     # ------------------------------------------------------------------------------------------------------- the liver
 
     def _liver_depth(self) -> np.ndarray:
-        """Depth below the liver's surface, mm: what lies under the domes of the diaphragm, over the slope of the
-        viscera, within the ribs, beside and in front of the spine, right of the left lobe's tip."""
+        """Depth below the liver's surface, mm.
+
+        The liver lies under the domes of the diaphragm, above the slope of the viscera, within the ribs, beside and in
+        front of the spine, and right of the left lobe's tip.
+        """
         rng, size, (x, y, z) = self.rng, self.size, self.bent
         high, long = size * rng.uniform(66, 78), size * rng.uniform(86, 108)
         domes = [top - 0.0022 / size * (x - middle) ** 2 - 0.0012 / size * (y + 4) ** 2
@@ -110,7 +116,7 @@ class _Painter:
         self.lay(self.gall, 0.42)
 
     def _vessel(self, start: np.ndarray, end: np.ndarray, radius: float, forks: int) -> None:
-        """A tapering tube in the liver, which forks so often."""
+        """Paint a tapering tube in the liver that forks ``forks`` times."""
         x, y, z = (w - s for w, s in zip(self.bent, start.tolist(), strict=True))
         along = (end - start).tolist()
         length = max(float(np.dot(along, along)), 1.0)
@@ -125,7 +131,7 @@ class _Painter:
                 self._vessel(end, further, 0.62 * radius, forks - 1)
 
     def _within(self, share: np.ndarray, tissue: float, blood: float) -> None:
-        """A body that belongs to the liver."""
+        """Paint a body that counts as liver."""
         self.canvas.paint("tissue", self.everywhere, share, tissue)
         self.canvas.paint("blood", self.everywhere, share, blood)
 
@@ -193,7 +199,7 @@ class _Painter:
 
 
 def _slope_at(slope: np.ndarray, canvas: Canvas, x: float, y: float) -> float:
-    """Height (mm) of the visceral slope over a place of the axial plane through the origin."""
+    """Height (mm) of the visceral slope at a place of the axial plane through the origin."""
     i, j, k = (int(np.clip(np.searchsorted(t, v), 0, len(t) - 1))
                for t, v in zip(canvas.ticks, (x, y, 0.0), strict=True))
     return float(slope[k, j, i])

@@ -1,4 +1,4 @@
-"""A chest in CT, painted in two layers that slide along each other: its wall, and all that lies in its cavity.
+"""A chest in CT, painted in two layers that slide along each other: its wall, and the contents of its cavity.
 
 World LPS, mm: +x left, +y posterior, +z superior, the origin in the middle of the lungs between inhale and exhale.
 """
@@ -16,28 +16,28 @@ from regenv.data.phantoms.vessel_trees import Segments, grown
 from regenv.grid import Grid
 
 CHANNELS = ("wall", "tissue", "air", "lung")
-AIR, LUNG, FAT, SOFT, BLOOD, BONE = 0.0, 0.14, 0.60, 0.69, 0.74, 0.93   # of -1000 to 500 HU as 0 to 1
+AIR, LUNG, FAT, SOFT, BLOOD, BONE = 0.0, 0.14, 0.60, 0.69, 0.74, 0.93   # 0 is -1000 HU, 1 is 500 HU
 _LEAF_MM = 0.75         # radius of the finest vessels
-_POINTS_MM = 3.0        # between key-points along a vessel
-_MARGIN_MM = 5.0        # of key-points from the lung's surface
-_SAMPLE_MM = 5.0        # between the places among which the ends of vessels are chosen
+_POINTS_MM = 3.0        # distance of key-points along a vessel
+_MARGIN_MM = 5.0        # smallest distance of key-points from the lung's surface
+_SAMPLE_MM = 5.0        # distance of the places among which the ends of vessels are chosen
 
 
 @dataclass(frozen=True)
 class Chest:
     """Shape of one patient's chest, as formulas. Points are three tensors x, y, z that broadcast, mm.
 
-    The cavity is one outline, stretched in x and y from level to level; so what keeps its place in the outline while
-    it moves up or down stays inside, and slides along the wall.
+    The cavity is one outline, stretched in x and y from level to level. So a point that keeps its place in the outline
+    while it moves up or down stays inside and slides along the wall.
 
     Attributes:
-        width, depth: half of the cavity's, to the sides and from front to back.
+        width, depth: half the cavity's width to the sides, and half its depth from front to back.
         apex, height: level of the cavity's top, and its height down to the diaphragm's edge.
         domes: levels of the diaphragm's right and left dome.
         oblique, horizontal: per side the oblique fissure's level and slope (z per y), the right horizontal fissure's
             level.
         heart: centre and radii.
-        middle: half-width of what lies between the lungs.
+        middle: half-width of the space between the lungs.
     """
 
     width: float
@@ -73,7 +73,7 @@ class Chest:
         return x / width, (y - middle) / depth
 
     def cavity(self, across: Tensor, back: Tensor) -> Tensor:
-        """Depth (mm, about) below the cavity's wall of places in the outline; the spine juts in from behind."""
+        """Approximate depth (mm) below the cavity's wall of places in the outline; the spine protrudes from behind."""
         a, b = across * across, back * back
         outer = 1 - torch.sqrt(a + b - 0.3 * (a * b).clamp(max=1))
         spine = torch.sqrt((across / 0.23) ** 2 + ((back - 1.0) / 0.50) ** 2) - 1
@@ -86,8 +86,10 @@ class Chest:
         return (z - right - steep * y) + is_left * ((right - left) + (steep - steep_left) * y)
 
     def lung(self, x: Tensor, y: Tensor, z: Tensor) -> Tensor:
-        """Depth (mm, about) below the lungs' surface but for the chest's wall: over the diaphragm, beside the heart
-        and what lies above and behind it, under the apex."""
+        """Approximate depth (mm) below the lungs' surface, apart from the chest's wall.
+
+        The surface is made of the diaphragm, the heart, the organs above and behind it, and the apex.
+        """
         hx, hy, hz, rx, ry, rz = self.heart
         heart = (torch.sqrt(((x - hx) / rx) ** 2 + ((y - hy) / ry) ** 2 + ((z - hz) / rz) ** 2) - 1) * min(rx, ry, rz)
         hilum = torch.exp(-(((z - 6) / 34) ** 2) - ((y - 8) / 30) ** 2)
@@ -127,7 +129,7 @@ class Patient:
 
 
 def paint_chest(grid: Grid, rng: np.random.Generator) -> Patient:
-    """A patient of the generator's, the same at every resolution. ``grid``: 3D, direction identity."""
+    """A random patient, the same at every resolution. ``grid``: 3D, direction identity."""
     chest = Chest.random(rng)
     trees_rng, rng = rng.spawn(2)
     airways, vessels = _trees(chest, trees_rng)
@@ -143,13 +145,13 @@ def paint_chest(grid: Grid, rng: np.random.Generator) -> Patient:
 
 
 def within_lung(chest: Chest, points: np.ndarray) -> np.ndarray:
-    """Depth (mm, about) of points (N, 3) below the lungs' surface, (N,)."""
+    """Approximate depth (mm) of points (N, 3) below the lungs' surface, (N,)."""
     x, y, z = torch.from_numpy(points).unbind(-1)
     return torch.minimum(chest.lung(x, y, z), chest.cavity(*chest.outline(x, y, z))).numpy()
 
 
 def _trees(chest: Chest, rng: np.random.Generator) -> tuple[Segments, Segments]:
-    """Airways, and arteries with veins: from each hilum into the lobes of its lung."""
+    """Airways, and arteries with veins, from each hilum into the lobes of its lung."""
     ticks = [np.arange(-reach, reach, _SAMPLE_MM) for reach in (150.0, 110.0, 150.0)]
     places = np.stack(np.meshgrid(*ticks, indexing="ij"), -1).reshape(-1, 3)
     places = (places + rng.uniform(-0.5, 0.5, places.shape) * _SAMPLE_MM)
@@ -173,14 +175,14 @@ def _trees(chest: Chest, rng: np.random.Generator) -> tuple[Segments, Segments]:
 
 
 def _points(chest: Chest, vessels: Segments, rng: np.random.Generator) -> np.ndarray:
-    """Points along the vessels, within the lungs and not all too near to their surface."""
+    """Points along the vessels, at least 5 mm below the lungs' surface."""
     points = np.unique(vessels.along(_POINTS_MM), axis=0)
     points = points[within_lung(chest, points) > _MARGIN_MM]
     return points[rng.permutation(len(points))]
 
 
 class _Painter:
-    """Lays one patient's bodies over each other; ``bent`` coordinates make shapes in the cavity less regular."""
+    """Paints one patient's bodies over each other; ``bent`` coordinates make shapes in the cavity less regular."""
 
     def __init__(self, grid: Grid, chest: Chest, rng: np.random.Generator) -> None:
         self.chest, self.rng, self.spacing = chest, rng, min(grid.spacing)
@@ -193,7 +195,7 @@ class _Painter:
         self.lung = chest.lung(x, y, z).numpy()
 
     def lay(self, channel: str, depth: np.ndarray, value: float | np.ndarray) -> None:
-        """A body over what is there; in the cavity it holds no air."""
+        """Paint a body over a channel; in the cavity it holds no air."""
         share = step(depth, self.canvas.blur)
         self.canvas.paint(channel, self.everywhere, share, value)
         if channel == "tissue":
@@ -280,7 +282,7 @@ class _Painter:
         self._tubes(segments.thinner(0.72), ("tissue", 0.01), margin=60.0)
 
     def _tubes(self, segments: Segments, *values: tuple[str, float], margin: float = 3.0) -> None:
-        """Tubes where there is lung, or less than ``margin`` mm beside it; thin ones as far as they fill a voxel."""
+        """Paint tubes in the lungs and up to ``margin`` mm beside them; thin ones only as far as they fill a voxel."""
         for start, end, first, last in segments.rows():
             radius = max(first, last)
             index, (x, y, z) = self.canvas.box(np.minimum(start, end) - radius, np.maximum(start, end) + radius)

@@ -1,4 +1,4 @@
-"""A male pelvis in T2-weighted MR, painted from soft bodies about one organ of strongly varied shape: the prostate.
+"""A male pelvis in T2-weighted MR, painted from soft bodies around one organ of strongly varied shape, the prostate.
 
 World LPS, mm: +x left, +y posterior, +z superior, the origin where the organ of an average pelvis lies.
 """
@@ -17,9 +17,9 @@ from regenv.grid import Grid
 
 ORGAN, BLADDER, RECTUM = 1, 2, 3
 BLUR_MM = 1.0
-_REACH = 1.6                    # of its largest radius, as far as an organ can bulge
-_FAR_MM = 40.0                  # depth outside the organ's box
-_LUMPY = 0.35                  # relative variation of the radius that lumps can add up to
+_REACH = 1.6                    # farthest point of an organ, over its largest radius
+_FAR_MM = 40.0                  # distance from the organ's surface that stands for all places outside its box
+_LUMPY = 0.35                   # largest relative variation of the radius by lumps
 _SIGNALS = {
     #              scanner A, scanner B
     "fat":         (0.74, 0.60),
@@ -42,12 +42,12 @@ _SIGNALS = {
 
 @dataclass(frozen=True)
 class Organ:
-    """A superquadric whose radius varies smoothly with direction; frame and units of the world.
+    """A superquadric whose radius varies smoothly with direction, in the world's frame.
 
     Attributes:
-        center: mm. radii: mm, left, back and up. power: 2 is an ellipsoid, more is boxier.
+        center: mm. radii: mm, left, back and up. power: 2 is an ellipsoid, larger values are more like a box.
         turn: rows of a rotation, world to the organ's own axes.
-        lumps: (19) relative variation of the radius along each monomial of degree 1 to 3 in the direction.
+        lumps: (19,) relative variation of the radius, for each monomial of degree 1 to 3 in the direction.
     """
 
     center: Sequence[float]         # Python's numbers, as they leave the arrays float32
@@ -99,10 +99,10 @@ def _turn(pitch: float, roll: float, yaw: float) -> np.ndarray:
 
 
 def paint_pelvis(grid: Grid, organ: Organ, rng: np.random.Generator, scanner: int) -> tuple[np.ndarray, np.ndarray]:
-    """One patient about their organ, on a native grid.
+    """One patient on a native grid.
 
     Args:
-        grid: 3D, direction identity. organ: in the pelvis. scanner: 0 or 1; they differ in contrast, coil and noise.
+        grid: 3D, direction identity. organ: of the patient. scanner: 0 or 1; they differ in contrast, coil and noise.
     Returns: signal (*shape) float32, arbitrary units, not negative; labels (*shape) uint8.
     """
     painter = _Painter(grid, organ, rng, scanner)
@@ -116,7 +116,7 @@ def paint_pelvis(grid: Grid, organ: Organ, rng: np.random.Generator, scanner: in
 
 
 class _Painter:
-    """Lays one patient's bodies over each other, from the outside in."""
+    """Paints one patient's bodies over each other, from the outside in."""
 
     def __init__(self, grid: Grid, organ: Organ, rng: np.random.Generator, scanner: int) -> None:
         self.organ, self.rng, self.scanner = organ, rng, scanner
@@ -133,7 +133,7 @@ class _Painter:
         depth[self.near] = organ.depth(self.near_world)
         self.own_axes = organ.local(self.near_world)
         bladder, rectum = self._bladder(), self._rectum()
-        # where two bodies press on each other both give way; the stiffer one less
+        # where two bodies press on each other, both are deformed, the stiffer one less
         depth, bladder = _pressed(depth, bladder, stiffness=rng.uniform(0.7, 4))
         depth, rectum = _pressed(depth, rectum, stiffness=rng.uniform(0.7, 3))
         rectum, bladder = _pressed(rectum, bladder, stiffness=1.0)
@@ -219,7 +219,7 @@ class _Painter:
     # -------------------------------------------------------------------------------------------------- hollow organs
 
     def _bladder(self) -> np.ndarray:
-        """Depth below the outer surface of its wall, mm; it sinks into the organ's base by a few millimetres."""
+        """Depth below the outer surface of the bladder's wall, mm; it sinks a few millimetres into the organ's base."""
         rng, (x, y, z) = self.rng, self.world
         fill = rng.uniform(0, 1)
         mean = (25 + 17 * fill, 21 + 14 * fill, 15 + 22 * fill)
@@ -232,7 +232,7 @@ class _Painter:
         return (lump - np.sqrt(sum((a / r) ** 2 for a, r in zip(away, radii, strict=True)))) * min(radii)
 
     def _rectum(self) -> np.ndarray:
-        """Depth below the outer surface of its wall, mm: a bent tube of varying width behind the organ."""
+        """Depth below the outer surface of the rectum's wall, mm: a bent tube of varying width behind the organ."""
         rng, (x, y, z) = self.rng, self.world
         middle = self.organ.center
         up = z - middle[2]
@@ -248,7 +248,7 @@ class _Painter:
         return (1 - radius) * np.minimum(wide, deep)
 
     def _reach(self, direction: Sequence[float]) -> list[float]:
-        """Where a ray from the organ's centre leaves it, world mm, along a unit vector."""
+        """The point where a ray from the organ's centre along a unit vector leaves it, world mm."""
         start = self.organ.center
         length = float(self.organ.depth([np.asarray(c + d) for c, d in zip(start, direction, strict=True)])) + 1
         return [c + length * d for c, d in zip(start, direction, strict=True)]
@@ -312,7 +312,7 @@ class _Painter:
     # ----------------------------------------------------------------------------------------------------- the scanner
 
     def scanned(self) -> np.ndarray:
-        """The signal as a coil receives it, with noise, in a scanner's own units."""
+        """The signal with the coil's sensitivity and noise, in a scanner's own units."""
         rng, signal = self.rng, self.canvas.channel["signal"]
         shape = signal.shape
         slopes = rng.normal(0, (0.05, 0.10, 0.10)[::-1], (2, 3)).T
@@ -324,7 +324,7 @@ class _Painter:
         return (np.hypot(signal * field + noise[0], noise[1]) * gain).astype(np.float32)
 
     def labels(self) -> np.ndarray:
-        """Where the depth is positive; the bodies do not overlap, as they gave way to each other."""
+        """Labels of the voxels with positive depth; the bodies do not overlap."""
         labels = np.zeros(self.organ_depth.shape, np.uint8)
         for label, depth in ((RECTUM, self.rectum_depth), (BLADDER, self.bladder_depth), (ORGAN, self.organ_depth)):
             labels[depth > 0] = label
@@ -338,6 +338,6 @@ def _round(away: Sequence[np.ndarray], radii: Sequence[float]) -> np.ndarray:
 
 
 def _pressed(a: np.ndarray, b: np.ndarray, stiffness: float) -> tuple[np.ndarray, np.ndarray]:
-    """Depths (mm) of two bodies, parted along one surface where they overlap; ``a`` is so many times stiffer."""
+    """Depths (mm) of two bodies, separated by one surface where they overlap; ``stiffness``: of ``a`` over ``b``."""
     border = (stiffness * a - b) / (stiffness + 1)
     return np.minimum(a, border), np.minimum(b, -border)

@@ -1,4 +1,4 @@
-"""An abdominal spine painted from soft bodies: vertebrae, ribs, pelvis and organs, every patient's own."""
+"""An abdominal spine painted from soft bodies: vertebrae, ribs, pelvis and organs, all of random shape."""
 
 from __future__ import annotations
 
@@ -61,6 +61,7 @@ def paint_spine(grid: Grid, rng: np.random.Generator) -> tuple[list[np.ndarray],
 def _paint_soft(canvas: Canvas, rng: np.random.Generator, world: tuple[np.ndarray, np.ndarray, np.ndarray],
                 size: float, sacrum: float, lumbar_top: float, spine_x: Callable[..., np.ndarray],
                 spine_y: Callable[..., np.ndarray]) -> None:
+    """Trunk with fat and bowel, lungs, abdominal organs, muscles along the spine, great vessels."""
     x, y, z = world
     everything = (slice(None),) * 3
     blur = canvas.blur

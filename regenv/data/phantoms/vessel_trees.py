@@ -1,4 +1,4 @@
-"""Branching trees of tubes that reach given places: vessels and airways of phantoms."""
+"""Branching trees of tubes that reach given places: vessels and airways."""
 
 from __future__ import annotations
 
@@ -7,8 +7,8 @@ from dataclasses import dataclass
 
 import numpy as np
 
-_MURRAY = 2.7       # exponent by which the radii of branches add up (Murray 1926 has 3; lungs are a little below)
-_REACH = 0.42       # of the way to the middle of what it feeds, a branch forks
+_MURRAY = 2.7       # exponent in the sum of branches' radii (3 in Murray 1926; a little lower in lungs)
+_REACH = 0.42       # a branch forks after this share of the way to the middle of the places that it feeds
 
 
 @dataclass(frozen=True)
@@ -21,7 +21,7 @@ class Segments:
 
     @classmethod
     def line(cls, points: Sequence[Sequence[float]], radius: float) -> Segments:
-        """Through points, of one radius."""
+        """Tubes of one radius through points."""
         path = np.asarray(points, dtype=np.float64)
         return cls(path[:-1], path[1:], np.full((len(path) - 1, 2), radius))
 
@@ -46,10 +46,10 @@ class Segments:
 
 
 def grown(root: np.ndarray, parts: Sequence[np.ndarray], leaf_mm: float, rng: np.random.Generator) -> Segments:
-    """A tree from ``root`` to all places of all parts, no branch of which feeds two parts.
+    """A tree from ``root`` to all places of all parts, in which no branch feeds two parts.
 
-    A branch runs part of the way to the middle of the places that it feeds and forks there; they are parted across
-    their longest extent. Radii follow Murray's law.
+    A branch runs part of the way to the middle of the places that it feeds and forks there; the fork divides the places
+    across their longest extent. Radii follow Murray's law.
 
     Args: root (3,), mm; parts: places (N, 3) each, mm; leaf_mm: radius of the last branches; rng.
     """
@@ -58,7 +58,7 @@ def grown(root: np.ndarray, parts: Sequence[np.ndarray], leaf_mm: float, rng: np
     radii: list[tuple[float, float]] = []
 
     def tube(start: np.ndarray, end: np.ndarray, first: float, last: float) -> None:
-        """With a bend in its middle."""
+        """Add a tube with a bend in its middle."""
         bend = (start + end) / 2 + 0.07 * float(np.linalg.norm(end - start)) * rng.normal(size=3)
         middle = (first + last) / 2
         starts.extend((start, bend))

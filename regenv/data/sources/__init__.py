@@ -1,1 +1,1 @@
-"""Sources of pairs, one a file."""
+"""Sources of pairs, one per file; each is a PairSource."""

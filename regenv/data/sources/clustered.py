@@ -6,34 +6,27 @@ from collections.abc import Sequence
 from dataclasses import dataclass, replace
 
 import numpy as np
-import torch
 
-from regenv.data.pairs import PairBatch, PairSource
+from regenv.data.pairs import PairBatch
+from regenv.data.sources.common import Wrapping
 from regenv.grid import Grid
 from regenv.ops.kmeans import kmeans
 
 
 @dataclass(frozen=True)
-class Clustered:
+class Clustered(Wrapping):
     """A source whose pairs carry the clusters of each image's intensities, darkest first.
 
-    Args: source; clusters: how many.
+    Args: source: any; clusters: their number.
     """
 
-    source: PairSource
     clusters: int = 3
 
     def __post_init__(self) -> None:
         if self.clusters < 2:
             raise ValueError(f"clusters is {self.clusters}; at least 2 are needed.")
 
-    @property
-    def ndim(self) -> int:
-        return self.source.ndim
-
-    def draw(self, rngs: Sequence[np.random.Generator], grid: Grid, device: torch.device,
-             difficulty: float = 1.0) -> PairBatch:
-        """As the wrapped source."""
-        pair = self.source.draw(rngs, grid, device, difficulty)
+    def changed(self, pair: PairBatch, rngs: Sequence[np.random.Generator], grid: Grid, difficulty: float) -> PairBatch:
+        """The pair with its clusters."""
         fixed, moving = (kmeans(image[:, :1], self.clusters)[0] for image in (pair.fixed, pair.moving))
         return replace(pair, fixed_clusters=fixed, moving_clusters=moving)

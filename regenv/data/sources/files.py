@@ -1,4 +1,4 @@
-"""The user's own images as a source of pairs, and the step from two images to lanes of an environment."""
+"""Pairs of the user's own images, and the conversion of two images to lanes of an environment."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ from torch import Tensor
 from regenv.data.io.images import Image, ImageError, read_image, read_mask
 from regenv.data.io.images import read_labels as read_label_image
 from regenv.data.io.landmarks import read_landmarks
-from regenv.data.io.resampling import _on, coarser, foreground_center, reduced
+from regenv.data.io.resampling import foreground_center, framed, reduced, sampled
 from regenv.data.io.transforms import read_transform
 from regenv.data.pairs import PairBatch
 from regenv.grid import Grid
@@ -30,13 +30,13 @@ class Files:
 
     Each pair is a mapping from the names below to paths; ``fixed`` and ``moving`` are needed.
 
-    - ``fixed_mask``, ``moving_mask``: outside, the image is shown as 0.
+    - ``fixed_mask``, ``moving_mask``: outside, the image is set to its smallest value.
     - ``fixed_labels``, ``moving_labels``: both give ``info["dice"]``.
     - ``fixed_landmarks``, ``moving_landmarks``: corresponding points; both give a true ``info["tre"]``.
-    - ``truth``: the transform that aligns them (fixed to moving points), or "identity" for images that are aligned as
-      they stand. Without it the distance is unknown (NaN) and an action moves the image about the current estimate.
+    - ``truth``: the transform that aligns them (fixed to moving points), or "identity" for images that are already
+      aligned. Without it the distance is unknown (NaN), and an action moves the image relative to the current estimate.
 
-    Files are read, checked and reduced to the environment's grid once, on the first draw. The grid is centred on each
+    Files are read, checked and resampled to the environment's grid once, on the first draw. The grid is centred on each
     fixed image's foreground.
 
     Raises:
@@ -64,7 +64,7 @@ class Files:
 
     def draw(self, rngs: Sequence[np.random.Generator], grid: Grid, device: torch.device,
              difficulty: float = 1.0) -> PairBatch:
-        """Pairs picked uniformly; ``difficulty`` changes nothing. Pairs of one environment share a moving grid size."""
+        """Uniformly drawn pairs; ``difficulty`` changes nothing. All pairs of an environment share one moving shape."""
         batches = _loaded(self.ndim, tuple(tuple(sorted(pair.items())) for pair in self.pairs), grid)
         return PairBatch.stack([batches[rng.integers(len(batches))] for rng in rngs]).to(device)
 
@@ -74,7 +74,7 @@ def _loaded(ndim: int, pairs: tuple[tuple[tuple[str, str], ...], ...], grid: Gri
     """All pairs on the environment's grid, one lane each, padded to one moving size."""
     opened = [_Opened.read(dict(pair), ndim) for pair in pairs]
     spacing = min(grid.spacing)
-    sizes = [coarser(pair.moving.grid, spacing).shape for pair in opened]
+    sizes = [pair.moving.grid.resized(spacing=spacing).shape for pair in opened]
     shape = tuple(int(n) for n in np.max(sizes, axis=0))
     return tuple(pair.batch(grid, shape) for pair in opened)
 
@@ -94,7 +94,8 @@ class _Opened:
                 raise ImageError(f"{image.path}: image is {image.grid.ndim}D; this environment needs {ndim}D images.")
             if f"{side}_mask" in files:
                 mask = read_mask(files[f"{side}_mask"])
-                inside = _on(mask.array.astype(np.float32), mask.grid, image.grid, sitk.sitkNearestNeighbor) > 0
+                values = framed(mask.array, mask.grid, np.float32)
+                inside = sampled(values, image.grid, interpolator=sitk.sitkNearestNeighbor) > 0
                 image = Image(np.where(inside, image.array, image.array.min()), image.grid, image.path)
             images.append(image)
         return cls(images[0], images[1], files)
@@ -120,9 +121,9 @@ def image_pair(fixed: Image, moving: Image, grid: Grid, lanes: int = 1, truth: n
     Args:
         lanes: copies (sharing memory). truth: (D+1, D+1) pull-back at alignment, None where unknown.
         points: corresponding landmarks (N, D) mm of both worlds. labels: label images of both.
-        moving_shape: voxels of the moving grid, at least what its extent asks for.
+        moving_shape: shape of the moving grid; by default, as its extent needs.
     """
-    on_moving = coarser(moving.grid, min(grid.spacing))
+    on_moving = moving.grid.resized(spacing=min(grid.spacing))
     if moving_shape is not None:
         on_moving = Grid(moving_shape, on_moving.spacing, on_moving.origin, on_moving.direction)
     n = grid.ndim
@@ -134,7 +135,7 @@ def image_pair(fixed: Image, moving: Image, grid: Grid, lanes: int = 1, truth: n
     def labelled(image: Image | None, target: Grid) -> Tensor | None:
         if image is None:
             return None
-        values = _on(image.array.astype(np.float32), image.grid, target, sitk.sitkNearestNeighbor)
+        values = sampled(framed(image.array, image.grid, np.float32), target, interpolator=sitk.sitkNearestNeighbor)
         return repeat(values.astype(np.int16)[None])
 
     return PairBatch(
@@ -145,5 +146,3 @@ def image_pair(fixed: Image, moving: Image, grid: Grid, lanes: int = 1, truth: n
         landmarks=repeat(np.asarray(marks, dtype=np.float64)),
         targets=None if points[1] is None else repeat(np.asarray(points[1], dtype=np.float64)),
         fixed_labels=labelled(labels[0], grid), moving_labels=labelled(labels[1], on_moving))
-
-

@@ -1,9 +1,9 @@
-"""Real heads as a source of registration pairs, with contrast, skull, field of view and orientation varied at will.
+"""Pairs of real heads in 3D, with varied contrast, skull, field of view and orientation.
 
 A pair shows one head twice. Each image has its own contrast (a random smooth intensity map that may invert, or another
 modality where the head has one), its own skull, bias field, field of view and noise; both share an affine
-co-deformation (Liao et al. 2017, eq. 6). The moving image differs by a small affine of its own, as another person
-would. Volumes are reduced once to near the working resolution: sampling 1 mm volumes makes drawing ten times slower.
+co-deformation (Liao et al. 2017, eq. 6). The moving image differs by a small affine map of its own, as another subject
+would. Volumes are reduced once to nearly the grid's spacing: sampling 1 mm volumes makes drawing ten times slower.
 """
 
 from __future__ import annotations
@@ -15,10 +15,10 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from regenv.data.banks.heads import BANK_MM, bank
+from regenv.data.banks.heads import BANK_MM, load_heads
 from regenv.data.pairs import PairBatch
 from regenv.data.phantoms.appearance import Appearance
-from regenv.data.sources.common import random_affine, random_rigid
+from regenv.data.sources.common import random_affine, random_rigid, repeated
 from regenv.grid import Grid
 from regenv.ops.affine import invert_affine, matmul, transform_points
 
@@ -30,12 +30,12 @@ class Heads:
     """Pairs of real heads.
 
     Args:
-        subjects: people: "mni152" (extra ``data``), "mni2009c", "colin27", "csi1", "csi2", "csi3"
+        subjects: "mni152" (extra ``data``), "mni2009c", "colin27", "csi1", "csi2", "csi3"
             (``regenv data get mni2009c``, ``colin27``, ``bold5000``).
-        affine: bound of the co-deformation's c_ij (eq. 6), grows with the difficulty.
-        person: bound of the moving image's own affine, grows with the difficulty.
+        affine: bound of the co-deformation's c_ij (eq. 6), times the difficulty.
+        person: bound of the moving image's own affine map, times the difficulty.
         mm, degrees: place and orientation of each head in its image, uniform within these bounds.
-        appearance: what else varies, see Appearance.
+        appearance: of the images, see Appearance.
     """
 
     subjects: tuple[str, ...] = ("mni152",)
@@ -50,9 +50,9 @@ class Heads:
              difficulty: float = 1.0) -> PairBatch:
         """Pairs whose fixed images fill ``grid``; see PairSource."""
         lanes, n, spacing = len(rngs), 3, min(grid.spacing)
-        heads = bank(self.subjects, max(2.0, 0.6 * spacing), str(device))
+        heads = load_heads(self.subjects, max(2.0, 0.6 * spacing), str(device))
         moving_grid = Grid.centered((round(BANK_MM / spacing),) * n, spacing)
-        entries = np.stack([rng.choice(heads.people[rng.integers(len(heads.people))], 2) for rng in rngs])
+        entries = np.stack([rng.choice(heads.subjects[rng.integers(len(heads.subjects))], 2) for rng in rngs])
         shared = random_affine(rngs, n, self.affine * difficulty)
         own = random_affine(rngs, n, self.person * difficulty)
         placed = random_rigid(rngs, n, self.mm, self.degrees)
@@ -67,17 +67,13 @@ class Heads:
             images.append(looks.render(tissue, heads.stripped[entries[:, side]]))
         return PairBatch(
             fixed=images[0], moving=images[1],
-            fixed_to_world=_repeat(torch.from_numpy(grid.voxel_to_world), lanes),
-            world_to_moving=_repeat(torch.from_numpy(moving_grid.world_to_voxel), lanes),
+            fixed_to_world=repeated(grid.voxel_to_world, lanes),
+            world_to_moving=repeated(moving_grid.world_to_voxel, lanes),
             truth=matmul(invert_affine(other), placed),
             known=torch.ones(lanes, dtype=torch.bool),
-            center=_repeat(torch.from_numpy(grid.center), lanes),
-            landmarks=transform_points(invert_affine(placed), _repeat(_landmarks(), lanes)),
+            center=repeated(grid.center, lanes),
+            landmarks=transform_points(invert_affine(placed), repeated(_landmarks(), lanes)),
         ).to(device)
-
-
-def _repeat(tensor: Tensor, lanes: int) -> Tensor:
-    return tensor.expand(lanes, *tensor.shape).clone()
 
 
 def _landmarks() -> Tensor:

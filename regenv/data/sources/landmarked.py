@@ -1,4 +1,4 @@
-"""Which points of the fixed image a landmark error is measured on."""
+"""Landmarks for any source's pairs: points of the fixed image at which the landmark error is measured."""
 
 from __future__ import annotations
 
@@ -9,7 +9,8 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from regenv.data.pairs import PairBatch, PairSource
+from regenv.data.pairs import PairBatch
+from regenv.data.sources.common import Wrapping, repeated
 from regenv.grid import Grid
 from regenv.ops import landmarks
 
@@ -18,17 +19,16 @@ MARGIN = 0.1
 
 
 @dataclass(frozen=True)
-class Landmarked:
+class Landmarked(Wrapping):
     """A source whose pairs carry landmarks of the fixed image's grid instead of their own.
 
     Args:
         source: any source whose pairs know the truth.
         kind: "lattice", regular points over the grid, or "sift", key-points of each fixed image (Lowe 2004; 2D only;
-            Sun et al. 2018). Where an image has too few, they are repeated in turn; without any, the lattice.
+            Sun et al. 2018). Where an image has too few, they are repeated in turn; without any, the lattice is used.
         count: number of points; a lattice takes the next lower square or cube.
     """
 
-    source: PairSource
     kind: str = "lattice"
     count: int = 900
 
@@ -40,20 +40,14 @@ class Landmarked:
         if self.count < 2**self.ndim:
             raise ValueError(f"landmarks: count is {self.count}; at least {2**self.ndim} points are needed.")
 
-    @property
-    def ndim(self) -> int:
-        return self.source.ndim
-
-    def draw(self, rngs: Sequence[np.random.Generator], grid: Grid, device: torch.device,
-             difficulty: float = 1.0) -> PairBatch:
-        """As the wrapped source."""
-        pair = self.source.draw(rngs, grid, device, difficulty)
+    def changed(self, pair: PairBatch, rngs: Sequence[np.random.Generator], grid: Grid, difficulty: float) -> PairBatch:
+        """The pair with these landmarks; their targets follow from the truth."""
         regular = landmarks.lattice(grid, int(self.count ** (1 / self.ndim) + 1e-9), MARGIN)
         if self.kind == "lattice":
-            points = regular.expand(pair.lanes, *regular.shape).clone()
+            points = repeated(regular, pair.lanes)
         else:
             points = torch.stack([self._key_points(image, grid, regular) for image in pair.fixed[:, 0].cpu()])
-        return replace(pair, landmarks=points.to(device), targets=None)
+        return replace(pair, landmarks=points.to(pair.fixed.device), targets=None)
 
     def _key_points(self, image: Tensor, grid: Grid, regular: Tensor) -> Tensor:
         found = landmarks.sift(image, self.count)

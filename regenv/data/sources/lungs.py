@@ -1,4 +1,4 @@
-"""Lung-like phantoms between inhale and exhale with corresponding key-points, in place of DIR-Lab and EMPIRE10."""
+"""Pairs of synthetic chests at inhale and exhale with corresponding key-points, in place of DIR-Lab and EMPIRE10."""
 
 from __future__ import annotations
 
@@ -10,12 +10,19 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from regenv.data.pairs import PairBatch
-from regenv.data.phantoms.bank import check
-from regenv.data.phantoms.breathing import Breath, Motion, random_bending
+from regenv.data.pairs import SPLITS, PairBatch
+from regenv.data.phantoms.breathing import Breath, Motion, random_waves
 from regenv.data.phantoms.effects import noise_at
 from regenv.data.phantoms.lung_anatomy import Chest, Patient, paint_chest
-from regenv.data.sources.common import SPLITS, check_grid, random_affine, random_rigid, unknown_pair
+from regenv.data.sources.common import (
+    check_grid,
+    check_ndim,
+    check_patients,
+    check_split,
+    pair_on_grid,
+    random_affine,
+    random_rigid,
+)
 from regenv.grid import Grid
 from regenv.ops.affine import invert_affine, matmul, transform_points
 from regenv.ops.sampling import affine_coordinates, sample
@@ -25,17 +32,17 @@ PHASES = ("inhale", "exhale")
 KEY_POINTS = {2: 128, 3: 512}
 _SALT = 6
 _EXTENT_MM = (384.0, 288.0, 336.0)      # painted, x, y, z
-_COARSER = 0.8                          # of the grid's spacing: coarser than that patients need not be painted
-_SHEET = (-0.25, 0.30)                  # where 2D images lie in the outline, from front (-1) to back (1)
-_SLAB_MM = 5.0                          # about the sheet, in which vessels give key-points
-_LEAST_DIFFICULTY = 0.3                 # of what varies between images where no difficulty is asked for
+_FINE_ENOUGH = 0.8                      # of the grid's spacing: painting patients finer than that brings nothing
+_SHEET = (-0.25, 0.30)                  # place of 2D images in the outline, from front (-1) to back (1)
+_SLAB_MM = 5.0                          # distance from the sheet up to which vessels give key-points
+_LEAST_DIFFICULTY = 0.3                 # share of the contrast's variation that remains at difficulty 0
 _MOST_BENDING_MM = 5.0
 _MOST_MOTION_MM = 40.0
 
 
 @lru_cache(maxsize=64)
 def lung_patient(split: str, index: int, spacing: float, device: str) -> Patient:
-    """A patient of a split, painted once, when first asked for."""
+    """A patient of a split, painted on the first call."""
     if device != "cpu":
         return lung_patient(split, index, spacing, "cpu").to(device)
     grid = Grid.centered([round(e / spacing) for e in _EXTENT_MM[::-1]], spacing)
@@ -46,10 +53,10 @@ def lung_patient(split: str, index: int, spacing: float, device: str) -> Patient
 class Lungs:
     """Pairs of one patient's chest in CT at inhale and exhale, after the breath-hold scans of Castillo et al. 2013.
 
-    Lungs with lobes, fissures, airways, arteries and veins; heart, diaphragm and what lies below it; ribs, spine and
-    muscles. Between the two the diaphragm moves, less and less up to the apex; ribs and breast bone move their own way,
-    so that the lungs slide along them. A lower lobe outruns the upper one a little, all is bent smoothly, and the
-    parenchyma is denser at exhale.
+    They show lungs with lobes, fissures, airways, arteries and veins; the heart, the diaphragm and the organs below it;
+    ribs, spine and muscles. Between inhale and exhale the diaphragm moves, and the lungs with it, less towards the
+    apex; ribs and breast bone move differently, so that the lungs slide along them. A lower lobe moves a little further
+    than the upper one, a smooth deformation is added, and the parenchyma is denser at exhale.
 
     The middle of the lungs lies in the middle of the grid, whose spacing is kept: 64 voxels of 5 mm show all of the
     lungs. Label 1 is the lungs with their vessels. Landmarks are points of vessels in both images' lungs and on both
@@ -59,11 +66,11 @@ class Lungs:
     Args:
         ndim: 2 or 3.
         split: "train" or "test"; no patient is in both.
-        patients: of the split, each painted when first drawn, about a second at 4 mm.
+        patients: number of patients in the split, each painted when first drawn, about a second at 4 mm.
         fixed: the fixed image, "inhale" or "exhale".
-        motion: least and largest way of the diaphragm between the two, mm, times the difficulty.
-        expansion: largest way of the breast bone, mm, times the difficulty; that of the ribs' sides is half of it.
-        lobes: largest way by which a lower lobe outruns the upper one, mm, times the difficulty.
+        motion: smallest and largest motion of the diaphragm between the two, mm, times the difficulty.
+        expansion: largest motion of the breast bone, mm, times the difficulty; the ribs' sides move half as far.
+        lobes: largest motion of a lower lobe beyond the upper one's, mm, times the difficulty.
         bending: smooth random displacement between the two, root mean square in each direction, mm, times the
             difficulty.
         mm, degrees, stretch: place, orientation and linear deformation (bound of its coefficients) of the patient, both
@@ -89,7 +96,9 @@ class Lungs:
     bank_spacing: float = 2.5
 
     def __post_init__(self) -> None:
-        check("lungs", self.ndim, self.split, self.patients, self.bank_spacing)
+        check_ndim("lungs", self.ndim)
+        check_split("lungs", self.split)
+        check_patients("lungs", self.patients, self.bank_spacing)
         if self.fixed not in PHASES:
             raise ValueError(f"lungs: fixed is {self.fixed!r}; it must be one of {', '.join(PHASES)}.")
         low_high = tuple(self.motion)
@@ -108,7 +117,7 @@ class Lungs:
         """See PairSource."""
         check_grid("lungs", self.ndim, grid)
         device = torch.device(device)
-        spacing = max(float(self.bank_spacing), round(_COARSER * min(grid.spacing), 3))
+        spacing = max(float(self.bank_spacing), round(_FINE_ENOUGH * min(grid.spacing), 3))
         patients = [int(rng.integers(self.patients)) for rng in rngs]
         placed = matmul(random_affine(rngs, self.ndim, self.stretch * difficulty),
                         random_rigid(rngs, self.ndim, self.mm * difficulty, self.degrees * difficulty))
@@ -116,7 +125,7 @@ class Lungs:
         lanes = [self._lane(rng, lung_patient(self.split, patient, spacing, str(device)), place, grid, difficulty)
                  for rng, patient, place in zip(rngs, patients, placed, strict=True)]
         fixed, moving, fixed_labels, moving_labels, points, targets = map(torch.stack, zip(*lanes, strict=True))
-        return unknown_pair(grid, fixed, moving, fixed_labels, moving_labels, points.to(device), targets.to(device))
+        return pair_on_grid(grid, fixed, moving, fixed_labels, moving_labels, points.to(device), targets.to(device))
 
     def _lane(self, rng: np.random.Generator, patient: Patient, placed: Tensor, grid: Grid, difficulty: float
               ) -> tuple[Tensor, ...]:
@@ -130,7 +139,7 @@ class Lungs:
         return scans[0][0], scans[1][0], scans[0][1], scans[1][1], *points
 
     def _breaths(self, rng: np.random.Generator, chest: Chest, difficulty: float) -> tuple[Breath, Breath]:
-        """Of the fixed and of the moving image."""
+        """Breathing states of the fixed and of the moving image."""
         u = rng.random(8)
         least, largest = self.motion
         motion = Motion(diaphragm=least + (largest - least) * u[0], deepen=self.expansion * (0.4 + 0.6 * u[1]),
@@ -138,13 +147,13 @@ class Lungs:
                         lobes=self.lobes * u[4], back=0.20 * u[5], left=0.2 * (u[6] - 0.5))
         sheet = None if self.ndim == 3 else _SHEET[0] + (_SHEET[1] - _SHEET[0]) * u[7]
         phase = (0.5 if self.fixed == "inhale" else -0.5) * difficulty
-        bending = random_bending(rng, self.bending * difficulty)
+        bending = random_waves(rng, self.bending * difficulty)
         return (Breath(chest, motion, phase, (bending[0][:0], bending[1][:0], bending[2][:0]), sheet),
                 Breath(chest, motion, -phase, bending, sheet))
 
 
 def _from_center(grid: Grid) -> Tensor:
-    """World to the frame whose origin is the grid's middle, (D+1, D+1) float64."""
+    """Map from the world to the frame whose origin is the grid's middle, (D+1, D+1) float64."""
     matrix = np.eye(grid.ndim + 1)
     matrix[:grid.ndim, grid.ndim] = -grid.center
     return torch.from_numpy(matrix)
@@ -160,8 +169,8 @@ def _scan(breath: Breath, patient: Patient, placed: Tensor, grid: Grid, look: np
     across, back = patient.chest.outline(*wall)
     width = max(1.5, 0.7 * min(grid.spacing))
     inside = (patient.chest.cavity(across, back) / width + 0.5).clamp(0, 1)
-    outer = _read(patient, slice(0, 1), wall)[0]
-    tissue, air, lungs = _read(patient, slice(1, 4), breath.lung(wall))
+    outer = _channels_at(patient, slice(0, 1), wall)[0]
+    tissue, air, lungs = _channels_at(patient, slice(1, 4), breath.lung(wall))
     vary = _LEAST_DIFFICULTY + (1 - _LEAST_DIFFICULTY) * difficulty
 
     def number(column: int, low: float, high: float) -> float:
@@ -175,7 +184,7 @@ def _scan(breath: Breath, patient: Patient, placed: Tensor, grid: Grid, look: np
     return image.clamp(0, 1)[None], labels[None]
 
 
-def _read(patient: Patient, channels: slice, xyz: Sequence[Tensor]) -> Tensor:
+def _channels_at(patient: Patient, channels: slice, xyz: Sequence[Tensor]) -> Tensor:
     """Channels (C, *shape) float32 of the painted patient at places x, y, z (*shape), mm."""
     origin, spacing, shape = patient.grid.origin, patient.grid.spacing, xyz[0].shape
     points = torch.stack([(xyz[a] - origin[a]) / spacing[a] for a in (2, 1, 0)], -1).view(1, -1, *shape[-2:], 3)
@@ -184,8 +193,11 @@ def _read(patient: Patient, channels: slice, xyz: Sequence[Tensor]) -> Tensor:
 
 def _key_points(rng: np.random.Generator, count: int, patient: Patient, breaths: Sequence[Breath], placed: Tensor,
                 grid: Grid, labels: Sequence[Tensor]) -> tuple[Tensor, Tensor]:
-    """Corresponding points (count, D) float64 of the fixed and the moving world, in both lungs and on the grid: of
-    vessels, and where there are too few, anywhere in the fixed lungs; then repeated in turn."""
+    """Corresponding points (count, D) float64 of the fixed and the moving world, in both lungs and on the grid.
+
+    They are points of vessels; where these are too few, any points of the fixed lungs; where those are too few as well,
+    they are repeated in turn.
+    """
     found: list[tuple[Tensor, Tensor]] = []
     vessels = _candidates(patient, breaths[0])
     vessels = vessels[rng.permutation(len(vessels))]
@@ -197,7 +209,7 @@ def _key_points(rng: np.random.Generator, count: int, patient: Patient, breaths:
     if sum(map(len, (each[0] for each in found))) < count and len(lungs):
         voxels = lungs[rng.integers(len(lungs), size=2 * count)] + rng.uniform(-0.5, 0.5, (2 * count, grid.ndim))
         world = torch.from_numpy(grid.to_world(voxels))
-        painted = breaths[0].pull_back(_moved(placed, world))
+        painted = breaths[0].pull_back(_mapped(placed, world))
         found.append(_seen_in_both(painted, breaths, placed, grid, labels))
     fixed, moving = (torch.cat([each[side] for each in found]) for side in (0, 1)) if found else (torch.empty(0),) * 2
     if not len(fixed):
@@ -221,7 +233,7 @@ def _seen_in_both(painted: Tensor, breaths: Sequence[Breath], placed: Tensor, gr
                   ) -> tuple[Tensor, Tensor]:
     """World points (n, D) in the fixed and the moving image of those painted points (N, D) that lie in both lungs."""
     from_patient = invert_affine(placed)
-    worlds = [_moved(from_patient, breath.push(painted)) for breath in breaths]
+    worlds = [_mapped(from_patient, breath.push(painted)) for breath in breaths]
     kept = torch.ones(len(painted), dtype=torch.bool)
     for world, mask in zip(worlds, labels, strict=True):
         voxels = torch.from_numpy(np.floor(grid.to_voxel(world.numpy()) + 0.5)).nan_to_num(-1)
@@ -232,6 +244,6 @@ def _seen_in_both(painted: Tensor, breaths: Sequence[Breath], placed: Tensor, gr
     return worlds[0][kept], worlds[1][kept]
 
 
-def _moved(matrix: Tensor, points: Tensor) -> Tensor:
+def _mapped(matrix: Tensor, points: Tensor) -> Tensor:
     """Points (N, D) through a homogeneous matrix (D+1, D+1)."""
     return transform_points(matrix[None], points[None])[0]

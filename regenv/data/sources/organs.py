@@ -1,9 +1,9 @@
-"""Pairs of organs: real ones of different subjects, and synthetic ones whose deformation is known."""
+"""Pairs of the synthetic pelvises: of different subjects, or deformed so that the true deformation is known."""
 
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import lru_cache
 
 import numpy as np
@@ -14,13 +14,13 @@ from regenv.data.banks import ground_truth
 from regenv.data.banks.ground_truth import SURFACE_POINTS, GroundTruth
 from regenv.data.banks.pelvises import ORGAN, Population, population, surface_points
 from regenv.data.pairs import PairBatch
+from regenv.data.sources.common import check_ndim, check_split, pair_on_grid
 from regenv.grid import Grid
 from regenv.ops.affine import about, invert_affine, matmul, transform_points
 from regenv.ops.sampling import affine_coordinates, identity
 from regenv.ops.warp import compose, invert, warp_dense, warp_through
 from regenv.transforms.rigid import Rigid
 
-SPLITS = ("train", "test")
 KINDS = ("synthetic", "real")
 COMPOSITIONS = ("opposite", "dense")
 INVERSIONS = 5  # iterations: 0.03 voxel rms, 1 % of an amplitude's deviation
@@ -28,21 +28,22 @@ INVERSIONS = 5  # iterations: 0.03 voxel rms, 1 % of an amplitude's deviation
 
 @dataclass(frozen=True)
 class OrganPairs:
-    """Subjects of the made population (Krebs et al. 2017, section 2.3), 2D slices or 3D volumes.
+    """Subjects of the synthetic population (Krebs et al. 2017, section 2.3), 2D slices or 3D volumes.
 
-    Synthetic pairs are made as they are drawn: ``I_m o T_b`` as moving and ``I_n o T_c`` as fixed image, with random
-    deformations b and c of the model and, of two subjects, their known deformation. The amplitudes that align them,
-    ``T_b^-1 o T_mn o T_c``, are ``-theta_b + theta_mn + theta_c`` to first order (the paper's), or the projection of
-    the dense composition on the modes. Real pairs are the images themselves; their truth is unknown, their organs'
-    labels and surface points are there to measure by. Images are never resampled between warps of an episode.
+    Pairs of kind "synthetic" are made as they are drawn: ``I_m o T_b`` is the moving and ``I_n o T_c`` the fixed image,
+    with random deformations b and c of the model; the deformation between subjects m and n is known. The amplitudes
+    that align them, ``T_b^-1 o T_mn o T_c``, are ``-theta_b + theta_mn + theta_c`` to first order (as in the paper), or
+    the projection of the dense composition on the modes. Pairs of kind "real" are the subjects' images themselves.
+    Their truth is unknown; they are measured by their organs' labels and surface points. Images are never resampled
+    between warps of an episode.
 
     Args:
         ndim: 2 or 3.
         split: "train" (33 subjects) or "test" (8).
         kind: "synthetic" or "real"; default synthetic for training, real for test.
-        intra: share of synthetic pairs of one subject with itself.
-        spread: of the synthetic deformations, standard deviations are scaled by it; times the difficulty.
-        composition: "opposite" or "dense".
+        intra: share of the synthetic pairs whose images show one subject.
+        spread: factor of the synthetic deformations' standard deviations, times the difficulty.
+        composition: "opposite" (first order) or "dense".
         turn: standard deviation, degrees, of rotations about every axis by which both images of a synthetic pair are
             turned together, as perfect rigid alignment turns real ones; needs the dense composition.
         alignment: "translation", from the intensities, or "labels", perfect rigid alignment (the paper's 3-D*).
@@ -58,11 +59,12 @@ class OrganPairs:
     alignment: str = "translation"
 
     def __post_init__(self) -> None:
-        for name, value, choices in (("ndim", self.ndim, (2, 3)), ("split", self.split, SPLITS),
-                                     ("kind", self.kind or "real", KINDS),
+        check_ndim("organs", self.ndim)
+        check_split("organs", self.split)
+        for name, value, choices in (("kind", self.kind or "real", KINDS),
                                      ("composition", self.composition, COMPOSITIONS)):
             if value not in choices:
-                raise ValueError(f"organs: {name} is {value!r}; it must be one of {', '.join(map(str, choices))}.")
+                raise ValueError(f"organs: {name} is {value!r}; it must be one of {', '.join(choices)}.")
         if not 0 <= self.intra <= 1 or not self.spread >= 0:
             raise ValueError(f"organs: intra is {self.intra} and spread {self.spread}; intra must lie in [0, 1], "
                              "spread must not be negative.")
@@ -80,31 +82,31 @@ class OrganPairs:
 
     def subjects(self) -> tuple[int, ...]:
         """Indices of the split's subjects."""
-        people = population(self.ndim, self.alignment)
-        return people.train if self.split == "train" else people.test
+        subjects = population(self.ndim, self.alignment)
+        return subjects.train if self.split == "train" else subjects.test
 
     def draw(self, rngs: Sequence[np.random.Generator], grid: Grid, device: torch.device,
              difficulty: float = 1.0) -> PairBatch:
         """As PairSource; ``grid`` must be the population's."""
-        people = population(self.ndim, self.alignment)
-        if grid.shape != people.grid.shape or not np.allclose(grid.spacing, people.grid.spacing):
+        subjects = population(self.ndim, self.alignment)
+        if grid.shape != subjects.grid.shape or not np.allclose(grid.spacing, subjects.grid.spacing):
             raise ValueError(f"organs: the grid has {grid.shape} voxels of {grid.spacing} mm; the subjects' has "
-                             f"{people.grid.shape} of {people.grid.spacing}.")
+                             f"{subjects.grid.shape} of {subjects.grid.spacing}.")
         if self.kind == "real" or (self.kind is None and self.split == "test"):
             chosen = np.stack([rng.choice(self.subjects(), 2, replace=False) for rng in rngs])
             return self.real(chosen).to(device)
-        return self._synthetic(people, rngs, device, difficulty)
+        return self._synthetic(subjects, rngs, device, difficulty)
 
     def real(self, pairs: np.ndarray) -> PairBatch:
         """Pairs (N, 2) of subjects, fixed and moving, as they are."""
-        people = population(self.ndim, self.alignment)
+        subjects = population(self.ndim, self.alignment)
         fixed, moving = np.asarray(pairs).T
-        organs = (people.labels == ORGAN).to(torch.int16)
-        points = surface_points(people.labels, SURFACE_POINTS[self.ndim], people.grid.spacing)
-        return self._batch(people, people.images[fixed], people.images[moving], organs[fixed], organs[moving],
+        organs = (subjects.labels == ORGAN).to(torch.int16)
+        points = surface_points(subjects.labels, SURFACE_POINTS[self.ndim], subjects.grid.spacing)
+        return _pairs(subjects.grid, subjects.images[fixed], subjects.images[moving], organs[fixed], organs[moving],
                            points[fixed], points[moving], None)
 
-    def _synthetic(self, people: Population, rngs: Sequence[np.random.Generator], device: torch.device,
+    def _synthetic(self, subjects: Population, rngs: Sequence[np.random.Generator], device: torch.device,
                    difficulty: float) -> PairBatch:
         model, truth = self.truth.model, self.truth
         own = np.array([rng.random() < self.intra for rng in rngs])
@@ -122,33 +124,27 @@ class OrganPairs:
                                   model.displacement(theta_mn))
             u_t = compose(invert(u_b, INVERSIONS), compose(between, u_c))
             if self.turn:
-                u_b, u_c, u_t = turned(rngs, self.turn * difficulty, people.grid, u_b, u_c, u_t)
+                u_b, u_c, u_t = turned(rngs, self.turn * difficulty, subjects.grid, u_b, u_c, u_t)
             target = model.project(u_t)
-        organs = (people.labels == ORGAN).to(torch.int16)
+        organs = (subjects.labels == ORGAN).to(torch.int16)
         matrix = torch.eye(self.ndim + 1, dtype=torch.float64).expand(len(rngs), -1, -1)
-        fixed_labels, moving_labels = (warp_through(organs[which], matrix, field, people.grid.shape, "nearest")
+        fixed_labels, moving_labels = (warp_through(organs[which], matrix, field, subjects.grid.shape, "nearest")
                                        for which, field in ((fixed, u_c), (moving, u_b)))
         points = torch.zeros(len(rngs), 1, self.ndim)
-        return self._batch(people, warp_dense(people.images[fixed], u_c, "border"),
-                           warp_dense(people.images[moving], u_b, "border"), fixed_labels, moving_labels, points,
+        return _pairs(subjects.grid, warp_dense(subjects.images[fixed], u_c, "border"),
+                           warp_dense(subjects.images[moving], u_b, "border"), fixed_labels, moving_labels, points,
                            None, target).to(device)
 
-    def _batch(self, people: Population, fixed: Tensor, moving: Tensor, fixed_labels: Tensor, moving_labels: Tensor,
-               points: Tensor, targets: Tensor | None, target_pose: Tensor | None) -> PairBatch:
-        grid, lanes = people.grid, len(fixed)
 
-        def repeat(matrix: np.ndarray) -> Tensor:
-            return torch.from_numpy(matrix).expand(lanes, *matrix.shape).clone()
+def _pairs(grid: Grid, fixed: Tensor, moving: Tensor, fixed_labels: Tensor, moving_labels: Tensor, points: Tensor,
+           targets: Tensor | None, target_pose: Tensor | None) -> PairBatch:
+    """Pairs with landmarks and targets (B, N, D) in voxels; known where there is a target pose (B, K)."""
+    def to_world(points_vox: Tensor) -> Tensor:
+        return torch.from_numpy(grid.to_world(points_vox.double().numpy()))
 
-        def to_world(points_vox: Tensor) -> Tensor:
-            return torch.from_numpy(grid.to_world(points_vox.double().numpy()))
-
-        return PairBatch(fixed=fixed, moving=moving, fixed_to_world=repeat(grid.voxel_to_world),
-                         world_to_moving=repeat(grid.world_to_voxel), truth=repeat(np.eye(self.ndim + 1)),
-                         known=torch.full((lanes,), target_pose is not None), center=repeat(grid.center),
-                         landmarks=to_world(points), targets=None if targets is None else to_world(targets),
-                         fixed_labels=fixed_labels, moving_labels=moving_labels,
-                         target_pose=None if target_pose is None else target_pose.to(torch.float64))
+    pair = pair_on_grid(grid, fixed, moving, fixed_labels, moving_labels, to_world(points),
+                        None if targets is None else to_world(targets), known=target_pose is not None)
+    return replace(pair, target_pose=None if target_pose is None else target_pose.to(torch.float64))
 
 
 def turned(rngs: Sequence[np.random.Generator], degrees: float, grid: Grid, u_b: Tensor, u_c: Tensor,
@@ -179,21 +175,21 @@ def _truth(ndim: int) -> GroundTruth:
 
 
 def composition_error(source: OrganPairs, rngs: Sequence[np.random.Generator]) -> tuple[Tensor, Tensor]:
-    """What the opposite-parameter composition costs against the dense one, on synthetic inter-subject pairs.
+    """Error of the opposite-parameter composition against the dense one, on synthetic pairs of two subjects.
 
-    Returns: root mean squared distance (B,) between the two fields, mm; and the loss of the moving organ's Dice (B,)
-    with the dense field's organ when the opposite parameters' field is used.
+    Returns: root mean squared distance (B,) between the two fields, mm; and 1 - Dice (B,) between the moving organs
+    warped by the two.
     """
-    people, model, truth = population(source.ndim, source.alignment), source.truth.model, source.truth
+    subjects, model, truth = population(source.ndim, source.alignment), source.truth.model, source.truth
     rows = np.array([rng.integers(len(truth.pairs)) for rng in rngs])
     theta_b, theta_c = (model.sample(rngs) * source.spread for _ in range(2))
     theta_mn = truth.amplitudes[rows]
     opposite = model.displacement(theta_mn + theta_c - theta_b)
     dense = compose(invert(model.displacement(theta_b)),
                     compose(model.displacement(theta_mn), model.displacement(theta_c)))
-    steps = torch.tensor(people.grid.spacing[::-1]).view(-1, *(1,) * source.ndim)
+    steps = torch.tensor(subjects.grid.spacing[::-1]).view(-1, *(1,) * source.ndim)
     apart = ((opposite - dense) * steps).square().sum(1).flatten(1).mean(1).sqrt()
-    organs = warp_dense((people.labels[truth.pairs[rows, 1]] == ORGAN).float(), model.displacement(theta_b), "border")
+    organs = warp_dense((subjects.labels[truth.pairs[rows, 1]] == ORGAN).float(), model.displacement(theta_b), "border")
     seen = [warp_dense(organs, field) > 0.5 for field in (opposite, dense)]
     both = (seen[0] & seen[1]).flatten(1).sum(1)
     return apart, 1 - 2 * both / sum(each.flatten(1).sum(1) for each in seen)

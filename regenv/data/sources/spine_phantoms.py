@@ -1,41 +1,113 @@
-"""Pairs of an abdominal spine: CT against cone-beam CT."""
+"""Pairs of a synthetic abdominal spine: CT against cone-beam CT."""
 
 from __future__ import annotations
 
 import math
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import lru_cache
+from typing import NamedTuple
 
 import numpy as np
 import torch
 from torch import Tensor
 
 from regenv.data.pairs import PairBatch
-from regenv.data.phantoms.bank import Bank, build, check, check_grid, resample
+from regenv.data.phantoms.bank import PhantomBank, paint_bank, sample_bank
 from regenv.data.phantoms.effects import between, noise_at, per_lane, ramp
 from regenv.data.phantoms.spine_anatomy import paint_spine
+from regenv.data.sources.common import check_grid, check_ndim, check_patients, check_split, pair_on_grid
 from regenv.grid import Grid
 from regenv.ops.affine import matmul
 
 _SPINE_BANK_EXTENT = (224.0, 208.0, 448.0)  # mm, x, y, z
 _MIN_MOVING_SPACING = 2.0  # mm
+_LANDMARKS = 32
+
+
+_COLUMNS: dict[str, int | slice] = {
+    "patient": 0, "size": slice(1, 4), "place": slice(4, 7), "midline": 7, "moving_place": slice(8, 11),
+    "soft": 12, "bone": 13, "noise": 14, "noise_start": 15,
+    "moving_contrast": 16, "moving_soft": 17, "moving_bone": 18, "cupping": 19, "streak": 20, "offset": 21,
+    "moving_noise": 22, "moving_noise_start": 23, "streaks": slice(24, 36), "radius": 36, "height": 37,
+}
+_NUMBERS = 40           # drawn per lane; the order of the columns is part of what a seed means
+
+
+class _Numbers(NamedTuple):
+    """Random numbers of the lanes, uniform in [0, 1): (B,), or (B, K) where several are needed.
+
+    Attributes:
+        patient: index in the bank. size, place: of the patient along x, y, z.
+        midline: distance of a 2D image from the midsagittal plane.
+        moving_place: of the moving grid along each axis.
+        soft, bone, noise, noise_start: brightness and noise of the fixed image.
+        moving_contrast: of the soft tissues. moving_soft, moving_bone: brightness. cupping, streak, offset,
+            moving_noise: strength of the artefacts. moving_noise_start; streaks: see :func:`_streaks`.
+        radius, height: of the moving image's field of view.
+    """
+
+    patient: np.ndarray
+    size: np.ndarray
+    place: np.ndarray
+    midline: np.ndarray
+    moving_place: np.ndarray
+    soft: np.ndarray
+    bone: np.ndarray
+    noise: np.ndarray
+    noise_start: np.ndarray
+    moving_contrast: np.ndarray
+    moving_soft: np.ndarray
+    moving_bone: np.ndarray
+    cupping: np.ndarray
+    streak: np.ndarray
+    offset: np.ndarray
+    moving_noise: np.ndarray
+    moving_noise_start: np.ndarray
+    streaks: np.ndarray
+    radius: np.ndarray
+    height: np.ndarray
+
+    @classmethod
+    def draw(cls, rngs: Sequence[np.random.Generator]) -> _Numbers:
+        u = np.stack([rng.random(_NUMBERS) for rng in rngs])
+        return cls(**{name: u[:, column] for name, column in _COLUMNS.items()})
+
+
+class _Patients(NamedTuple):
+    """The patients of the lanes: indices in the bank (B,), scale and shift (B, 3), mm, and the maps (B, 4, 4) from the
+    world to each patient."""
+
+    chosen: np.ndarray
+    scale: np.ndarray
+    shift: np.ndarray
+    from_world: np.ndarray
+
+
+class _FieldOfView(NamedTuple):
+    """What the moving image shows: a cylinder about ``middle`` (B, D), of radius and half height (B,), mm, within the
+    half extent ``half`` of its grid."""
+
+    middle: np.ndarray
+    half: tuple[float, ...]
+    radius: np.ndarray
+    tall: np.ndarray
 
 
 @lru_cache(maxsize=8)
-def spine_bank(split: str, patients: int, spacing: float, device: str) -> Bank:
+def painted_spines(split: str, patients: int, spacing: float, device: str) -> PhantomBank:
+    """Patients with the channels soft tissue and bone, painted once."""
     if device != "cpu":
-        bank = spine_bank(split, patients, spacing, "cpu")
-        return Bank(bank.volumes.to(device), bank.grid, bank.points)
+        return painted_spines(split, patients, spacing, "cpu").to(device)
     grid = Grid.centered([round(e / spacing) for e in _SPINE_BANK_EXTENT[::-1]], spacing)
-    return build(paint_spine, 3, split, patients, grid)
+    return paint_bank(paint_spine, 3, split, patients, grid)
 
 
 @dataclass(frozen=True)
 class SpinePhantom:
     """Abdominal spine, CT and cone-beam CT, after experiment E1 of Liao et al. 2017.
 
-    The fixed CT sees many vertebrae, the moving CBCT a few of them: a cylinder at a random level, with weak
+    The fixed CT shows many vertebrae. The moving CBCT shows a few of them: a cylinder at a random level, with weak
     soft-tissue contrast, streaks, cupping and noise. A shift by one vertebra looks almost right; ribs, kidneys, the
     pelvis and the vertebrae's sizes tell the level. Fixed and moving world agree: the truth is the identity, and the
     environment displaces the start.
@@ -47,12 +119,12 @@ class SpinePhantom:
         moving_extent_mm: edge-to-edge size of the moving grid in 3D world axes (x, y, z); its spacing is the fixed
             grid's smallest, at least 2 mm.
         truncated: whether the CBCT is cut to a cylinder narrower than its grid. Turn it off for regions of interest.
-        placement_mm: the patient lies up to this far from the world's origin along z. Large values (80) let a small
-            grid see every level; much larger ones also show it the pelvis, where there is no vertebra to measure on.
-        lateral_mm: and this far along x and y. Attention does not find the middle of the spine exactly: a fine agent
-            should be trained with about 30.
+        placement_mm: largest distance of the patient from the world's origin along z. With large values (80) a small
+            grid sees every level; with much larger ones it also sees the pelvis, where no vertebra can be measured.
+        lateral_mm: the same along x and y. Attention does not find the middle of the spine exactly: a fine agent should
+            be trained with about 30.
         split: "train" or "test"; no patient is in both.
-        patients: size of the bank.
+        patients: number of patients in the split.
         bank_spacing: resolution at which patients are painted, mm; about half the grid's spacing suffices.
     """
 
@@ -66,7 +138,9 @@ class SpinePhantom:
     bank_spacing: float = 4.0
 
     def __post_init__(self) -> None:
-        check("SpinePhantom", self.ndim, self.split, self.patients, self.bank_spacing)
+        check_ndim("SpinePhantom", self.ndim)
+        check_split("SpinePhantom", self.split)
+        check_patients("SpinePhantom", self.patients, self.bank_spacing)
         if len(self.moving_extent_mm) != 3 or not all(math.isfinite(e) and e > 0 for e in self.moving_extent_mm):
             raise ValueError(f"SpinePhantom: moving_extent_mm is {self.moving_extent_mm}; "
                              "give three positive lengths in mm (x, y, z).")
@@ -83,81 +157,93 @@ class SpinePhantom:
         """See :class:`~regenv.data.pairs.PairSource`. The moving grid's place varies by lane, its shape does not."""
         check_grid("SpinePhantom", self.ndim, grid)
         device, n, lanes, hard = torch.device(device), self.ndim, len(rngs), float(difficulty)
-        bank = spine_bank(self.split, self.patients, float(self.bank_spacing), str(device))
-        u = np.stack([rng.random(40) for rng in rngs])
-        patients = (u[:, 0] * self.patients).astype(int)
-
-        # the patient's place and size in the world
-        scale = 1 + 0.06 * (2 * u[:, 1:4] - 1)
-        shift = (2 * u[:, 4:7] - 1) * np.array([self.lateral_mm, self.lateral_mm, self.placement_mm])
-        world_to_patient = np.tile(np.eye(4), (lanes, 1, 1))
-        world_to_patient[:, range(3), range(3)] = 1 / scale
-        world_to_patient[:, :3, 3] = -shift / scale
-        if n == 2:  # the slice follows the spine, give or take
-            world_to_patient[:, 0, 3] = between(u[:, 7], -3, 3)
-
-        # the moving grid, placed along z where the fixed grid covers it
-        moving_grid = self.moving_grid(grid)
-        room = np.maximum(0, np.array(grid.extent) - np.array(moving_grid.extent)) / 2
-        offset = (2 * u[:, 8:8 + n] - 1) * np.append(np.minimum(room[:-1], 6.0), room[-1])
+        bank = painted_spines(self.split, self.patients, float(self.bank_spacing), str(device))
+        numbers, moving_grid = _Numbers.draw(rngs), self.moving_grid(grid)
+        patients = self._patients(numbers)
+        offset = _moving_offset(numbers, grid, moving_grid)
         moving_to_world = np.tile(moving_grid.voxel_to_world, (lanes, 1, 1))
         moving_to_world[:, :n, n] += offset
         world_to_moving = np.tile(moving_grid.world_to_voxel, (lanes, 1, 1))
         world_to_moving[:, :n, n] -= (world_to_moving[:, :n, :n] * offset[:, None, :]).sum(-1)
+        field = self._field_of_view(numbers, grid.center + offset, moving_grid)
 
-        def look(to_world: np.ndarray, shape: tuple[int, ...], mix: np.ndarray) -> Tensor:
-            lifted = matmul(torch.from_numpy(world_to_patient), torch.from_numpy(_sagittal(to_world))).numpy()
-            images = resample(bank, patients, lifted, shape if n == 3 else (*shape, 1), mix)
-            return images.view(lanes, mix.shape[1], *shape)
+        soft_bone = np.stack([_varied(numbers.soft, 0.48, 0.62, 0.55, hard),
+                              _varied(numbers.bone, 0.42, 0.6, 0.5, hard)], axis=1)[:, None]
+        ct = _channels(bank, patients, np.tile(grid.voxel_to_world, (lanes, 1, 1)), grid.shape, soft_bone)
+        noise = per_lane(_varied(numbers.noise, 0.005, 0.03, 0.005, hard), n, device)
+        ct += noise * noise_at(numbers.noise_start, grid.shape, device)
+        tissues = _channels(bank, patients, moving_to_world, moving_grid.shape, np.tile(np.eye(2), (lanes, 1, 1)))
+        cbct = _cone_beam(tissues, numbers, moving_grid, field if self.truncated else None, hard)
 
-        def vary(column: int, low: float, high: float, plain: float) -> np.ndarray:
-            """A lane's value, (B,): ``plain`` at difficulty 0, up to the whole range at 1."""
-            return plain + hard * (between(u[:, column], low, high) - plain)
+        landmarks = np.stack([_landmarks(bank.points[patient], n, patients, field, lane)
+                              for lane, patient in enumerate(patients.chosen)])
+        pair = pair_on_grid(grid, ct.clamp(0, 1), cbct.clamp(0, 1), landmarks=torch.from_numpy(landmarks).to(device),
+                            known=True)
+        return replace(pair, world_to_moving=torch.from_numpy(world_to_moving).to(device))
 
-        def number(column: int, low: float, high: float, plain: float) -> Tensor:
-            return per_lane(vary(column, low, high, plain), n, device)
+    def _patients(self, numbers: _Numbers) -> _Patients:
+        """The patients' places and sizes in the world."""
+        scale = 1 + 0.06 * (2 * numbers.size - 1)
+        shift = (2 * numbers.place - 1) * np.array([self.lateral_mm, self.lateral_mm, self.placement_mm])
+        from_world = np.tile(np.eye(4), (len(scale), 1, 1))
+        from_world[:, range(3), range(3)] = 1 / scale
+        from_world[:, :3, 3] = -shift / scale
+        if self.ndim == 2:  # the slice follows the spine to within 3 mm
+            from_world[:, 0, 3] = between(numbers.midline, -3, 3)
+        return _Patients((numbers.patient * self.patients).astype(int), scale, shift, from_world)
 
-        mix = np.stack([vary(12, 0.48, 0.62, 0.55), vary(13, 0.42, 0.6, 0.5)], axis=1)[:, None]
-        fixed = look(np.tile(grid.voxel_to_world, (lanes, 1, 1)), grid.shape, mix)
-        fixed += number(14, 0.005, 0.03, 0.005) * noise_at(u[:, 15], grid.shape, device)
+    def _field_of_view(self, numbers: _Numbers, middle: np.ndarray, moving_grid: Grid) -> _FieldOfView:
+        half = tuple(e / 2 for e in moving_grid.extent)
+        if not self.truncated:
+            return _FieldOfView(middle, half, np.full(len(middle), np.inf), np.full(len(middle), half[-1]))
+        return _FieldOfView(middle, half, between(numbers.radius, 0.88, 1.0) * half[0],
+                            between(numbers.height, 0.86, 1.0) * half[-1])
 
-        shape = moving_grid.shape
-        soft, bone = look(moving_to_world, shape, np.tile(np.eye(2), (lanes, 1, 1))).split(1, dim=1)
-        tissue = 0.47 * (soft * 4).clamp(max=1)
-        weak = tissue + number(16, 0.2, 0.6, 1.0) * (soft - tissue)
-        moving = number(17, 0.35, 0.7, 0.55) * weak + number(18, 0.25, 0.55, 0.5) * bone
-        half = [e / 2 for e in moving_grid.extent]
-        axes = [ramp(shape[-1 - a], device).view(*(-1 if b == a else 1 for b in reversed(range(n))))
-                * (half[a] - moving_grid.spacing[a] / 2) for a in range(n)]
-        # in 2D the slice is the cylinder's middle: only its depth and its height remain
-        square = sum((a * a for a in axes[:-1]), torch.zeros((), device=device))
-        across = half[0]
-        moving = moving * (1 - number(19, 0.0, 0.35, 0.0) * (1 - square / across**2).clamp(min=0))        # cupping
-        streaks = torch.from_numpy(np.stack([_streaks(lane, shape, moving_grid.spacing) for lane in u[:, 24:36]]))
-        moving = moving + number(20, 0.01, 0.09, 0.0) * streaks.to(device).unsqueeze(1)
-        moving = moving + number(21, 0.0, 0.12, 0.0) \
-            + number(22, 0.01, 0.07, 0.01) * noise_at(u[:, 23], shape, device)
-        if self.truncated:
-            radius = between(u[:, 36], 0.88, 1.0) * across
-            tall = between(u[:, 37], 0.86, 1.0) * half[-1]
-            seen = (square <= per_lane(radius**2, n, device)) & (axes[-1].abs() <= per_lane(tall, n, device))
-            moving = moving * seen
-        else:
-            radius, tall = np.full(lanes, np.inf), np.full(lanes, half[-1])
 
-        landmarks = []
-        middle = grid.center + offset
-        for lane, patient in enumerate(patients):
-            points = bank.points[patient].reshape(-1, 2, 8, 3)[:, 3 - n].reshape(-1, 3) * scale[lane] + shift[lane]
-            landmarks.append(_nearest(points[:, 3 - n:], middle[lane], half, radius[lane], tall[lane]))
-        eye = torch.eye(n + 1, dtype=torch.float64).repeat(lanes, 1, 1)
-        return PairBatch(
-            fixed=fixed.clamp(0, 1), moving=moving.clamp(0, 1),
-            fixed_to_world=torch.from_numpy(np.tile(grid.voxel_to_world, (lanes, 1, 1))).to(device),
-            world_to_moving=torch.from_numpy(world_to_moving).to(device),
-            truth=eye.to(device), known=torch.ones(lanes, dtype=torch.bool, device=device),
-            center=torch.from_numpy(np.tile(grid.center, (lanes, 1))).to(device),
-            landmarks=torch.from_numpy(np.stack(landmarks)).to(device))
+def _varied(u: np.ndarray, low: float, high: float, plain: float, difficulty: float) -> np.ndarray:
+    """Values (B,) of numbers in [0, 1): ``plain`` at difficulty 0, from the whole range at 1."""
+    return plain + difficulty * (between(u, low, high) - plain)
+
+
+def _moving_offset(numbers: _Numbers, grid: Grid, moving_grid: Grid) -> np.ndarray:
+    """Shifts (B, D), mm, of the moving grid: along z anywhere where the fixed grid covers it."""
+    room = np.maximum(0, np.array(grid.extent) - np.array(moving_grid.extent)) / 2
+    return (2 * numbers.moving_place[:, :grid.ndim] - 1) * np.append(np.minimum(room[:-1], 6.0), room[-1])
+
+
+def _channels(bank: PhantomBank, patients: _Patients, to_world: np.ndarray, shape: tuple[int, ...], mix: np.ndarray
+              ) -> Tensor:
+    """Weighted sums (B, K, *shape) of the patients' channels, with weights (B, K, 2), on grids ``to_world``."""
+    lifted = matmul(torch.from_numpy(patients.from_world), torch.from_numpy(_sagittal(to_world))).numpy()
+    images = sample_bank(bank, patients.chosen, lifted, shape if len(shape) == 3 else (*shape, 1), mix)
+    return images.view(len(patients.chosen), mix.shape[1], *shape)
+
+
+def _cone_beam(tissues: Tensor, numbers: _Numbers, grid: Grid, field: _FieldOfView | None, difficulty: float) -> Tensor:
+    """CBCT images (B, 1, *shape) of soft tissue and bone (B, 2, *shape), cut to ``field`` unless that is None."""
+    shape, n, device = grid.shape, grid.ndim, tissues.device
+
+    def number(u: np.ndarray, low: float, high: float, plain: float) -> Tensor:
+        return per_lane(_varied(u, low, high, plain, difficulty), n, device)
+
+    soft, bone = tissues.split(1, dim=1)
+    tissue = 0.47 * (soft * 4).clamp(max=1)
+    weak = tissue + number(numbers.moving_contrast, 0.2, 0.6, 1.0) * (soft - tissue)
+    image = number(numbers.moving_soft, 0.35, 0.7, 0.55) * weak + number(numbers.moving_bone, 0.25, 0.55, 0.5) * bone
+    half = [e / 2 for e in grid.extent]
+    axes = [ramp(shape[-1 - a], device).view(*(-1 if b == a else 1 for b in reversed(range(n))))
+            * (half[a] - grid.spacing[a] / 2) for a in range(n)]
+    # in 2D the slice is the cylinder's middle: only its depth and its height remain
+    square = sum((a * a for a in axes[:-1]), torch.zeros((), device=device))
+    image = image * (1 - number(numbers.cupping, 0.0, 0.35, 0.0) * (1 - square / half[0]**2).clamp(min=0))
+    streaks = torch.from_numpy(np.stack([_streaks(lane, shape, grid.spacing) for lane in numbers.streaks]))
+    image = image + number(numbers.streak, 0.01, 0.09, 0.0) * streaks.to(device).unsqueeze(1)
+    image = image + number(numbers.offset, 0.0, 0.12, 0.0) \
+        + number(numbers.moving_noise, 0.01, 0.07, 0.01) * noise_at(numbers.moving_noise_start, shape, device)
+    if field is None:
+        return image
+    inside = square <= per_lane(field.radius**2, n, device)
+    return image * (inside & (axes[-1].abs() <= per_lane(field.tall, n, device)))
 
 
 def _sagittal(to_world: np.ndarray) -> np.ndarray:
@@ -192,11 +278,17 @@ def _streaks(u: np.ndarray, shape: tuple[int, ...], spacing: tuple[float, ...]) 
     return (plane * height).astype(np.float32)
 
 
-def _nearest(points: np.ndarray, middle: np.ndarray, half: Sequence[float], radius: float, tall: float,
-             count: int = 32) -> np.ndarray:
-    """The ``count`` points nearest to ``middle`` that the CBCT sees, repeated where there are fewer; (count, D)."""
-    away = points - middle
-    seen = (np.abs(away) <= np.array(half)).all(1) & (np.abs(away[:, -1]) <= tall)
-    seen &= (away[:, :-1] ** 2).sum(1) <= radius**2
+def _landmarks(edges: np.ndarray, ndim: int, patients: _Patients, field: _FieldOfView, lane: int) -> np.ndarray:
+    """The edge points of one lane's vertebrae that lie nearest to the middle of its moving image, (32, D), world mm.
+
+    Points outside the moving image's field of view do not count; where too few are left, they are repeated in turn.
+
+    Args: edges: (levels * 16, 3), mm in the patient's frame.
+    """
+    of_slices_or_volumes = edges.reshape(-1, 2, 8, 3)[:, 3 - ndim]
+    points = (of_slices_or_volumes.reshape(-1, 3) * patients.scale[lane] + patients.shift[lane])[:, 3 - ndim:]
+    away = points - field.middle[lane]
+    seen = (np.abs(away) <= np.array(field.half)).all(1) & (np.abs(away[:, -1]) <= field.tall[lane])
+    seen &= (away[:, :-1] ** 2).sum(1) <= field.radius[lane]**2
     order = np.argsort((away**2).sum(1) + np.where(seen, 0.0, 1e9), kind="stable")
-    return points[order[np.arange(count) % max(1, min(count, int(seen.sum())))]]
+    return points[order[np.arange(_LANDMARKS) % max(1, min(_LANDMARKS, int(seen.sum())))]]

@@ -1,4 +1,4 @@
-"""Costs of displacements on the CPU: the features that are compared never lie in memory as a warped image."""
+"""Costs of displacements on the CPU, without a warped image of the features in memory."""
 
 from __future__ import annotations
 

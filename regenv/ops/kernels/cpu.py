@@ -1,9 +1,9 @@
-"""Warps on the CPU, block by block: where some rows of voxels look is worked out by vector instructions into buffers
-that stay in the first cache, then the values are fetched without a branch. No sampling grid is ever in memory.
+"""Warps on the CPU, block by block: vector instructions compute the source points of some rows of voxels into buffers
+that stay in the first-level cache, then the values are fetched without a branch. No sampling grid is ever in memory.
 
 Two dimensions are a volume of one slice. A map is an affine matrix (1 or B, 4, 4), a displacement (B, 2 or 3, *shape),
 or the first after the second; float32. What is inside an image is decided without fused multiplications, so exactly as
-``regenv.ops.sampling`` decides it: half a voxel past the last centre a difference of one bit is the whole value.
+``regenv.ops.sampling`` decides it: half a voxel past the last centre, one bit decides between the value and 0.
 """
 
 from __future__ import annotations
@@ -17,6 +17,7 @@ import torch
 from llvmlite import ir
 from numba.core import cgutils
 from numba.extending import intrinsic
+from numpy.typing import NDArray
 from torch import Tensor
 
 from regenv.ops.kernels.layout import MOMENTS, bits, homogeneous
@@ -24,11 +25,11 @@ from regenv.ops.kernels.threads import threads_for
 
 BLOCK = 1024  # voxels, of whole rows of one lane
 _PAIR, _FUSED = ir.VectorType(ir.FloatType(), 2), ("contract",)
-Map = tuple[np.ndarray, np.ndarray, bool, bool]
+Map = tuple[NDArray[np.float32], NDArray[np.float32], bool, bool]
 
 
 def warp(image: Tensor, matrix: Tensor | None, displacement: Tensor | None, shape: tuple[int, ...], border: bool,
-             add: bool = False) -> Tensor:
+         add: bool = False) -> Tensor:
     """Linear values (B, C, *shape); ``add``: plus the displacement, of as many channels."""
     volume, where, out = _volume(image), _map(matrix, displacement, len(image)), _empty(image, shape)
     with threads_for(out.numel()) as chunks:
@@ -37,7 +38,7 @@ def warp(image: Tensor, matrix: Tensor | None, displacement: Tensor | None, shap
 
 
 def warp_labels(labels: Tensor, matrix: Tensor | None, displacement: Tensor | None,
-                    shape: tuple[int, ...]) -> Tensor:
+                shape: tuple[int, ...]) -> Tensor:
     """Nearest voxels' values (B, C, *shape) of any type, which are copied bit by bit."""
     words = bits(labels)
     out = torch.empty((*labels.shape[:2], *shape), dtype=words.dtype)
@@ -47,19 +48,19 @@ def warp_labels(labels: Tensor, matrix: Tensor | None, displacement: Tensor | No
 
 
 def fused_warp(fixed: Tensor, moving: Tensor, matrix: Tensor | None, displacement: Tensor | None,
-             view: str) -> tuple[Tensor, Tensor]:
-    """What is seen of the warped image, and its moments with the fixed one, in one pass over the voxels."""
+               view: str) -> tuple[Tensor, Tensor]:
+    """A view of the warped image, and the moments of both images, in one pass over the voxels."""
     lanes, channels, shape = *moving.shape[:2], tuple(fixed.shape[2:])
-    seen = torch.empty((lanes, (2 if view == "pair" else 1) * channels, *shape), dtype=torch.float32)
+    image = torch.empty((lanes, (2 if view == "pair" else 1) * channels, *shape), dtype=torch.float32)
     moments = torch.empty((lanes, channels, MOMENTS), dtype=torch.float64)
     with threads_for(lanes * channels * fixed[0, 0].numel()) as chunks:
-        _look(_volume(fixed), _volume(moving), *_map(matrix, displacement, lanes),
-              view == "difference", _lifted(seen), moments.numpy(), chunks)
-    return seen, moments
+        _fused_warp(_volume(fixed), _volume(moving), *_map(matrix, displacement, lanes),
+                    view == "difference", _lifted(image), moments.numpy(), chunks)
+    return image, moments
 
 
 def vjp(grad: Tensor, image: Tensor, matrix: Tensor | None, displacement: Tensor | None, border: bool,
-            want_image: bool, want_points: bool) -> tuple[Tensor | None, Tensor | None]:
+        want_image: bool, want_points: bool) -> tuple[Tensor | None, Tensor | None]:
     """Gradients of :func:`warp`, contracted with ``grad``: of the image, and of the points (B, D, *shape)."""
     volume, where, shape = _volume(image), _map(matrix, displacement, len(image)), grad.shape[2:]
     flow, ndim, of_image, of_points = _volume(grad), len(shape), None, None
@@ -74,12 +75,12 @@ def vjp(grad: Tensor, image: Tensor, matrix: Tensor | None, displacement: Tensor
     return of_image, of_points
 
 
-def _volume(image: Tensor) -> np.ndarray:
+def _volume(image: Tensor) -> NDArray[Any]:
     """Float32 memory of images (B, C, *shape) as (B, C, D, H, W)."""
     return _lifted(image.detach().to(torch.float32).contiguous())
 
 
-def _lifted(image: Tensor) -> np.ndarray:
+def _lifted(image: Tensor) -> NDArray[Any]:
     return (image.unsqueeze(2) if image.ndim == 4 else image).numpy()
 
 
@@ -97,7 +98,7 @@ def _map(matrix: Tensor | None, displacement: Tensor | None, lanes: int) -> Map:
 
 @numba.njit(inline="always", error_model="numpy")
 def _shares(shape, chunk, chunks):  # type: ignore[no-untyped-def]
-    """Rows in a block and in a lane, blocks in a lane, and the blocks of the batch, first to last, of one of chunks."""
+    """Rows of a block and of a lane, blocks of a lane, and the range of blocks of this chunk."""
     lanes, _, depth, height, width = shape
     rows = depth * height
     some = max(1, min(rows, BLOCK // width))
@@ -107,7 +108,7 @@ def _shares(shape, chunk, chunks):  # type: ignore[no-untyped-def]
 
 @numba.njit(inline="always", error_model="numpy")
 def _rows(block, some, rows, blocks, width):  # type: ignore[no-untyped-def]
-    """Lane of a block, its rows, first to last, and its voxels: where they begin in the lane and how many they are."""
+    """Lane of a block, range of its rows, index of its first voxel in the lane, and number of its voxels."""
     first = block % blocks * some
     last = min(first + some, rows)
     return block // blocks, first, last, first * width, (last - first) * width
@@ -115,9 +116,9 @@ def _rows(block, some, rows, blocks, width):  # type: ignore[no-untyped-def]
 
 @numba.njit(error_model="numpy", cache=True)
 def _points(m, field, moved, bent, height, width, first, last, points):  # type: ignore[no-untyped-def]
-    """Where rows of a lane look, into points (3, N); field (2 or 3, voxels). Products are rounded before the sums."""
+    """Writes source points (3, N) of rows of a lane; field (2 or 3, voxels). Products are rounded before the sums."""
     zs, ys, xs = points[0], points[1], points[2]
-    count = np.uint64(width)  # unsigned: no place counts from the end
+    count = np.uint64(width)  # unsigned: no index counts from the end
     for row in range(first, last):
         k, j = np.float32(row // height), np.float32(row % height)
         to, at = np.uint64((row - first) * width), np.uint64(row * width)
@@ -154,14 +155,15 @@ def _row(m, axis):  # type: ignore[no-untyped-def]
 
 @numba.njit(inline="always", error_model="numpy")
 def _clamped(at, top):  # type: ignore[no-untyped-def]
-    """0 where it is not a number."""
+    """A coordinate within 0 to top; 0 for NaN."""
     at = at if at > np.float32(0) else np.float32(0)
     return at if at < top else top
 
 
 @numba.njit(error_model="numpy", cache=True, fastmath={"reassoc"})
 def _kept(points, n, sizes, border, kept):  # type: ignore[no-untyped-def]
-    """Which of points (3, N) have a value, 1 or 0: those within the edges, with a border all numbers. How many."""
+    """Writes 1 for each of points (3, N) that has a value, else 0, and returns how many have one: those within the
+    image's edges, or with a border all that are not NaN."""
     half, one, zero, count = np.float32(0.5), np.float32(1), np.float32(0), np.float32(0)
     d, h, w = np.float32(sizes[0]) - half, np.float32(sizes[1]) - half, np.float32(sizes[2]) - half
     zs, ys, xs = points[0], points[1], points[2]
@@ -180,7 +182,7 @@ def _kept(points, n, sizes, border, kept):  # type: ignore[no-untyped-def]
 
 @numba.njit(error_model="numpy", cache=True)
 def _cells(points, n, sizes, places):  # type: ignore[no-untyped-def]
-    """Of points (3, N) the first voxel of the cell each lies in and, in their place, how far across it, 0 to 1."""
+    """Writes the index of each cell's first voxel to places, and the fraction across it over the points (3, N)."""
     d, h, w = np.int32(sizes[0]), np.int32(sizes[1]), np.int32(sizes[2])
     tops = np.float32(d - 1), np.float32(h - 1), np.float32(w - 1)
     lasts = np.int32(max(d - 2, 0)), np.int32(max(h - 2, 0)), np.int32(max(w - 2, 0))
@@ -194,13 +196,13 @@ def _cells(points, n, sizes, places):  # type: ignore[no-untyped-def]
 
 @numba.njit(inline="always", error_model="numpy")
 def _strides(sizes):  # type: ignore[no-untyped-def]
-    """To a cell's next voxel along each axis; 0 where the axis has one voxel. Unsigned: none counts from the end."""
+    """Steps to a cell's next voxel along each axis, 0 for an axis of one. Unsigned: no index counts from the end."""
     d, h, w = sizes
     return np.uint64(h * w if d > 1 else 0), np.uint64(w if h > 1 else 0), np.uint64(1 if w > 1 else 0)
 
 
 def _between(builder: Any, a: Any, b: Any, fraction: Any) -> Any:
-    """Two numbers, or pairs of them, mixed: exactly the one at 0 and the other at 1."""
+    """Linear mix of two numbers, or of pairs of them: exactly the first at fraction 0 and the second at 1."""
     one = ir.FloatType()(1.0)
     if a.type == _PAIR:
         fraction, one = _both(builder, fraction), ir.Constant(_PAIR, [one, one])
@@ -239,7 +241,7 @@ _in_volume, _in_slice = _cell_value(deep=True), _cell_value(deep=False)
 
 @numba.njit(error_model="numpy", cache=True, fastmath={"contract", "nsz"})
 def _fetch(v, sizes, places, fractions, line):  # type: ignore[no-untyped-def]
-    """Linear values of a flat image in cells."""
+    """Writes the linear values of a flat image in cells to a line."""
     back, down, _ = _strides(sizes)
     zs, ys, xs = fractions[0], fractions[1], fractions[2]
     if sizes[2] == 1:
@@ -297,11 +299,11 @@ def _warp(image, matrix, field, moved, bent, border, add, out, chunks):  # type:
 
 
 @numba.njit(parallel=True, cache=True, nogil=True, error_model="numpy")
-def _look(fixed, moving, matrix, field, moved, bent, apart, seen, moments, chunks):  # type: ignore[no-untyped-def]
+def _fused_warp(fixed, moving, matrix, field, moved, bent, difference, view, moments, chunks):  # type: ignore[no-untyped-def]
     lanes, channels, _, height, width = fixed.shape
     sizes = moving.shape[2:]
-    flat, fields, still, views = _flat(moving), _flat(field), _flat(fixed), _flat(seen)
-    second = seen.shape[1] - channels  # of a pair, the warped image's first channel
+    flat, fields, still, views = _flat(moving), _flat(field), _flat(fixed), _flat(view)
+    second = view.shape[1] - channels  # of a pair, the warped image's first channel
     sums = np.empty((lanes * _shares(fixed.shape, 0, 1)[2], channels, MOMENTS))
     for chunk in numba.prange(chunks):
         some, rows, blocks, start, stop = _shares(fixed.shape, chunk, chunks)
@@ -319,7 +321,7 @@ def _look(fixed, moving, matrix, field, moved, bent, apart, seen, moments, chunk
                 if count < n:
                     _blank(line, kept, False)
                 _sum(before, line, sums[block, c])
-                if apart:
+                if difference:
                     _subtract(before, line)
                 elif second:
                     _clip(line, line)
@@ -347,7 +349,7 @@ def _clip(a, out):  # type: ignore[no-untyped-def]
 
 @numba.njit(error_model="numpy", cache=True)
 def _total(sums, out):  # type: ignore[no-untyped-def]
-    """Sums over the blocks of every lane, one after the other: a lane's do not depend on the threads, nor on others."""
+    """Sums over the blocks of every lane, in order: a lane's sums depend on neither the threads nor other lanes."""
     lanes = len(out)
     count = len(sums) // lanes
     for b in range(lanes):
@@ -358,7 +360,7 @@ def _total(sums, out):  # type: ignore[no-untyped-def]
 
 @numba.njit(error_model="numpy", cache=True, fastmath={"contract", "reassoc"})
 def _sum(a, b, out):  # type: ignore[no-untyped-def]
-    """Sums over a block of a, b, a a, b b and a b."""
+    """Writes the sums over a block of a, b, a a, b b and a b."""
     one, two, ones, twos, both = np.float32(0), np.float32(0), np.float32(0), np.float32(0), np.float32(0)
     for i in range(len(a)):
         one += a[i]
@@ -371,7 +373,7 @@ def _sum(a, b, out):  # type: ignore[no-untyped-def]
 
 @numba.njit(error_model="numpy", cache=True)
 def _voxels(points, n, sizes, places):  # type: ignore[no-untyped-def]
-    """The voxel nearest to each of points (3, N), halves up as in ITK."""
+    """Writes the index of the voxel nearest to each of points (3, N) to places, halves up as in ITK."""
     half = np.float32(0.5)
     h, w = np.int32(sizes[1]), np.int32(sizes[2])
     tops = np.float32(sizes[0] - 1), np.float32(sizes[1] - 1), np.float32(sizes[2] - 1)
@@ -407,7 +409,7 @@ def _nearest(image, matrix, field, moved, bent, out, chunks):  # type: ignore[no
 
 @numba.njit(error_model="numpy", cache=True)
 def _free(points, n, sizes, free):  # type: ignore[no-untyped-def]
-    """Along which axes points (3, N) are not held at the image's border: 1 or 0, (3, N)."""
+    """Writes 1 for each coordinate of points (3, N) inside the image, 0 for one that the border clamps."""
     for axis in range(3):
         top = np.float32(sizes[axis] - 1)
         for i in range(n):
@@ -417,7 +419,7 @@ def _free(points, n, sizes, free):  # type: ignore[no-untyped-def]
 
 @numba.njit(error_model="numpy", cache=True, fastmath={"contract", "nsz"})
 def _slope(v, sizes, places, fractions, kept, grad, total):  # type: ignore[no-untyped-def]
-    """Adds grad times the derivatives of values by its points to total (3, N)."""
+    """Adds grad times the derivatives of the values by the points to total (3, N)."""
     back, down, right = _strides(sizes)
     zs, ys, xs = fractions[0], fractions[1], fractions[2]
     for i in range(len(grad)):

@@ -40,14 +40,14 @@ def warp_labels(labels: Tensor, matrix: Tensor | None, displacement: Tensor | No
 
 
 def fused_warp(fixed: Tensor, moving: Tensor, matrix: Tensor | None, displacement: Tensor | None,
-         view: str) -> tuple[Tensor, Tensor]:
-    """What is seen of the warped image, and its moments with the fixed one, in one pass over the voxels."""
+               view: str) -> tuple[Tensor, Tensor]:
+    """A view of the warped image, and the moments of both images, in one pass over the voxels."""
     lanes, channels, shape = *moving.shape[:2], tuple(fixed.shape[2:])
-    seen = fixed.new_empty((lanes, (2 if view == "pair" else 1) * channels, *shape), dtype=torch.float32)
+    image = fixed.new_empty((lanes, (2 if view == "pair" else 1) * channels, *shape), dtype=torch.float32)
     sums = fixed.new_empty((lanes, channels, MOMENTS, triton.cdiv(fixed[0, 0].numel(), BLOCK)), dtype=torch.float32)
-    _launch(_look, fixed, moving, matrix, displacement, shape,
-            (fixed.detach().contiguous(), moving.detach().contiguous(), seen, sums), VIEW=_VIEWS[view])
-    return seen, sums.sum(-1, dtype=torch.float64)
+    _launch(_fused_warp, fixed, moving, matrix, displacement, shape,
+            (fixed.detach().contiguous(), moving.detach().contiguous(), image, sums), VIEW=_VIEWS[view])
+    return image, sums.sum(-1, dtype=torch.float64)
 
 
 def _launch(kernel, out: Tensor, image: Tensor, matrix: Tensor | None,  # type: ignore[no-untyped-def]
@@ -57,7 +57,7 @@ def _launch(kernel, out: Tensor, image: Tensor, matrix: Tensor | None,  # type: 
     (_, height, width), (d, h, w) = ((1, *each) if flat else each for each in (tuple(shape), tuple(image.shape[2:])))
     voxels = out[0, 0].numel()
     blocks = triton.cdiv(voxels, BLOCK)
-    rows = tensors[0] if matrix is None else homogeneous(matrix, lanes)  # any pointer serves where none is read
+    rows = tensors[0] if matrix is None else homogeneous(matrix, lanes)  # any pointer does where none is read
     field = tensors[0] if displacement is None else displacement.detach().contiguous()
     kernel[(blocks * lanes,)](*tensors, rows, field, channels, voxels, blocks, height, width, d, h, w,
                               MOVED=matrix is not None, BENT=displacement is not None, FLAT=flat, BLOCK=BLOCK,
@@ -67,7 +67,7 @@ def _launch(kernel, out: Tensor, image: Tensor, matrix: Tensor | None,  # type: 
 @triton.jit
 def _points(rows, field, lane, place, live, voxels, height, width,  # type: ignore[no-untyped-def]
             MOVED: tl.constexpr, BENT: tl.constexpr, FLAT: tl.constexpr):
-    """Where a block of voxels looks."""
+    """Source points of a block of voxels."""
     z = (place // (height * width)).to(tl.float32)
     y = ((place // width) % height).to(tl.float32)
     x = (place % width).to(tl.float32)
@@ -97,7 +97,7 @@ def _inside(z, y, x, d, h, w):  # type: ignore[no-untyped-def]
 
 @triton.jit
 def _clamped(at, size):  # type: ignore[no-untyped-def]
-    """0 where it is not a number."""
+    """A coordinate within 0 to size - 1; 0 for NaN."""
     top = (size - 1).to(tl.float32)
     at = tl.where(at > 0, at, 0.0)
     return tl.where(at < top, at, top)
@@ -105,7 +105,7 @@ def _clamped(at, size):  # type: ignore[no-untyped-def]
 
 @triton.jit
 def _cell(at, size):  # type: ignore[no-untyped-def]
-    """First voxel of the cell along an axis, how far across it, and the way to the next voxel, 1 or 0."""
+    """First voxel of the cell along an axis, the fraction across it, and the step to the next voxel, 1 or 0."""
     clamped = _clamped(at, size)
     first = tl.minimum(clamped.to(tl.int32), tl.maximum(size - 2, 0))
     return first, clamped - first.to(tl.float32), tl.minimum(size - 1, 1)
@@ -129,7 +129,7 @@ def _linear(v, z, y, x, live, d, h, w, FLAT: tl.constexpr):  # type: ignore[no-u
 
 @triton.jit
 def _between(at, right, fraction, live):  # type: ignore[no-untyped-def]
-    """Of two voxels side by side: exactly the one at 0 and the other at 1."""
+    """Linear mix of two neighbouring voxels: exactly the first at fraction 0 and the second at 1."""
     first = tl.load(at, mask=live, other=0.0).to(tl.float32)
     return (1 - fraction) * first + fraction * tl.load(at + right, mask=live, other=0.0).to(tl.float32)
 
@@ -159,20 +159,20 @@ def _nearest(labels, out, rows, field, channels, voxels, blocks, height, width, 
     place = (tl.program_id(0) % blocks) * BLOCK + tl.arange(0, BLOCK)
     live = place < voxels
     z, y, x = _points(rows, field, lane, place, live, voxels, height, width, MOVED, BENT, FLAT)
-    seen = live & _inside(z, y, x, d, h, w)
+    valid = live & _inside(z, y, x, d, h, w)
     zi = _clamped(tl.floor(z + 0.5), d).to(tl.int32)
     yi = _clamped(tl.floor(y + 0.5), h).to(tl.int32)
     xi = _clamped(tl.floor(x + 0.5), w).to(tl.int32)
     for channel in range(channels):
         plane = lane * channels + channel
-        value = tl.load(labels + plane * d * h * w + (zi * h + yi) * w + xi, mask=seen, other=0)
+        value = tl.load(labels + plane * d * h * w + (zi * h + yi) * w + xi, mask=valid, other=0)
         tl.store(out + plane * voxels + place, value, mask=live)
 
 
 @triton.jit(do_not_specialize=_SIZES)
-def _look(fixed, moving, seen, sums, rows, field, channels, voxels, blocks,  # type: ignore[no-untyped-def]
-          height, width, d, h, w, MOVED: tl.constexpr, BENT: tl.constexpr, FLAT: tl.constexpr, BLOCK: tl.constexpr,
-          VIEW: tl.constexpr):
+def _fused_warp(fixed, moving, view, sums, rows, field, channels, voxels, blocks,  # type: ignore[no-untyped-def]
+                height, width, d, h, w, MOVED: tl.constexpr, BENT: tl.constexpr, FLAT: tl.constexpr,
+                BLOCK: tl.constexpr, VIEW: tl.constexpr):
     lane = (tl.program_id(0) // blocks).to(tl.int64)
     block = tl.program_id(0) % blocks
     place = block * BLOCK + tl.arange(0, BLOCK)
@@ -185,11 +185,11 @@ def _look(fixed, moving, seen, sums, rows, field, channels, voxels, blocks,  # t
         value = tl.where(inside, value, 0.0)
         still = tl.load(fixed + plane * voxels + place, mask=live, other=0.0).to(tl.float32)
         if VIEW == 0:
-            tl.store(seen + plane * voxels + place, value, mask=live)
+            tl.store(view + plane * voxels + place, value, mask=live)
         if VIEW == 1:
-            tl.store(seen + plane * voxels + place, still - value, mask=live)
+            tl.store(view + plane * voxels + place, still - value, mask=live)
         if VIEW == 2:
-            first = seen + (2 * lane * channels + channel) * voxels + place
+            first = view + (2 * lane * channels + channel) * voxels + place
             tl.store(first, tl.minimum(tl.maximum(still, 0.0), 1.0), mask=live)
             tl.store(first + channels * voxels, tl.minimum(tl.maximum(value, 0.0), 1.0), mask=live)
         at = sums + plane * 5 * blocks + block

@@ -1,4 +1,4 @@
-"""How kernels see their arguments: two dimensions are a volume of one slice, labels are words of bits."""
+"""Arguments as the kernels take them: 2D images are volumes of one slice, labels are integers of the same bits."""
 
 from __future__ import annotations
 
@@ -18,5 +18,5 @@ def homogeneous(matrix: Tensor, lanes: int) -> Tensor:
 
 
 def bits(labels: Tensor) -> Tensor:
-    """The same memory as integers: what only copies values need not know their type."""
+    """The same memory as integers: a kernel that only copies values needs no other type."""
     return labels.detach().contiguous().view(_WORDS[labels.element_size()])

@@ -38,7 +38,7 @@ def backend(device: torch.device, displacement: Tensor | None = None) -> ModuleT
 
 def check(name: str, image: Tensor, matrix: Tensor | None, displacement: Tensor | None,
           shape: Sequence[int]) -> None:
-    """Raise ValueError unless all fit together: a kernel does not look whether memory is its own."""
+    """Raise ValueError unless the arguments fit together: kernels do not check the bounds of memory."""
     lanes, ndim = len(image), image.ndim - 2
     if ndim not in (2, 3) or min(image.shape[2:]) < 1 or len(shape) != ndim:
         raise ValueError(f"{name}: the image is {tuple(image.shape)}, the grid {tuple(shape)}; the image must be "
@@ -99,12 +99,12 @@ def warp_labels(labels: Tensor, matrix: Tensor | None, displacement: Tensor | No
            schema="(Tensor fixed, Tensor moving, Tensor? matrix, Tensor? displacement, str view) "
                   "-> (Tensor, Tensor)")
 def fused_warp(fixed: Tensor, moving: Tensor, matrix: Tensor | None, displacement: Tensor | None,
-         view: str) -> tuple[Tensor, Tensor]:
+               view: str) -> tuple[Tensor, Tensor]:
     """The step of an environment in one pass: warp, observation, and the sums that rewards are made of."""
     check("fused_warp", moving, matrix, displacement, fixed.shape[2:])
     if fixed.shape[:2] != moving.shape[:2] or fixed.device != moving.device:
-        raise ValueError(f"fused_warp: fixed is {tuple(fixed.shape)} on {fixed.device}, moving {tuple(moving.shape)} on "
-                         f"{moving.device}; lanes, channels and device must agree.")
+        raise ValueError(f"fused_warp: fixed is {tuple(fixed.shape)} on {fixed.device}, moving {tuple(moving.shape)} "
+                         f"on {moving.device}; lanes, channels and device must agree.")
     check_float("fused_warp", fixed)
     check_float("fused_warp", moving)
     return backend(fixed.device, displacement).fused_warp(fixed, moving, matrix, displacement, view)
@@ -149,8 +149,8 @@ def _(labels: Tensor, matrix: Tensor | None, displacement: Tensor | None, shape:
 def _(fixed: Tensor, moving: Tensor, matrix: Tensor | None, displacement: Tensor | None,
       view: str) -> tuple[Tensor, Tensor]:
     lanes, channels = moving.shape[:2]
-    seen = (lanes, (2 if view == "pair" else 1) * channels, *fixed.shape[2:])
-    return (fixed.new_empty(seen, dtype=torch.float32),
+    shape = (lanes, (2 if view == "pair" else 1) * channels, *fixed.shape[2:])
+    return (fixed.new_empty(shape, dtype=torch.float32),
             fixed.new_empty((lanes, channels, MOMENTS), dtype=torch.float64))
 
 
@@ -164,7 +164,7 @@ def _(grad: Tensor, image: Tensor, matrix: Tensor | None, displacement: Tensor |
 
 def _gradients(grad: Tensor, image: Tensor, matrix: Tensor | None, displacement: Tensor | None,
                border: bool, wanted: Sequence[bool]) -> tuple[Tensor | None, Tensor | None, Tensor | None]:
-    """Of an image, a matrix and a displacement."""
+    """Gradients of an image, a matrix and a displacement; None where not wanted."""
     want_image, want_matrix, want_displacement = wanted
     of_image, of_points = warp_vjp(grad, image, matrix, displacement, border, want_image,
                                    want_matrix or want_displacement)

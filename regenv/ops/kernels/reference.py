@@ -9,7 +9,7 @@ from regenv.ops.sampling import affine_coordinates, identity, sample, sample_lab
 
 
 def points(lanes: int, matrix: Tensor | None, displacement: Tensor | None, shape: tuple[int, ...]) -> Tensor:
-    """Where the voxels of a grid look, (B, *shape, D)."""
+    """Source points (B, *shape, D) of the voxels of a grid."""
     if matrix is not None:
         found = affine_coordinates(matrix, shape, displacement)
     else:
@@ -31,16 +31,16 @@ def warp_labels(labels: Tensor, matrix: Tensor | None, displacement: Tensor | No
 
 
 def fused_warp(fixed: Tensor, moving: Tensor, matrix: Tensor | None, displacement: Tensor | None,
-         view: str) -> tuple[Tensor, Tensor]:
-    """What is seen of the warped image, and its moments with the fixed one."""
+               view: str) -> tuple[Tensor, Tensor]:
+    """A view of the warped image, and the moments of both images."""
     still = fixed.to(torch.float32)
     moved = warp(moving.to(torch.float32), matrix, displacement, tuple(fixed.shape[2:]), border=False)
     if view == "difference":
-        seen = still - moved
+        image = still - moved
     else:
-        seen = torch.cat([still, moved], 1).clamp_(0, 1) if view == "pair" else moved
-    a, b = (image.flatten(2).to(torch.float64) for image in (still, moved))
-    return seen, torch.stack([each.sum(-1) for each in (a, b, a * a, b * b, a * b)], -1)
+        image = torch.cat([still, moved], 1).clamp_(0, 1) if view == "pair" else moved
+    a, b = (each.flatten(2).to(torch.float64) for each in (still, moved))
+    return image, torch.stack([product.sum(-1) for product in (a, b, a * a, b * b, a * b)], -1)
 
 
 def vjp(grad: Tensor, image: Tensor, matrix: Tensor | None, displacement: Tensor | None, border: bool,

@@ -1,4 +1,4 @@
-"""How many threads a kernel on the CPU is worth."""
+"""How many threads a kernel on the CPU uses."""
 
 from __future__ import annotations
 
@@ -7,12 +7,12 @@ from contextlib import contextmanager
 
 import numba
 
-SERIAL_BELOW = 1 << 20  # voxels: threads that wake for less cost more than they save, ten times so on a busy machine
+SERIAL_BELOW = 1 << 20  # voxels: for less, waking threads costs more than it saves; ten times so on a busy machine
 
 
 @contextmanager
 def threads_for(voxels: int) -> Iterator[int]:
-    """Within, kernels run on as many threads as the work is worth; their number."""
+    """Run kernels on one thread for little work and on all for more; gives their number."""
     threads = numba.get_num_threads()
     if voxels < SERIAL_BELOW and threads > 1:
         numba.set_num_threads(1)

@@ -12,10 +12,10 @@ import SimpleITK as sitk
 import torch
 import torch.nn.functional as F
 
-from regagents.classical.common import to_sitk
 from regagents.classical.convexadam import AdamInstance, ConvexAdam, CoupledConvex, cost_volume, energy, pooled_features
 from regagents.evaluation.dense import searched
 from regenv.core import RegistrationCore
+from regenv.data.io.resampling import framed
 from regenv.grid import Grid
 from regenv.ops.affine import transform_points
 from regenv.ops.warp import warp_dense, warp_points
@@ -199,9 +199,9 @@ def test_images_of_two_grids_are_registered_in_voxels_of_the_fixed_one(shape: tu
     grid = Grid.centered(shape, spacing, direction=turned.ravel())
     fixed, moving, field = pair(shape, 2.0)
     other = Grid.centered([n + 8 for n in shape], spacing, direction=turned.ravel())
-    wide = sitk.Resample(to_sitk(moving[0, 0], grid), to_sitk(torch.zeros(other.shape), other), sitk.Transform(),
+    wide = sitk.Resample(framed(moving[0, 0], grid), framed(torch.zeros(other.shape), other), sitk.Transform(),
                          sitk.sitkLinear, 0.0, sitk.sitkFloat32, True)
-    found = ConvexAdam().register(to_sitk(fixed[0, 0], grid), wide)
+    found = ConvexAdam().register(framed(fixed[0, 0], grid), wide)
     assert found.shape == (ndim, *shape) and found.dtype == np.float32
     assert inner_error(torch.from_numpy(found)[None], field) < 0.4
 
@@ -209,7 +209,7 @@ def test_images_of_two_grids_are_registered_in_voxels_of_the_fixed_one(shape: tu
 @SOLVERS
 def test_a_flat_image_stays_where_it_is(solver: Any) -> None:
     grid = Grid.centered((32, 32), 1.0)
-    flat, image = to_sitk(torch.zeros(32, 32), grid), to_sitk(texture((32, 32))[0, 0], grid)
+    flat, image = framed(torch.zeros(32, 32), grid), framed(texture((32, 32))[0, 0], grid)
     assert np.abs(solver.register(flat, image)).max() == 0
     assert np.abs(solver.register(image, flat)).max() == 0
 
@@ -225,8 +225,8 @@ def test_it_runs_over_episodes_and_in_inference_mode() -> None:
 
 
 @pytest.mark.parametrize(("arguments", "message"), [
-    ({"iterations": 0}, "AdamInstance: iterations is 0"), ({"rate": 0.0}, "rate is 0.0"),
-    ({"rate": math.nan}, "rate is nan"), ({"weight": -1.0}, "weight is -1.0"), ({"stride": 0}, "stride is 0"),
+    ({"iterations": 0}, "AdamInstance: iterations is 0"), ({"lr": 0.0}, "lr is 0.0"),
+    ({"lr": math.nan}, "lr is nan"), ({"weight": -1.0}, "weight is -1.0"), ({"stride": 0}, "stride is 0"),
     ({"smoothings": -1}, "smoothings is -1")])
 def test_adam_names_a_bad_argument(arguments: dict[str, Any], message: str) -> None:
     with pytest.raises(ValueError, match=message):

@@ -1,23 +1,15 @@
-"""Checkpoints: what is saved comes back, what does not fit is named, and an interrupted training goes on as if not."""
+"""Checkpoints: what is saved comes back, and what does not fit is named."""
 
 from __future__ import annotations
 
-import importlib
-import json
 from pathlib import Path
-from typing import Any
 
 import pytest
 import torch
-from safetensors.torch import load_file
 
 from regagents.common import checkpoints
 from regagents.common.checkpoints import CheckpointError
-from regagents.training import presets
-from tests.regagents.toys import checkpoint, stubborn, toy_config
-
-training = importlib.import_module("regagents.training.train")  # the package exports the function of that name
-BATCH, REPOSE = 48, 4
+from tests.regagents.toys import checkpoint
 
 
 def test_round_trip(tmp_path: Path) -> None:
@@ -27,14 +19,6 @@ def test_round_trip(tmp_path: Path) -> None:
     assert back.keys() == tensors.keys() and all(torch.equal(back[k], tensors[k]) for k in tensors)
     assert card == {"card_version": checkpoints.CARD_VERSION, "name": "x", "samples": 7}
     assert {path.name for path in (tmp_path / "deep").iterdir()} == {"x.safetensors", "x.json"}
-
-
-def test_an_agent_comes_back(tmp_path: Path) -> None:
-    agent = training.load(checkpoint(tmp_path / "toy.safetensors", 2))
-    wanted = stubborn(2).q_net.state_dict()
-    for net in (agent.q_net, agent.q_net_target):
-        assert all(torch.equal(value, wanted[name]) for name, value in net.state_dict().items())
-    assert not agent.policy.training
 
 
 def test_a_misfit_changes_nothing(tmp_path: Path) -> None:
@@ -83,73 +67,3 @@ def test_failed_save_keeps_the_old_file(tmp_path: Path, monkeypatch: pytest.Monk
     with pytest.raises(ZeroDivisionError):
         checkpoints.save(path, {"a": torch.zeros(1)}, {})
     assert {p: p.read_bytes() for p in tmp_path.iterdir()} == before
-
-
-@pytest.fixture
-def tiny(monkeypatch: pytest.MonkeyPatch) -> str:
-    """A preset of a few steps, with everything that a long one has."""
-    source = {"name": "phantoms", "patients": 2, "bank_spacing": 8.0}
-    monkeypatch.setitem(presets.PRESETS, "tiny", toy_config(2, step=1.0, size=8, source=source) | {
-        "algorithm": {"sampler_kwargs": {"near": 0.3}},
-        "curriculum": {"start": 0.1, "end": 0.8, "difficulty": [0.0, 1.0], "reach": [0.5, 1.0]},
-        "steps": 12 * BATCH})
-    return "tiny"
-
-
-def test_resumed_training_equals_uninterrupted(tiny: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    """Bit for bit: weights, optimizer and samples, though the break fell between two states and new images."""
-    straight = training.train(tiny, tmp_path / "straight", seed=5)
-    on_step = training._Keeper._on_step
-
-    def stop(keeper: Any) -> bool:
-        on_step(keeper)
-        if keeper.model.updates == REPOSE + 2:
-            raise KeyboardInterrupt
-        return True
-
-    with monkeypatch.context() as patch:
-        patch.setattr(training._Keeper, "_on_step", stop)
-        with pytest.raises(KeyboardInterrupt):
-            training.train(tiny, tmp_path / "broken", seed=5, keep_every=-1.0)
-    assert json.loads((tmp_path / "broken" / "state.json").read_text())["updates"] == REPOSE
-    resumed = training.train(tiny, tmp_path / "broken", seed=5, resume=True)
-    for one, other in ((straight, resumed), (straight.with_name("state.safetensors"),
-                                             resumed.with_name("state.safetensors"))):
-        a, b = load_file(one), load_file(other)
-        assert a.keys() == b.keys() and all(torch.equal(a[name], b[name]) for name in a)
-    cards = [json.loads(path.with_suffix(".json").read_text()) for path in (straight, resumed)]
-    assert cards[0]["samples"] == cards[1]["samples"] == 12 * BATCH
-    untrained = training.create(presets.PRESETS[tiny], seed=5).q_net.state_dict()
-    assert any(not torch.equal(value, untrained[name]) for name, value in load_file(straight).items())
-
-
-def test_another_seed_is_another_training(tiny: str, tmp_path: Path) -> None:
-    first, second = (load_file(training.train(tiny, tmp_path / str(seed), steps=BATCH, seed=seed)) for seed in (0, 1))
-    assert any(not torch.equal(first[name], second[name]) for name in first)
-
-
-def test_resume_refuses_another_config(tiny: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    training.train(tiny, tmp_path / "out", steps=BATCH)
-    monkeypatch.setitem(presets.PRESETS, tiny, presets.PRESETS[tiny] | {"steps": 1})
-    with pytest.raises(CheckpointError, match="config differs"):
-        training.train(tiny, tmp_path / "out", resume=True)
-
-
-def test_init_takes_what_fits(tiny: str, tmp_path: Path) -> None:
-    """The convolutions of an agent with other actions; its head stays as it was drawn."""
-    first = training.train(tiny, tmp_path / "first", steps=BATCH, seed=0)
-    with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(training.DSL, "learn", lambda agent, total, callback, **_: callback.init_callback(agent))
-        patch.setitem(presets.PRESETS, "other", presets.PRESETS[tiny] | {
-            "env_kwargs": {**presets.PRESETS[tiny]["env_kwargs"], "step_sizes": [1.0, 4.0]}, "init": str(first)})
-        second = training.train("other", tmp_path / "second", steps=BATCH, seed=1)
-    a, b = load_file(first), load_file(second)
-    for name in a:
-        taken = a[name].shape == b[name].shape and torch.equal(a[name], b[name])
-        assert taken == name.startswith("features_extractor."), name
-
-
-def test_init_refuses_what_does_not_fit_at_all(tiny: str, tmp_path: Path) -> None:
-    checkpoints.save(tmp_path / "foreign.safetensors", {"weight": torch.zeros(2)}, {})
-    with pytest.raises(CheckpointError, match=r"foreign.safetensors: none of its tensors is in the network"):
-        training.train(tiny, tmp_path / "out", steps=BATCH, init=str(tmp_path / "foreign.safetensors"))

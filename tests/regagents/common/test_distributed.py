@@ -17,29 +17,29 @@ HEAD = """
 import sys, torch, gymnasium as gym
 from regagents.common.checkpoints import save
 import regenv
-from regagents.common import parallel
+from regagents.common import distributed
 torch.set_num_threads(1)
 """
 DSL = HEAD + """
 from regagents.dsl import DSL
-with parallel.group("cpu"):
+with distributed.group("cpu"):
     source = {"name": "phantoms", "patients": 2, "bank_spacing": 3.0}
     env = gym.make("RegRigid2D-v0", size=32, spacing=7.0, source=source)
-    agent = DSL(env=env, batch_size=8 // parallel.world(), seed=5).learn(40)
+    agent = DSL(env=env, batch_size=8 // distributed.world(), seed=5).learn(40)
     assert agent.num_timesteps == 40 and agent.updates == 5
-    save(f"{sys.argv[1]}/{parallel.world()}-{parallel.rank()}.safetensors", agent.network.state_dict(), {})
+    save(f"{sys.argv[1]}/{distributed.world()}-{distributed.rank()}.safetensors", agent.network.state_dict(), {})
 """
 OTHERS = HEAD + """
 from regagents.l2o import L2O
 from regagents.spac import SPAC
-with parallel.group("cpu"):
+with distributed.group("cpu"):
     digits = gym.make("RegDenseDigits-v0", max_episode_steps=4)
     spac = SPAC(env=digits, lanes=2, batch_size=2, buffer_size=50, learning_starts=4, seed=1).learn(64)
     lungs = gym.make("RegKeypoint2D-v0", size=32, spacing=6.0, observation="dict", source="deformed")
     l2o = L2O(env=lungs, accumulate=1, seed=1, policy_kwargs={"pools": 2}).learn(64)
     weights = {f"spac.{name}": value for name, value in spac.network.state_dict().items()}
     weights |= {f"l2o.{name}": value for name, value in l2o.network.state_dict().items()}
-    save(f"{sys.argv[1]}/{parallel.rank()}.safetensors", weights, {})
+    save(f"{sys.argv[1]}/{distributed.rank()}.safetensors", weights, {})
     print("updates", spac.updates, l2o.updates)
 """
 

@@ -1,4 +1,4 @@
-"""Engines give what a plain loop gives; a ledger is gone on from wherever the run was cut off."""
+"""Every engine gives the results of a plain loop; an interrupted run continues from its ledger."""
 
 from __future__ import annotations
 

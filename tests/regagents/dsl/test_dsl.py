@@ -87,7 +87,7 @@ def test_paper_schedule_and_network():
     dense = [m.out_features for m in model.q_net.modules() if isinstance(m, torch.nn.Linear)]
     assert convolutions == [8, 32, 32, 128, 128] and dense == [512, 512, 64, 6]
     model.updates = 25_000
-    assert model._rate(0.5) == pytest.approx(6e-5 * 0.7**2)
+    assert model.lr(0.5) == pytest.approx(6e-5 * 0.7**2)
     model.learn(8)
 
 
@@ -140,7 +140,8 @@ def test_curriculum_rises_linearly_between_its_shares():
     assert curriculum.at(0.9) == {"difficulty": 1.0, "reach": 1.0}
 
 
-@pytest.mark.parametrize("wrong", [{"schedule": "linear"}, {"poses_per_image": 0}, {"policy_kwargs": {"best_odds": (0.5, 0.2)}}])
+@pytest.mark.parametrize("wrong", [{"schedule": "linear"}, {"poses_per_image": 0},
+                                   {"policy_kwargs": {"best_odds": (0.5, 0.2)}}])
 def test_bad_arguments_are_named(wrong):
     name = next(iter(wrong))
     with pytest.raises(ValueError, match="best_odds" if name == "policy_kwargs" else name):

@@ -102,15 +102,28 @@ def test_what_is_written(tmp_path: Path, found: Comparison) -> None:
 def test_deforming_ids_are_measured_by_their_labels(tmp_path: Path) -> None:
     digits = compare("RegDenseDigits-v0", ["ppo"], 32, 2, 1, 7, {"max_episode_steps": 2}, out=tmp_path / "digits",
                      held_out={"source": {"name": "digits", "split": "test"}})
-    assert digits.measure == "Dice" and [entry.method for entry in digits.entries] == [
-        "initial", "demons", "free-form", "ppo"]
+    assert digits.measure == "Dice" and [entry.method for entry in digits.entries if entry.method != "syn"] == [
+        "initial", "demons", "bspline", "adam", "convexadam", "ppo"]
     assert all((entry.scores >= 0).all() and (entry.scores <= 1).all() for entry in digits.entries)
-    assert digits.entries[2].scores.mean() > digits.entries[0].scores.mean()
+    tuned = evaluate("RegDenseDigits-v0", ["demons"], 2, 7, {"source": {"name": "digits", "split": "test"}}).rows[0]
+    assert digits.entries[1].scores[0].tolist() == tuned.values("dice").tolist()
+    assert digits.entries[1].scores.mean() > digits.entries[0].scores.mean()
+
+
+def test_key_points_are_measured_by_their_error() -> None:
+    assert module.first_measure("RegKeypoint3D-v0", {}) == module.first_measure("RegRigid2D-v0", {}) == "tre_mm"
+    assert module.first_measure("RegDense2D-v0", {}) == module.first_measure("RegSDM3D-v0", {}) == "dice"
+    chunk = next(module.chunks("RegKeypoint2D-v0", 2, 3, {"size": 32}))
+    assert module.scored(chunk, module.Found.of(chunk.state), "tre_mm") == pytest.approx(chunk.state.tre.tolist())
+    with pytest.raises(ValueError, match="RegSDM2D-v0 has no TRE, mm here"):
+        organs = next(module.chunks("RegSDM2D-v0", 1, 3, {}))
+        module.scored(organs, module.Found.of(organs.state), "tre_mm")
 
 
 @pytest.mark.parametrize(("arguments", "told"), [
     ({"agents": []}, "agents are none"), ({"agents": ["ppo", "ppo"]}, "name each once"),
-    ({"agents": ["sac"]}, "sac has no settings"), ({"budget": 0}, "budget is 0"), ({"pairs": 0}, "pairs is 0")])
+    ({"agents": ["sac"]}, "sac has no settings"), ({"budget": 0}, "budget is 0"), ({"pairs": 0}, "pairs is 0"),
+    ({"baselines": ["demons"]}, "baselines are demons; for RegRigid2D-v0 they are initial, mi, sift, elastix")])
 def test_bad_arguments_are_named(tmp_path: Path, arguments: dict[str, Any], told: str) -> None:
     with pytest.raises(ValueError, match=told):
         small(tmp_path / "table", **arguments)

@@ -1,10 +1,7 @@
-"""Evaluation: every method meets the same pairs and starts; the numbers are the environment's own."""
+"""Evaluation: every method meets the same pairs and starts, in any family; the numbers are the environment's own."""
 
 from __future__ import annotations
 
-import csv
-import json
-from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -13,18 +10,20 @@ import numpy as np
 import pytest
 
 import regagents.evaluation.evaluate as evaluation
-from regagents.evaluation.evaluate import Pipeline, Policy, evaluate
-from regagents.evaluation.pairs import HELD_OUT, chunks, grid_of
+from regagents.evaluation import pairs
+from regagents.evaluation.dense import STANDARD
+from regagents.evaluation.evaluate import chosen_baselines, evaluate, row_of
+from regagents.evaluation.methods import Initial, Policy
 from regagents.evaluation.report import Report, Row
-from regenv.data.io.images import ImageError
-from regenv.grid import Grid
-from regenv.ops.landmarks import wilson
-from tests.regagents.toys import SHAPES, SPACINGS, checkpoint
+from regagents.registration.pipeline import Pipeline
+from regenv.core import RegistrationCore
+from tests.regagents.toys import checkpoint
 
 PAIRS, SEED = 4, 11
 ENV = "RegRigid2D-v0"
 KWARGS: dict[str, Any] = {"size": 48, "spacing": 5.0, "ranges": [12, 12, 12],
                           "source": {"name": "phantoms", "patients": 2, "bank_spacing": 2.5}}
+DIGITS = "RegDenseDigits-v0"
 SAME_MM = 1e-6
 
 
@@ -52,6 +51,7 @@ def test_methods_and_their_order(report: Report) -> None:
     names = [row.method.rsplit("/", 1)[-1] for row in report.rows]
     assert names == ["initial", "mi", "toy.safetensors", "toy.safetensors, refined", "mi-multistart"]
     assert all(len(row.errors_mm) == PAIRS and np.isfinite(row.errors_mm).all() for row in report.rows)
+    assert report.moves == "pose" and all(list(row.measures) == ["tre_mm"] for row in report.rows)
 
 
 def test_mutual_information_improves_on_the_start(report: Report) -> None:
@@ -65,22 +65,15 @@ def test_multi_start_has_at_least_the_agents_time(report: Report) -> None:
     assert by_name(report, "mi-multistart").seconds >= by_name(report, "refined").seconds
 
 
-def test_pairs_do_not_depend_on_the_chunk(monkeypatch: pytest.MonkeyPatch) -> None:
-    def starts() -> list[np.ndarray]:
-        return [np.concatenate([case.fixed.array.ravel(), case.start.ravel()])
-                for chunk in chunks(ENV, 3, SEED, KWARGS) for case in chunk.cases]
-
-    whole = starts()
-    monkeypatch.setattr(evaluation, "CHUNK", 2)
-    assert all(np.array_equal(a, b) for a, b in zip(whole, starts(), strict=True))
-
-
-def test_a_case_measures_what_the_environment_measures() -> None:
-    case = next(chunks(ENV, 1, SEED, KWARGS)).cases[0]
-    linear, shift = case.start[:2, :2], case.start[:2, 2]
-    assert case.error(case.start) == pytest.approx(
-        np.linalg.norm(case.landmarks @ linear.T + shift - case.targets, axis=1).mean(), abs=SAME_MM)
-    assert case.seed == SEED and case.fixed.array.shape == (48, 48)
+def test_results_do_not_depend_on_the_chunk(monkeypatch: pytest.MonkeyPatch) -> None:
+    whole = evaluate(DIGITS, ["initial", "demons", "digits-spac"], 3, SEED)
+    for module in (evaluation, pairs):
+        monkeypatch.setattr(module, "CHUNK", 2)
+    parts = evaluate(DIGITS, ["initial", "demons", "digits-spac"], 3, SEED)
+    for one, other in zip(whole.rows, parts.rows, strict=True):
+        assert list(one.measures) == list(other.measures) == ["dice", "hd95_mm", "folding", "sd_log_jacobian"]
+        for name in one.measures:
+            assert one.measures[name] == pytest.approx(other.measures[name], abs=0.02), (one.method, name)
 
 
 def test_a_policy_plays_to_the_time_limit() -> None:
@@ -101,78 +94,63 @@ def test_a_policy_plays_to_the_time_limit() -> None:
         assert error == pytest.approx(info["tre"], abs=SAME_MM)
 
 
-def test_json_and_csv_hold_the_table(report: Report, tmp_path: Path) -> None:
-    report.save_json(tmp_path / "r.json")
-    report.save_csv(tmp_path / "r.csv")
-    assert {path.name for path in tmp_path.iterdir()} == {"r.json", "r.csv"}
-    data = json.loads((tmp_path / "r.json").read_text())
-    assert data["schema"] == 1 and (data["env"], data["pairs"], data["seed"]) == (ENV, PAIRS, SEED)
-    assert data["env_kwargs"]["source"]["name"] == "phantoms"
-    rows = list(csv.DictReader((tmp_path / "r.csv").open()))
-    for row, method, line in zip(report.rows, data["methods"], rows, strict=True):
-        assert method["method"] == line["method"] == row.method
-        assert method["errors_mm"] == list(row.errors_mm)
-        assert method["tre_p50_mm"] == float(line["tre_p50_mm"]) == np.percentile(row.errors_mm, 50)
-        assert (method["success_low"], method["success_high"]) == wilson(
-            sum(error <= report.success_mm for error in row.errors_mm), PAIRS)
+def test_displacements_are_measured_by_overlap_folds_and_surfaces() -> None:
+    found = evaluate(DIGITS, ["digits-spac", "initial", "demons"], 3, SEED)
+    assert found.moves == "field" and [row.method for row in found.rows] == ["digits-spac", "initial", "demons"]
+    env = gym.make(DIGITS)
+    assert found.row("initial").measures["dice"] == pytest.approx(
+        [env.reset(seed=SEED + i)[1]["dice"] for i in range(3)])
+    better, start = (found.row(name).values("dice").mean() for name in ("digits-spac", "initial"))
+    assert better > start + 0.2
+    assert found.row("digits-spac").values("hd95_mm").mean() < found.row("initial").values("hd95_mm").mean()
+    assert "digits-spac" in found.table()
 
 
-def test_reports_of_the_same_pairs_are_joined(report: Report) -> None:
-    newer = replace(report, rows=(replace(by_name(report, "initial"), errors_mm=(1.0,) * PAIRS),
-                                  Row("new", (2.0,) * PAIRS, 0.1)))
-    joined = Report.from_dict(json.loads(json.dumps(report.to_dict()))).joined(newer)
-    assert [row.method for row in joined.rows] == [*(row.method for row in report.rows), "new"]
-    assert joined.rows[0].errors_mm == (1.0,) * PAIRS and joined.rows[1:-1] == report.rows[1:]
-    with pytest.raises(ValueError, match=f"seed is {SEED} in one and 0 in the other"):
-        report.joined(replace(newer, seed=0))
-    with pytest.raises(ValueError, match="schema is 7"):
-        Report.from_dict({**report.to_dict(), "schema": 7})
+def test_key_points_with_known_targets_are_measured_by_their_error() -> None:
+    arguments = {"size": 32}
+    found = evaluate("RegKeypoint2D-v0", ["initial", "adam"], 2, SEED, arguments)
+    assert list(found.rows[0].measures) == list(STANDARD)
+    env = gym.make("RegKeypoint2D-v0", **arguments)
+    assert found.row("initial").errors_mm == pytest.approx(
+        [env.reset(seed=SEED + i)[1]["tre"] for i in range(2)], abs=SAME_MM)
+    assert found.row("adam").mean < found.row("initial").mean
 
 
-def test_failed_write_keeps_the_old_report(report: Report, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    (tmp_path / "r.json").write_text("old")
-    monkeypatch.setattr(evaluation.json, "dumps", lambda *a, **k: 1 / 0)
-    with pytest.raises(ZeroDivisionError):
-        report.save_json(tmp_path / "r.json")
-    assert [path.read_text() for path in tmp_path.iterdir()] == ["old"]
-    with pytest.raises(ImageError, match="does not exist"):
-        report.save_csv(tmp_path / "nowhere" / "r.csv")
+def test_the_measures_of_displacements_can_be_chosen() -> None:
+    found = evaluate(DIGITS, ["initial"], 2, SEED, measures=("hausdorff_mm", "dice"))
+    assert list(found.rows[0].measures) == ["hausdorff_mm", "dice"]
 
 
-def test_table_shows_known_numbers() -> None:
-    rows = (Row("good", (1.0, 2.0, 3.0, 4.0), 0.5), Row("half as good", (5.0, 5.0, 50.0, 50.0), 12.0))
-    lines = Report(ENV, {}, 4, 0, 1, 10.0, rows).table().splitlines()
-    assert len({len(line) for line in lines}) == 1
-    assert lines[1].split() == ["good", "2.50", "1.30", "2.50", "3.70", "100.0", "%", "51.0-100.0", "%", "0.50"]
-    assert "50.0 %" in lines[2] and "15.0-85.0 %" in lines[2]
+@pytest.mark.parametrize(("env_id", "arguments", "told"), [
+    (DIGITS, {"refine": True}, "refine is for poses"),
+    (DIGITS, {"methods": ["mi"]}, "baseline is 'mi'; for these pairs it must be one of initial, demons"),
+    (DIGITS, {"methods": ["mi-multistart"]}, "baseline is 'mi-multistart'"),
+    (DIGITS, {"methods": ["rigid2d"]}, "rigid2d: it finds a pose, but the pairs need a Dense"),
+    (DIGITS, {"methods": []}, "no method was given; give an agent or one of initial, demons"),
+    (ENV, {"methods": ["demons"]}, "baseline is 'demons'; for these pairs it must be one of initial, mi"),
+    (ENV, {"methods": ["digits-spac"]}, r"digits-spac: it sees \(28, 28\) voxels"),
+    (ENV, {"methods": ["initial", "initial"]}, "each may stand there once"),
+    (ENV, {"methods": ["initial", "mi-multistart"]}, "no agent was given"),
+    (ENV, {"pairs": 0}, "pairs is 0")])
+def test_what_does_not_suit_the_pairs_is_named(env_id: str, arguments: dict[str, Any], told: str) -> None:
+    with pytest.raises(ValueError, match=told):
+        evaluate(env_id, **{"methods": ["initial"], "pairs": 1, "env_kwargs": KWARGS if env_id == ENV else {},
+                            **arguments})
 
 
-@pytest.mark.parametrize("ndim", [2, 3])
-def test_grids_come_back_from_their_matrices(ndim: int) -> None:
-    direction = np.linalg.qr(np.random.default_rng(ndim).normal(size=(ndim, ndim)))[0]
-    grid = Grid.centered(SHAPES[ndim], SPACINGS[ndim], [7.0, 8.0, 9.0][:ndim], direction.ravel())
-    assert np.allclose(grid_of(grid.voxel_to_world, grid.shape).voxel_to_world, grid.voxel_to_world, atol=1e-12)
-    assert grid_of(grid.voxel_to_world, grid.shape).spacing == pytest.approx(grid.spacing)
+def test_baselines_are_those_of_the_family() -> None:
+    assert chosen_baselines("whole-head", {}, None) == chosen_baselines(ENV, KWARGS, None) == ("initial", "mi")
+    assert chosen_baselines(DIGITS, {}, None)[:5] == ("initial", "demons", "bspline", "adam", "convexadam")
+    assert chosen_baselines(ENV, {}, ["mi-multistart"]) == ("mi-multistart",)
+    with pytest.raises(ValueError, match="baseline is 'mi'; it must be one of initial, demons"):
+        chosen_baselines("RegSDM2D-v0", {}, ["mi"])
 
 
-def test_held_out_arguments_are_known_to_the_environment() -> None:
-    for env_id, arguments in HELD_OUT.values():
-        gym.make_vec(env_id, num_envs=1, **arguments)  # sources load nothing before the first pair is drawn
-
-
-def test_unknown_truth_is_refused(tmp_path: Path) -> None:
-    from tests.regagents.toys import image_pair
-
-    fixed, moving, _ = image_pair(tmp_path, 2)
-    source = {"name": "files", "pairs": [{"fixed": str(fixed), "moving": str(moving)}]}
-    with pytest.raises(ValueError, match="unknown truth"):
-        evaluate(ENV, ["initial"], 1, env_kwargs={**KWARGS, "source": source})
-
-
-@pytest.mark.parametrize("name", ["RegSDM2D-v0", "RegDense2D-v0", "RegKeypoint3D-v0"])
-def test_deformable_ids_are_sent_elsewhere(name: str) -> None:
-    with pytest.raises(ValueError, match=f"'{name}', which deforms"):
-        evaluate(name, ["initial"], 1)
+def test_given_pairs_are_timed_and_measured() -> None:
+    drawn = list(pairs.chunks(DIGITS, 3, SEED, {}))
+    row = row_of(Initial(), drawn, ("dice",))
+    dice = [RegistrationCore(chunk.core.task).info(chunk.state)["dice"] for chunk in drawn]
+    assert row.measures["dice"] == pytest.approx(np.concatenate(dice)) and row.seconds >= 0
 
 
 def test_a_ledger_is_gone_on_from_but_not_with_other_weights(tmp_path: Path) -> None:
@@ -186,3 +164,10 @@ def test_a_ledger_is_gone_on_from_but_not_with_other_weights(tmp_path: Path) -> 
         evaluate(ENV, [str(toy), "initial"], **asked)
     with pytest.raises(ValueError, match="no name"):
         evaluate(ENV, [Pipeline((str(toy),))], **asked)
+
+
+def test_a_ledger_keeps_displacements_measures(tmp_path: Path) -> None:
+    asked: dict[str, Any] = {"pairs": 2, "seed": SEED, "ledger": tmp_path / "parts.jsonl"}
+    assert evaluate(DIGITS, ["initial", "demons"], **asked) == evaluate(DIGITS, ["initial", "demons"], **asked)
+    with pytest.raises(ValueError, match="measures is"):
+        evaluate(DIGITS, ["initial"], measures=("dice",), **asked)

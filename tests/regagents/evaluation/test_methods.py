@@ -13,10 +13,21 @@ import torch
 import regenv  # noqa: F401
 from regagents.agents import create
 from regagents.classical import Elastix
+from regagents.classical.syn import SyN
 from regagents.common import checkpoints
+from regagents.dsl import DSL
 from regagents.evaluation.evaluate import evaluate
-from regagents.evaluation.methods import Policy, method_named, own_episodes, tuned_mi
+from regagents.evaluation.methods import (
+    ClassicalField,
+    ClassicalPose,
+    Optimiser,
+    Policy,
+    ValueStop,
+    method_named,
+    own_episodes,
+)
 from regagents.evaluation.pairs import chunks
+from regagents.evaluation.tuned import tuned_fields, tuned_mi
 from regenv.registry import build
 
 ID = "RegSimilarity2D-v0"
@@ -88,10 +99,50 @@ def test_agents_of_other_grids_and_transforms_are_refused() -> None:
         own_episodes("late", build("RegRigid2D-v0", size=44, spacing=chunk.core.task.grid.spacing[0]), chunk)
 
 
+def test_an_agent_plays_no_longer_than_the_pairs_allow(tmp_path: Path) -> None:
+    path = saved(tmp_path / "agent.safetensors", "A3C", ID, 9.0)
+    row = evaluate(ID, [path], 1, SEED, {**KWARGS, "max_episode_steps": 2}).rows[0]
+    assert row.errors_mm[0] == pytest.approx(error_after([0] * 2, ID, SEED), abs=SAME_MM)
+
+
+def test_an_agent_of_a_deformation_model_keeps_to_the_pairs_guard() -> None:
+    chunk = next(chunks("RegSDM2D-v0", 3, SEED, {}))
+    core, state = own_episodes("organs", build("RegSDM2D-v0", max_episode_steps=7), chunk)
+    assert state.guard_seed is not None and chunk.state.guard_seed is not None
+    assert torch.equal(state.guard_seed, chunk.state.guard_seed) and core.task.max_episode_steps == 7
+    env = gym.make("RegSDM2D-v0")
+    agent = DSL("DualStreamPolicy", env, policy_kwargs={"features_extractor_kwargs": {"shrink": 4}}, seed=0)
+    torch.manual_seed(0)
+    ended = Policy("untrained", agent, agent.task(), steps=7).played(chunk)
+    assert (ended.steps == 7).all() and (ended.pose != state.pose).any(1).all()
+
+
 @pytest.mark.parametrize(("env", "motion"), [(ID, "similarity"), ("RegRigid2D-v0", "rigid")])
-def test_mutual_information_moves_what_the_environment_moves(env: str, motion: str) -> None:
-    method, learned = method_named("mi", build(env))
-    assert method.search == tuned_mi(motion, 2) and method.search.motion == motion and not learned  # type: ignore[attr-defined]
+def test_mutual_information_is_the_tuned_one(env: str, motion: str) -> None:
+    assert method_named("mi", build(env)) == ClassicalPose("mi", tuned_mi(motion, 2))
+
+
+def test_classical_displacements_are_the_tuned_ones() -> None:
+    task = build("RegKeypoint3D-v0")
+    tuned = tuned_fields(task)
+    assert method_named("demons", task) == ClassicalField("demons", tuned.demons)
+    assert method_named("bspline", task) == ClassicalField("bspline", tuned.bspline)
+    assert method_named("convexadam", task) == Optimiser("convexadam", tuned.convexadam, masked=True)
+    assert method_named("adam", build("RegDenseDigits-v0")) == Optimiser("adam", tuned.adam, masked=False)
+
+
+@pytest.mark.parametrize(("name", "env", "kind"), [
+    ("similarity-rl", ID, ValueStop), ("similarity-rl+mc", ID, ValueStop), ("similarity-oneshot", ID, Policy),
+    ("digits-spac", "RegDenseDigits-v0", Policy), ("digits-ppo", "RegDenseDigits-v0", Policy),
+    ("lung3d-l2o", "RegKeypoint3D-v0", Policy), ("organ2d", "RegSDM2D-v0", Policy)])
+def test_every_algorithm_has_its_way_to_register(name: str, env: str, kind: type) -> None:
+    method = method_named(name, build(env))
+    assert isinstance(method, kind) and method.name == name and method.learned
+
+
+def test_look_ahead_is_for_a3c_only() -> None:
+    with pytest.raises(ValueError, match=r"only agents of A3C have a look-ahead; leave \+mc out"):
+        method_named("digits-spac+mc", build("RegDenseDigits-v0"))
 
 
 def test_baselines_that_do_not_fit_are_named(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -100,3 +151,6 @@ def test_baselines_that_do_not_fit_are_named(monkeypatch: pytest.MonkeyPatch) ->
     monkeypatch.setattr(Elastix, "available", staticmethod(lambda: False))
     with pytest.raises(ValueError, match="pip install itk-elastix"):
         method_named("elastix", build(ID))
+    monkeypatch.setattr(SyN, "available", staticmethod(lambda: False))
+    with pytest.raises(ValueError, match="pip install antspyx"):
+        method_named("syn", build("RegDenseDigits-v0"))

@@ -14,9 +14,9 @@ import regenv  # noqa: F401  registers the ids
 from regagents.agents import load
 from regagents.common import checkpoints
 from regagents.common.extractors import AVERAGE
-from regagents.evaluation.dense import walk
+from regagents.common.player import rollout
 from regagents.l2o import L2O, L2OPolicy
-from regagents.l2o.l2o import apart, halved, initial_displacement
+from regagents.l2o.l2o import initial_displacement, mean_error, on_half_grid
 from regagents.l2o.policies import Normalisation, paired, smoothed
 from regenv.core import RegistrationCore
 from regenv.ops.features import mind_ssc
@@ -103,7 +103,7 @@ def test_fields_and_key_points_agree_on_both_grids(ndim: int) -> None:
     torch.testing.assert_close(policy.field(memory)[inner], linear[inner], rtol=0, atol=1e-4)
     points = torch.full((1, 1, ndim), 4.3)
     wanted = points + 0.15 * points + 1
-    assert float(apart(halved(points), halved(wanted), memory.total)) == pytest.approx(0, abs=1e-4)
+    assert float(mean_error(on_half_grid(points), on_half_grid(wanted), memory.total)) == pytest.approx(0, abs=1e-4)
 
 
 def test_costs_carry_no_gradient_but_residual_and_hidden_do() -> None:
@@ -139,7 +139,8 @@ def test_saving_memory_changes_no_gradient() -> None:
     for learner in learners:
         memory = learner.policy.begin(seen(env()))
         for _ in range(3):
-            memory = (learner.policy.advance_checkpointed if learner.gradient_checkpointing else learner.policy.advance)(memory)
+            policy = learner.policy
+            memory = (policy.advance_checkpointed if learner.gradient_checkpointing else policy.advance)(memory)
         memory.residual.square().sum().backward()
         grads.append([p.grad for p in learner.policy.parameters()])
     for kept, computed in zip(*grads, strict=True):
@@ -169,7 +170,7 @@ def test_a_walk_is_what_predict_plays() -> None:
     learner = agent()
     core = RegistrationCore(build("RegKeypoint2D-v0", size=32, **BENT))
     start = core.reset([np.random.default_rng(0)])
-    *_, last = walk(learner, core, start, 3)
+    *_, last = rollout(learner.policy, core, start, 3)
     observation, state, now = {k: v.numpy() for k, v in core.observe(start).items()}, None, start
     for _ in range(3):
         action, state = learner.predict(observation, state)
@@ -184,7 +185,7 @@ def test_path_is_the_walk_in_half_precision(ndim: int) -> None:
     start = core.reset([np.random.default_rng(lane) for lane in range(2)])
     looked = core.observe(start)
     with torch.inference_mode():
-        states = [start, *walk(trained, core, start, 2)]
+        states = [start, *rollout(trained.policy, core, start, 2)]
     given = [looked[name].float() / (255 if ndim == 2 else 1) for name in ("fixed", "moving")]
     masks = {name: looked[name] for name in ("fixed_mask", "moving_mask")}
     path = trained.policy.path(*given, (2, 0, 1), **masks)
@@ -237,7 +238,7 @@ def test_initial_displacements_are_of_five_kinds(rng: np.random.Generator) -> No
     for seed in range(60):
         field = initial_displacement(points, motion, (16, 16), np.random.default_rng(seed))
         assert field.shape == (1, 2, 16, 16) and field.isfinite().all()
-        errors.append(float(apart(points[None], (points + motion)[None], field)))
+        errors.append(float(mean_error(points[None], (points + motion)[None], field)))
     none = float(motion.norm(dim=1).mean())
     share = np.isclose(errors, none, atol=1e-5).mean()
     assert 0.08 < share < 0.35 and np.median(errors) < none
@@ -252,7 +253,7 @@ def test_a_little_training_registers_pairs_never_seen() -> None:
     start = core.reset([np.random.default_rng(lane) for lane in range(16)])
     learner.learn(4 * 8 * 80)
     with torch.inference_mode():
-        *_, last = walk(learner, core, start)
+        *_, last = rollout(learner.policy, core, start)
     assert float(last.tre.mean()) < 0.6 * float(start.tre.mean())
 
 
@@ -279,7 +280,7 @@ def test_two_runs_of_a_seed_are_the_same_and_weights_come_back(tmp_path: Path) -
     config = {"agent": "L2O", "env": "RegKeypoint2D-v0", "env_kwargs": {"size": 32, **BENT},
               "policy_kwargs": {"pools": 2}}
     checkpoints.save(tmp_path / "a.safetensors", one.policy.state_dict(), {"algorithm": "L2O", "config": config})
-    back = load(tmp_path / "a.safetensors", algorithm="L2O")
+    back = load(tmp_path / "a.safetensors")
     observation, _ = env().reset(seed=3)
     np.testing.assert_array_equal(back.predict(observation)[0], one.predict(observation)[0])
 

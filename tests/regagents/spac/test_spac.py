@@ -14,16 +14,16 @@ import torch
 import regenv  # noqa: F401  registers the ids
 from regagents.agents import create, load
 from regagents.common import checkpoints
-from regagents.evaluation.dense import walk
+from regagents.common.player import rollout
 from regagents.spac import SPAC, DDPGModified, PPOModified, SPACPolicy
 from regagents.spac.modified import Rated
-from regagents.spac.policies import DeterministicPolicy, divergence, log_density
+from regagents.spac.policies import DeterministicPolicy, divergence, log_prob_of
 from regagents.spac.replay import Batch, FieldReplay
-from regagents.training.presets import PAPER_SIZE, PRESETS
+from regagents.training.presets import LUO_SIZE, PRESETS
 from regenv.core import RegistrationCore
 from regenv.data.banks.downloads import DatasetError
 from regenv.data.pairs import PairBatch
-from regenv.data.sources.common import unknown_pair
+from regenv.data.sources.common import pair_on_grid
 from regenv.grid import Grid
 from regenv.ops.warp import warp_dense
 from regenv.registry import build
@@ -59,7 +59,8 @@ def test_the_replay_gives_back_what_was_put_in_and_forgets_the_oldest_pairs() ->
     assert torch.equal(batch.moving - batch.fixed, torch.full_like(batch.fixed, 0.125))
     assert torch.equal(batch.before, batch.reward.view(-1, 1, 1, 1).expand_as(batch.before))
     assert torch.equal(batch.after, batch.before + 1) and torch.equal(batch.plan[:, 0, 0, 0], batch.reward)
-    assert replay.bytes_per_transition == 2 * 32 * 2 + 4 + 4 + 4 + 8 + 8  # fields, plan, reward, ended, pair, age
+    size = sum(kept.element_size() * kept[0].numel() for kept in replay._steps.values())  # bytes of a transition
+    assert size == 2 * 32 * 2 + 4 + 4 + 4 + 8 + 8  # fields, plan, reward, ended, pair, age
 
 
 @pytest.mark.parametrize("argument", ["capacity", "episodes"])
@@ -77,22 +78,22 @@ def test_fields_fit_the_action_space_and_gradients_reach_planner_and_actor(ndim:
     policy = SPACPolicy(game.observation_space, game.action_space, critic_on=critic_on)  # type: ignore[arg-type]
     torch.nn.init.normal_(policy.actor.field.weight, std=10.0)
     image = torch.rand(3, *game.observation_space.shape)  # type: ignore[misc]
-    plan, density, field = policy.act(image, noise=True)
+    plan, log_prob, field = policy.act(image, noise=True)
     assert field.shape == (3, *game.action_space.shape) and 1.9 < field.abs().max() <= 2.0  # type: ignore[misc]
-    assert plan[0].numel() == policy.plan_size and density.shape == (3,)
+    assert plan[0].numel() == policy.plan_size and log_prob.shape == (3,)
     policy.critics[0](image, plan if critic_on == "plan" else field).sum().backward()
     reached = (policy.planner, policy.actor) if critic_on == "action" else (policy.planner,)
     assert all(any(p.grad is not None and p.grad.abs().sum() > 0 for p in part.parameters()) for part in reached)
 
 
-def test_the_plans_density_is_the_normal_distributions() -> None:
+def test_the_plans_log_prob_is_the_normal_distributions() -> None:
     game = env()
     policy = SPACPolicy(game.observation_space, game.action_space)  # type: ignore[arg-type]
     image = torch.rand(2, *game.observation_space.shape)  # type: ignore[misc]
     mean, log_std, _ = policy.planner(image)
-    plan, density, _ = policy.act(image, noise=True)
+    plan, log_prob, _ = policy.act(image, noise=True)
     expected = torch.distributions.Normal(mean, log_std.exp()).log_prob(plan).flatten(1).sum(1)
-    torch.testing.assert_close(density, expected)
+    torch.testing.assert_close(log_prob, expected)
     assert torch.equal(policy.act(image, noise=False)[0], mean)
 
 
@@ -102,8 +103,8 @@ def test_the_divergence_is_kullbacks_on_average(rng: np.random.Generator) -> Non
     expected = torch.distributions.kl_divergence(mine, normal).sum().item()
     torch.manual_seed(0)
     plans = mine.sample((20_000,)).flatten(1, 2)
-    density = mine.log_prob(plans.view(-1, 2, 1, 6)).flatten(1).sum(1)
-    assert divergence(plans, density).mean().item() == pytest.approx(expected, rel=0.02)
+    log_prob = mine.log_prob(plans.view(-1, 2, 1, 6)).flatten(1).sum(1)
+    assert divergence(plans, log_prob).mean().item() == pytest.approx(expected, rel=0.02)
 
 
 def test_a_planner_gains_nothing_by_going_where_no_critic_has_been() -> None:
@@ -119,7 +120,7 @@ def test_a_planner_gains_nothing_by_going_where_no_critic_has_been() -> None:
 def test_the_paper_preset_has_the_papers_size(ndim: int, thousands: int) -> None:
     """Luo et al. 2022, table 1, at 128 voxels an axis."""
     shape = (128,) * ndim
-    policy = SPACPolicy(gym.spaces.Box(0, 1, (2, *shape)), gym.spaces.Box(-3, 3, (ndim, *shape)), **PAPER_SIZE[ndim])
+    policy = SPACPolicy(gym.spaces.Box(0, 1, (2, *shape)), gym.spaces.Box(-3, 3, (ndim, *shape)), **LUO_SIZE[ndim])
     count = sum(p.numel() for part in (policy.planner, policy.actor) for p in part.parameters())
     assert count / 1000 == pytest.approx(thousands, rel=0.03)
 
@@ -190,7 +191,7 @@ class Same:
     def draw(self, rngs: list[np.random.Generator], grid: Grid, device: torch.device,
              difficulty: float = 1.0) -> PairBatch:
         images = torch.from_numpy(np.stack([rng.random((1, *grid.shape), dtype=np.float32) for rng in rngs])).round()
-        return unknown_pair(grid, images, images)
+        return pair_on_grid(grid, images, images)
 
 
 @pytest.mark.parametrize("kind", [SPAC, PPOModified])
@@ -212,26 +213,26 @@ def test_wrong_arguments_of_the_modified_are_named(kind: type[SPAC], arguments: 
 
 
 def test_advantages_are_schulmans_sum() -> None:
-    """Brute force: sums of discounted surprises, from every step to the end of its episode."""
+    """Brute force: sums of discounted TD errors, from every step to the end of its episode."""
     learner = PPOModified(env=env(), lanes=4, seed=0, gamma=0.9, gae_lambda=0.8)
     rng = torch.Generator().manual_seed(0)
     images = torch.rand(2, 4, 1, 28, 28, generator=rng)
     fields = torch.rand(4, 4, 2, 28, 28, generator=rng)
     played = [Batch(images[0], images[1], fields[t], fields[t + 1], torch.zeros(4, 1, 7, 7),
                     torch.rand(4, generator=rng), torch.tensor([float(t == 1), 0, 0, 0])) for t in range(3)]
-    values = [learner._worth(torch.cat([images[0], warp_dense(images[1], fields[t])], 1)) for t in range(4)]
-    surprise = [b.reward + 0.9 * (1 - b.ended) * values[t + 1] - values[t] for t, b in enumerate(played)]
+    values = [learner._state_value(torch.cat([images[0], warp_dense(images[1], fields[t])], 1)) for t in range(4)]
+    td_error = [b.reward + 0.9 * (1 - b.ended) * values[t + 1] - values[t] for t, b in enumerate(played)]
     expected = []
     for t in range(3):
         total, weight = torch.zeros(4), torch.ones(4)
         for later in range(t, 3):
-            total = total + weight * surprise[later]
+            total = total + weight * td_error[later]
             weight = weight * 0.9 * 0.8 * (1 - played[later].ended)
         expected.append(total)
     advantage = torch.cat(expected)
     rated = learner._rated(played)
     torch.testing.assert_close(rated.advantage, (advantage - advantage.mean()) / (advantage.std() + 1e-8))
-    torch.testing.assert_close(rated.earned, advantage + torch.cat(values[:3]))
+    torch.testing.assert_close(rated.returns, advantage + torch.cat(values[:3]))
 
 
 def test_ppo_clips_what_it_gains_from_a_plan() -> None:
@@ -239,10 +240,10 @@ def test_ppo_clips_what_it_gains_from_a_plan() -> None:
     learner = PPOModified(env=env(), lanes=4, seed=0)
     state = torch.rand(2, 2, 28, 28)
     mean, log_std, _ = learner.policy.planner(state)
-    density = log_density(mean.detach(), mean, log_std).detach() - np.log(2)
+    log_prob = log_prob_of(mean.detach(), mean, log_std).detach() - np.log(2)
     batch = Rated(*(torch.zeros(2, 1, 28, 28),) * 2, *(torch.zeros(2, 2, 28, 28),) * 2, mean.detach(), torch.zeros(2),
-                  torch.zeros(2), density, torch.tensor([1.0, -1.0]), learner._worth(state).detach())
-    loss, told = learner._planning(batch, state, mean, density, state)
+                  torch.zeros(2), log_prob, torch.tensor([1.0, -1.0]), learner._state_value(state).detach())
+    loss, told = learner._rl_loss(batch, state, mean, log_prob, state)
     assert told["planner_loss"].item() == pytest.approx(-(1.2 - 2.0) / 2, rel=1e-4)
     assert loss.item() == pytest.approx(told["planner_loss"].item(), rel=1e-4)
 
@@ -279,7 +280,7 @@ def test_the_shipped_agent_goes_on_improving_and_beats_one_step() -> None:
     start = core.reset([np.random.default_rng(5000 + i) for i in range(200)])
     dice = {}
     for name, steps in (("digits-spac", 20), ("digits-oneshot", 1)):
-        states = walk(load(name, algorithm="SPAC"), core, start, steps)
+        states = rollout(load(name).policy, core, start, steps)
         with torch.inference_mode():
             dice[name] = [core.info(each)["dice"].mean().item() for each in (start, *states)]
     spac = dice["digits-spac"]
@@ -291,7 +292,7 @@ def test_the_shipped_agent_goes_on_improving_and_beats_one_step() -> None:
 @pytest.mark.parametrize("name", ["brain2d-spac", "liver32-spac"])
 def test_shipped_agents_go_on_improving_and_never_fall_below_the_start(name: str) -> None:
     """Other people's brains, other patients' livers: mean Dice at t = 20 >= 10 >= 1 > start, to half a point."""
-    learner = load(name, algorithm="SPAC")
+    learner = load(name)
     arguments = {k: v for k, v in PRESETS[name]["env_kwargs"].items() if k != "source"}
     source = {**PRESETS[name]["env_kwargs"]["source"], "split": "test"}
     core = RegistrationCore(build(PRESETS[name]["env"], **arguments, source=source))
@@ -300,7 +301,7 @@ def test_shipped_agents_go_on_improving_and_never_fall_below_the_start(name: str
     except DatasetError as error:
         pytest.skip(str(error))
     with torch.inference_mode():
-        dice = [core.info(each)["dice"].mean().item() for each in (start, *walk(learner, core, start, 20))]
+        dice = [core.info(each)["dice"].mean().item() for each in (start, *rollout(learner.policy, core, start, 20))]
     assert min(dice) == dice[0]
     assert dice[20] >= dice[10] - 0.005 and dice[10] >= dice[1] > dice[0] + 0.03
 

@@ -22,8 +22,7 @@ SPACES = {env_id: gym.make(env_id).action_space for env_id in CATALOGUE if "3D" 
 DISCRETE = {env_id for env_id, space in SPACES.items() if isinstance(space, gym.spaces.Discrete)}
 TAKES = {"ppo": set(CATALOGUE), "a2c": set(CATALOGUE), "recurrent_ppo": set(CATALOGUE),
          "dqn": DISCRETE, "maskable_ppo": DISCRETE, **dict.fromkeys(("sac", "td3", "tqc"), set(CATALOGUE) - DISCRETE)}
-CASES = [(algo, env_id) for algo in zoo.ALGORITHMS for env_id in yaml.safe_load(
-    (zoo.HYPERPARAMS / f"{algo}.yml").read_text())]
+CASES = [(algo, env_id) for algo in zoo.algorithms() for env_id in yaml.safe_load(zoo.hyperparams(algo).read_text())]
 
 
 @pytest.mark.parametrize("algo", TAKES)

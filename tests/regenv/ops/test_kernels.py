@@ -299,7 +299,8 @@ def test_the_variable_forces_a_backend(monkeypatch) -> None:
     (lambda image, field: warp.warp_through(image, torch.eye(3)[None], field, (9, 9)), r"the grid \(9, 9\)"),
     (lambda image, field: warp.fused_warp(image[..., :4], image, torch.eye(3)[None], field), r"must be \(2, 2, 5, 4\)"),
     (lambda image, field: warp.fused_warp(image[:1], image, torch.eye(3)[None], None), r"fixed is \(1, 1, 5, 5\)"),
-    (lambda image, field: warp.fused_warp(image.repeat(1, 2, 1, 1), image, torch.eye(3)[None], None), r"fixed is \(2, 2"),
+    (lambda image, field: warp.fused_warp(image.repeat(1, 2, 1, 1), image, torch.eye(3)[None], None),
+     r"fixed is \(2, 2"),
     (lambda image, field: warp.warp_dense(image.to(torch.int16), field), "type torch.int16; it must be float"),
     (lambda image, field: warp.warp_dense(image, field, "reflect"), "padding is 'reflect'"),
     (lambda image, field: warp.warp_affine(image, torch.eye(3)[None], (5, 5), "cubic"), "mode is 'cubic'"),
@@ -336,7 +337,8 @@ from triton import compile
 from triton.backends.compiler import GPUTarget
 from triton.compiler import ASTSource
 from regenv.ops.kernels import cuda
-for kernel, more in ((cuda._warp, dict(BORDER=True, ADD=True)), (cuda._nearest, {{}}), (cuda._look, dict(VIEW=2))):
+for kernel, more in (
+        (cuda._warp, dict(BORDER=True, ADD=True)), (cuda._nearest, {{}}), (cuda._fused_warp, dict(VIEW=2))):
     constants = dict(MOVED=True, BENT={bent!r}, FLAT={flat!r}, BLOCK=cuda.BLOCK, **more)
     pointers = "*i16" if kernel is cuda._nearest else "*fp32"
     integers = ("channels", "voxels", "blocks", "height", "width", "d", "h", "w")

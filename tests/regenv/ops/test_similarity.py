@@ -6,6 +6,7 @@ import numpy as np
 import pytest
 import SimpleITK as sitk
 import torch
+from monai.losses import LocalNormalizedCrossCorrelationLoss
 
 from regenv.ops import similarity
 
@@ -278,3 +279,15 @@ def test_errors_name_the_argument_and_its_value():
         similarity.mi(a, a, order=2)
     with pytest.raises(ValueError, match=r"limits is \(1.0, 0.0\)"):
         similarity.nmi(a, a, limits=(1.0, 0.0))
+
+
+@pytest.mark.parametrize("ndim", [2, 3])
+def test_lncc_is_monais_for_images_of_zero_mean(ndim: int) -> None:
+    """Away from the border, where MONAI pads with zeros."""
+    shape = (40, 40) if ndim == 2 else (24, 24, 24)
+    one, other = torch.randn(2, 1, 1, *shape, dtype=torch.float64)
+    other = other + one
+    inner = (slice(None), slice(None), *(slice(0, n) for n in shape))
+    theirs = -LocalNormalizedCrossCorrelationLoss(spatial_dims=ndim, kernel_size=9, reduction="mean",
+                                                  smooth_nr=0.0, smooth_dr=1e-9)(one[inner], other[inner])
+    assert similarity.lncc(one, other, window=9)[0].item() == pytest.approx(theirs.item(), abs=0.03)

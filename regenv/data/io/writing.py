@@ -1,0 +1,53 @@
+"""Images to disk, through SimpleITK: NIfTI, MetaImage, NRRD and PNG."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import SimpleITK as sitk
+from numpy.typing import NDArray
+
+from regenv.atomic import atomic
+from regenv.data.io.errors import ImageError, reason
+from regenv.data.io.resampling import framed
+from regenv.grid import Grid
+
+_WRITABLE = (".nii", ".nii.gz", ".mha", ".nrrd", ".png")
+
+
+def write_image(path: str | Path, array: NDArray[Any], grid: Grid) -> None:
+    """Write an image; the file appears whole or not at all.
+
+    Args:
+        path: .nii, .nii.gz, .mha, .nrrd or (2D, uint8 or uint16) .png.
+        array: (*shape) of any real type, bool as uint8; (*shape, C) for vectors.
+        grid: of shape ``shape``.
+
+    Raises:
+        ImageError: the suffix or the array's type is not writable, or array and grid differ in shape.
+        FileNotFoundError: the folder does not exist.
+    """
+    path = Path(path)
+    array = np.asarray(array)
+    if not path.name.lower().endswith(_WRITABLE):
+        raise ImageError(f"{path}: format is '{path.suffix}'; it must be one of {', '.join(_WRITABLE)}.")
+    if array.shape[:grid.ndim] != grid.shape or array.ndim - grid.ndim not in (0, 1):
+        raise ImageError(f"{path}: array shape is {array.shape}, but the grid's is {grid.shape}; they must agree.")
+    if array.dtype.kind not in "biuf":
+        raise ImageError(f"{path}: array type is {array.dtype}; real numbers are needed.")
+    if path.suffix.lower() == ".png" and (grid.ndim != 2 or array.dtype not in (np.uint8, np.uint16)):
+        raise ImageError(f"{path}: array is {grid.ndim}D {array.dtype}; PNG takes 2D uint8 or uint16. "
+                         "Scale it, or write .nii.gz.")
+    if array.dtype == bool:
+        array = array.astype(np.uint8)
+    if array.dtype == np.float16:
+        array = array.astype(np.float32)
+    image = framed(array, grid)
+    with atomic(path) as temporary:
+        try:
+            sitk.WriteImage(image, str(temporary), useCompression=path.suffix.lower() in (".mha", ".nrrd"))
+        except RuntimeError as error:
+            raise ImageError(f"{path}: SimpleITK cannot write it ({reason(error)}). "
+                             "Check the folder and the free space.") from error

@@ -1,0 +1,5 @@
+"""Checks of environments, for this package's own tests and for yours."""
+
+from regenv.testing.vector_env import check_vector_env
+
+__all__ = ["check_vector_env"]
