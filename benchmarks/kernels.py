@@ -22,7 +22,6 @@ from time import perf_counter
 from typing import Any
 
 import matplotlib.pyplot as plt
-import numba
 import numpy as np
 import scipy.ndimage
 import SimpleITK as sitk
@@ -180,7 +179,6 @@ def bandwidth(device: str = "cpu") -> float:
 def threaded(threads: int) -> None:
     """Set the number of threads of all libraries."""
     torch.set_num_threads(threads)
-    numba.set_num_threads(threads)
     sitk.ProcessObject.SetGlobalDefaultNumberOfThreads(threads)
 
 
@@ -252,7 +250,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     parser.add_argument("--repeats", type=int, default=7)
     parser.add_argument("--out", type=Path, default=RESULTS / "kernels")
     arguments = parser.parse_args(typed)
-    everything = min(numba.config.NUMBA_NUM_THREADS, os.cpu_count() or 1)
+    everything = os.cpu_count() or 1
     rows: list[dict[str, Any]] = []
     copied: dict[str, float] = {}
     for threads in dict.fromkeys((1, everything)):

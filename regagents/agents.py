@@ -8,10 +8,12 @@ from pathlib import Path
 from typing import Any, TypeVar
 
 import gymnasium as gym
+import torch
+from torch import Tensor
 
 import regenv  # noqa: F401  registers the ids
 from regagents.a3c import A3C
-from regagents.common import checkpoints
+from regagents.common import cards, checkpoints
 from regagents.common.algorithm import Algorithm
 from regagents.common.checkpoints import CheckpointError
 from regagents.common.curriculum import Curriculum
@@ -19,9 +21,13 @@ from regagents.dsl import DSL
 from regagents.l2o import L2O
 from regagents.oneshot import OneShot
 from regagents.spac import SPAC, DDPGModified, PPOModified
+from regenv.data.banks.downloads import DatasetError
+from regenv.registry import build
 
 WEIGHTS = Path(__file__).parent / "weights"
 HYPERPARAMS = Path(__file__).parent / "hyperparams"
+COPIES = 4              # of a network's parts that a policy may hold beside what a checkpoint stores: targets, twins
+HARMLESS = 1 << 24      # numbers of a network that may be built before its weights are found not to fit
 Agent = TypeVar("Agent", bound=Algorithm)
 
 
@@ -89,22 +95,50 @@ def load_as(kind: type[Agent], path: str | Path, device: str = "cpu", **env_kwar
     """As :func:`load`, for callers that need an algorithm of one class. Raises CheckpointError for another one's."""
     path = resolve(path)
     tensors, card = checkpoints.load(path)
+    beside = path.with_suffix(".json")
     name = card.get("algorithm")
     if name not in ALGORITHMS:
         raise CheckpointError(f"{path}: algorithm is {name!r}; it must be one of {', '.join(ALGORITHMS)}.")
     if not issubclass(ALGORITHMS[name].algorithm, kind):
         raise CheckpointError(f"{path}: algorithm is {name!r}; {kind.__name__} is needed.")
     try:
-        config = {**card["config"], "agent": name}
-        config["env_kwargs"] = {**config["env_kwargs"], **env_kwargs}
+        config = _checked(card, name, env_kwargs)
+        _check_size(config, tensors)
         agent = create(config, device=device)
-    except (KeyError, TypeError, ValueError, gym.error.Error) as error:
-        raise CheckpointError(f"{path.with_suffix('.json')}: config does not describe an agent "
-                              f"({type(error).__name__}: {error}).") from None
+    except DatasetError:
+        raise
+    except Exception as error:  # a card may hold anything that the schema allows
+        told = str(error) if type(error) is ValueError else f"{type(error).__name__}: {error}"
+        raise CheckpointError(f"{beside}: config does not describe an agent ({told})") from None
     agent.card = card
     agent.adopt(tensors, path)
     agent.policy.set_training_mode(False)
     return agent
+
+
+def _checked(card: Mapping[str, Any], name: str, env_kwargs: Mapping[str, Any]) -> dict[str, Any]:
+    """The config of a card, with arguments of the environment that the caller gives.
+
+    Raises ValueError unless it describes an agent of the card's algorithm and environment.
+    """
+    row, config = ALGORITHMS[name], card.get("config", {})
+    cards.check_config(config, row.algorithm, row.policy, "config", list(env_kwargs))
+    for field, own, stated in (("env", config["env"], card.get("env")), ("agent", name, config.get("agent"))):
+        if stated not in (None, own):
+            raise ValueError(f"{field} is {stated!r} in one place and {own!r} in another; they must agree.")
+    return {**config, "agent": name, "env_kwargs": {**config.get("env_kwargs", {}), **env_kwargs}}
+
+
+def _check_size(config: Mapping[str, Any], tensors: Mapping[str, Tensor]) -> None:
+    """Raise ValueError where a config's network has far more numbers than its weights: before it takes any memory."""
+    row, task = ALGORITHMS[config["agent"]], build(config["env"], **config["env_kwargs"])
+    policy = row.algorithm.policy_aliases[config.get("policy", row.policy)]
+    with torch.device("meta"):
+        network = policy(task.observation.space(task.grid.shape), task.actions.space(), lambda _: 0.0,
+                         **(config.get("policy_kwargs") or {}))
+    numbers, stored = (sum(tensor.numel() for tensor in held.values()) for held in (network.state_dict(), tensors))
+    if numbers > COPIES * stored + HARMLESS:
+        raise ValueError(f"the network has {numbers:,} numbers and its weights have {stored:,}")
 
 
 def resolve(path: str | Path) -> Path:
@@ -115,4 +149,4 @@ def resolve(path: str | Path) -> Path:
 
 def shipped() -> list[tuple[Path, dict[str, Any]]]:
     """Weights that come with the package, and their cards."""
-    return [(path, checkpoints.load(path)[1]) for path in sorted(WEIGHTS.glob("*.safetensors"))]
+    return [(path, checkpoints.load_card(path)) for path in sorted(WEIGHTS.glob("*.safetensors"))]

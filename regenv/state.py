@@ -25,7 +25,7 @@ class EpisodeState:
         pull_back: (B, D+1, D+1) float64, fixed world to moving world: anchor times residual.
         displacement: (B, D, *shape) float32 or None, voxels of the fixed grid, array-axis order: points are displaced
             first, then pulled back.
-        labels: (B, 1, *shape) int16 or None, the moving labels resampled through both, nearest neighbour.
+        labels: (B, 1, *shape) integer or None, the moving labels resampled through both, nearest neighbour.
         distance: (B,) float64, D of the pose; NaN where the truth is unknown.
         tre: (B,) float64, mean landmark error, mm; NaN where the truth is unknown.
         score: (B,) float64, the score whose gain is the reward.

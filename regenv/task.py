@@ -18,6 +18,7 @@ from torch import Tensor
 
 from regenv.data.pairs import PairBatch, PairSource
 from regenv.grid import Grid
+from regenv.inputs import number, whole
 from regenv.state import EpisodeState
 
 SUCCESS_MM = 10.0
@@ -88,7 +89,8 @@ class Actions(Protocol):
     def delta(self, action: Tensor, table: Tensor) -> Tensor:
         """Change of the parameters (B, P), or of a field (B, D, *shape), by actions (B, ...).
 
-        Args: table: ``deltas`` on the device. Raises ValueError for actions outside the space.
+        Args: table: ``deltas`` on the device; action: checked by :func:`regenv.inputs.checked_actions`. On a GPU nobody
+        has looked at its values: those outside the space must do no harm.
         """
 
 
@@ -177,7 +179,7 @@ class Task:
         success_mm: landmark error at which a registration counts as a success.
         guard: which actions have an effect; None for all.
 
-    Raises ValueError for a time limit below 1.
+    Raises ValueError for a time limit that is no whole number of at least 1, and a negative error.
     """
 
     source: PairSource
@@ -195,8 +197,8 @@ class Task:
     guard: Guard | None = None
 
     def __post_init__(self) -> None:
-        if self.max_episode_steps < 1:
-            raise ValueError(f"Task: max_episode_steps is {self.max_episode_steps}; it must be at least 1.")
+        whole("max_episode_steps", self.max_episode_steps)
+        number("success_mm", self.success_mm, low=0)
 
     @property
     def endless(self) -> bool:

@@ -14,7 +14,9 @@ from gymnasium.vector.utils import batch_space
 from numpy.typing import NDArray
 from torch import Tensor
 
-from regenv.core import RESET_OPTIONS, RegistrationCore, checked_options
+from regenv.core import RegistrationCore
+from regenv.inputs import ResetOptions, checked_options, checked_seeds, whole
+from regenv.outputs import as_information, as_tensor
 from regenv.registry import build
 from regenv.render import RENDER_MODES, check_modes
 from regenv.state import EpisodeState
@@ -33,7 +35,8 @@ class RegistrationVectorEnv(gym.vector.VectorEnv):
         num_envs: lanes.
         device: where tensors live.
         output: "torch" (default) or "numpy": type of observations, rewards (float32 in torch, float64 in numpy as
-            Gymnasium's), flags and infos.
+            Gymnasium's) and flags. Infos of "torch" are tensors on a GPU, and on the CPU arrays that torch takes for
+            tensors. Gymnasium's vector wrappers take both outputs on the CPU, on a GPU they need "numpy".
         autoreset_mode: NEXT_STEP (Gymnasium's default), SAME_STEP or DISABLED. SAME_STEP adds ``final_obs``,
             ``_final_obs``, ``final_info``, ``_final_info`` to the infos.
         max_episode_steps: time limit; default the task's.
@@ -51,8 +54,7 @@ class RegistrationVectorEnv(gym.vector.VectorEnv):
                  autoreset_mode: AutoresetMode | str = AutoresetMode.NEXT_STEP, max_episode_steps: int | None = None,
                  privileged: bool = False, render_mode: str | None = None, render_style: str = "overlay",
                  **arguments: Any) -> None:
-        if num_envs < 1:
-            raise ValueError(f"RegistrationVectorEnv: num_envs is {num_envs}; it must be at least 1.")
+        num_envs = whole("num_envs", num_envs)
         if output not in OUTPUTS:
             raise ValueError(f"RegistrationVectorEnv: output is {output!r}; it must be one of {OUTPUTS}.")
         check_modes(render_mode, render_style)
@@ -68,7 +70,7 @@ class RegistrationVectorEnv(gym.vector.VectorEnv):
         self.core = RegistrationCore(built, device, privileged)
         self.device = self.core.device
         self.single_observation_space = built.observation.space(built.grid.shape)
-        self.single_action_space = built.actions.space()
+        self.single_action_space = self.core.action_space
         self.observation_space = batch_space(self.single_observation_space, num_envs)
         self.action_space = batch_space(self.single_action_space, num_envs)
         self._rngs: list[np.random.Generator] = [seeding.np_random()[0] for _ in range(num_envs)]
@@ -86,24 +88,20 @@ class RegistrationVectorEnv(gym.vector.VectorEnv):
 
     def reset(self, *, seed: int | Sequence[int | None] | None = None,
               options: dict[str, Any] | None = None) -> tuple[Any, dict[str, Any]]:
-        options = checked_options(options, (*RESET_OPTIONS, "reset_mask"))
-        mask = self._mask(options.get("reset_mask"))
-        seeds = [int(seed) + i for i in range(self.num_envs)] if isinstance(seed, (int, np.integer)) else seed
-        if seeds is not None:
-            if len(seeds) != self.num_envs:
-                raise ValueError(f"reset: seed has {len(seeds)} entries; num_envs is {self.num_envs}.")
-            super().reset(seed=seeds[0])
-            for lane in np.flatnonzero(mask).tolist():
-                if seeds[lane] is not None:
-                    self._rngs[lane] = seeding.np_random(seeds[lane])[0]
-        self._restart(mask, options)
+        chosen, seeds = checked_options(options, self.num_envs), checked_seeds(seed, self.num_envs)
+        mask = np.ones(self.num_envs, dtype=bool) if chosen.reset_mask is None else chosen.reset_mask
+        if self._state is None and (chosen.same_pairs or not mask.all()):
+            raise ValueError("reset: the first reset must reset every lane and draw pairs; leave reset_mask and "
+                             "same_pairs out.")
+        super().reset(seed=seeds[0])
+        for lane in np.flatnonzero(mask).tolist():
+            if seeds[lane] is not None:
+                self._rngs[lane] = seeding.np_random(seeds[lane])[0]
+        self._restart(mask, chosen)
         return self._converted(self._observation()), self._masked(self.core.info(self.state), mask)
 
     def step(self, actions: Any) -> tuple[Any, Any, Any, Any, dict[str, Any]]:
-        chosen = torch.as_tensor(actions).to(self.device, non_blocking=True)
-        if chosen.shape != self.action_space.shape:
-            raise ValueError(f"step: actions have shape {tuple(chosen.shape)}; it must be {self.action_space.shape}.")
-        after, reward, terminated, truncated = self.core.step(self.state, chosen)
+        after, reward, terminated, truncated = self.core.step(self.state, actions)
         self._steps_taken += 1
         all_lanes = np.ones(self.num_envs, dtype=bool)
         extra: dict[str, Any] = {}
@@ -111,7 +109,7 @@ class RegistrationVectorEnv(gym.vector.VectorEnv):
             self._state = after
             if self._done.any():
                 resetting = torch.from_numpy(self._done).to(self.device)
-                self._restart(self._done, {})
+                self._restart(self._done, ResetOptions())
                 reward = reward.masked_fill(resetting, 0.0)
                 terminated, truncated = terminated & ~resetting, truncated & ~resetting
             self._done = self._ended(terminated)
@@ -120,10 +118,11 @@ class RegistrationVectorEnv(gym.vector.VectorEnv):
             where = self._ended(terminated)
             if where.any():
                 done = terminated | truncated
-                extra = {"final_obs": self._converted(self._observation()), "_final_obs": self._converted(done.clone()),
+                extra = {"final_obs": self._information(self._observation()),
+                         "_final_obs": self._information(done.clone()),
                          "final_info": self._masked(self.core.info(after), where),
-                         "_final_info": self._converted(done.clone())}
-                self._restart(where, {})
+                         "_final_info": self._information(done.clone())}
+                self._restart(where, ResetOptions())
         else:
             if self._done.any():
                 raise RuntimeError(f"step: lanes {np.flatnonzero(self._done).tolist()} have ended; with "
@@ -149,20 +148,15 @@ class RegistrationVectorEnv(gym.vector.VectorEnv):
             mask = torch.ones(self.num_envs, len(self.core.deltas), dtype=torch.bool, device=self.device)
         return self._converted(mask)
 
-    def _restart(self, where: NDArray[np.bool_], options: dict[str, Any]) -> None:
-        """Fresh episodes in the lanes of ``where`` (num_envs,) bool."""
+    def _restart(self, where: NDArray[np.bool_], options: ResetOptions) -> None:
+        """Fresh episodes in the lanes of ``where`` (num_envs,) bool: all of them at the first reset."""
         rngs = [self._rngs[lane] for lane in np.flatnonzero(where)]
         mask = torch.from_numpy(where).to(self.device)
         pair = None
-        if options.get("same_pairs"):
+        if options.same_pairs:
             pair = self.state.pair if where.all() else self.state.pair.select(mask)
-        fresh = self.core.reset(rngs, options.get("difficulty", 1.0), options.get("reach", 1.0), pair)
-        if where.all():
-            self._state = fresh
-        elif self._state is None:
-            raise ValueError("reset: the first reset must reset every lane; reset_mask leaves some out.")
-        else:
-            self._state = self._state.put(mask, fresh)
+        fresh = self.core.reset(rngs, options.difficulty, options.reach, pair)
+        self._state = fresh if where.all() else self.state.put(mask, fresh)
         self._done = self._done & ~where
         self._steps_taken[where] = 0
 
@@ -170,18 +164,6 @@ class RegistrationVectorEnv(gym.vector.VectorEnv):
         """Lanes (num_envs,) bool whose episode is over; an endless task does not wait for flags of the device."""
         late = self._steps_taken >= self.core.task.max_episode_steps
         return late if self.core.task.endless else late | terminated.cpu().numpy()
-
-    def _mask(self, given: Any) -> NDArray[np.bool_]:
-        """``reset_mask`` as (num_envs,) bool. Raises ValueError for one that does not fit."""
-        if given is None:
-            return np.ones(self.num_envs, dtype=bool)
-        mask = given.detach().cpu().numpy() if isinstance(given, Tensor) else np.asarray(given)
-        if mask.dtype != bool or mask.shape != (self.num_envs,):
-            raise ValueError(f"reset: reset_mask has dtype {mask.dtype} and shape {mask.shape}; "
-                             f"it must be bool of shape ({self.num_envs},).")
-        if not mask.any():
-            raise ValueError("reset: reset_mask has no True lane; leave the call out instead.")
-        return mask
 
     def _observation(self) -> Any:
         """The observation, whose memory the state no longer uses."""
@@ -193,13 +175,19 @@ class RegistrationVectorEnv(gym.vector.VectorEnv):
         """A result as torch or numpy, as asked for; arrays take over the memory of tensors made for them."""
         if isinstance(value, dict):
             return {key: self._converted(part) for key, part in value.items()}
-        return value if self.output == "torch" else value.cpu().numpy()
+        return as_tensor(value) if self.output == "torch" else value.cpu().numpy()
+
+    def _information(self, value: Any) -> Any:
+        """A value of infos, likewise."""
+        if isinstance(value, dict):
+            return {key: self._information(part) for key, part in value.items()}
+        return as_information(value) if self.output == "torch" else value.cpu().numpy()
 
     def _masked(self, numbers: dict[str, Tensor], where: NDArray[np.bool_]) -> dict[str, Any]:
-        """Infos with Gymnasium's ``_key`` masks of the lanes they hold for."""
+        """Infos with Gymnasium's ``_key`` masks of the lanes they hold for; "is_success" holds where "tre" is known."""
         infos: dict[str, Any] = {}
         for key, value in numbers.items():
-            infos[key] = self._converted(value)
+            infos[key] = self._information(value)
             lanes = self._all_lanes.clone() if where.all() else torch.from_numpy(where.copy()).to(self.device)
-            infos["_" + key] = self._converted(lanes)
+            infos["_" + key] = self._information(lanes & ~numbers["tre"].isnan() if key == "is_success" else lanes)
         return infos

@@ -5,7 +5,6 @@ from __future__ import annotations
 import os
 from pathlib import Path
 
-import numba
 import numpy as np
 import pytest
 import torch
@@ -19,7 +18,6 @@ SHARED_DATA = Path(__file__).resolve().parents[2] / "shared" / "data"
 def _one_thread() -> None:
     """Two workers on two cores: more threads only fight."""
     torch.set_num_threads(1)
-    numba.set_num_threads(1)
 
 
 @pytest.fixture

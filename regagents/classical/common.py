@@ -57,6 +57,13 @@ class FieldMethod(Protocol):
         """Displacement (D, *shape), voxels of the fixed image, array-axis order; zero where one image is flat."""
 
 
+def from_zero(image: sitk.Image) -> sitk.Image:
+    """An image less its least value, float32: resampled with 0 outside, it is there as dark as its background, and a
+    constant that is added to all of it changes nothing."""
+    least = float(sitk.GetArrayViewFromImage(image).min())
+    return sitk.Cast(sitk.Cast(image, sitk.sitkFloat64) - least, sitk.sitkFloat32)
+
+
 def downsampled(image: sitk.Image, voxels: int) -> sitk.Image:
     """The image in float32, averaged over whole blocks until it has at most ``voxels``, the finest axes first."""
     factors = np.ones(image.GetDimension(), dtype=np.int64)

@@ -23,7 +23,7 @@ import torch.nn.functional as F
 from numpy.typing import NDArray
 from torch import Tensor
 
-from regagents.classical.common import is_flat
+from regagents.classical.common import from_zero, is_flat
 from regagents.common.threads import one_thread
 from regenv.grid import Grid
 from regenv.ops.features import box_mean, mind_ssc, pooled, spread
@@ -49,14 +49,14 @@ class PairByPair:
 
     def register(self: Solver, fixed: sitk.Image, moving: sitk.Image) -> NDArray[np.float32]:
         """See :class:`~regagents.classical.common.FieldMethod`; the moving image is first resampled on the fixed one's
-        grid."""
+        grid, its least value outside."""
         grid = Grid.from_sitk(fixed)
         if is_flat(fixed, moving):
             return np.zeros((grid.ndim, *grid.shape), dtype=np.float32)
         with one_thread():
-            moving = sitk.Resample(sitk.Cast(moving, sitk.sitkFloat32), fixed, sitk.Transform(), sitk.sitkLinear, 0.0,
-                                   sitk.sitkFloat32, True)
-            images = (sitk.GetArrayFromImage(sitk.Cast(image, sitk.sitkFloat32)) for image in (fixed, moving))
+            fixed, moving = from_zero(fixed), from_zero(moving)
+            moving = sitk.Resample(moving, fixed, sitk.Transform(), sitk.sitkLinear, 0.0, sitk.sitkFloat32, True)
+            images = (sitk.GetArrayFromImage(image) for image in (fixed, moving))
             field = self.solve(*(torch.from_numpy(array)[None, None] for array in images))[0]
         return np.asarray(field.numpy())
 

@@ -138,23 +138,27 @@ class MattesMI:
         return method
 
 
-def evaluate_metric(fixed: sitk.Image, moving: sitk.Image, pull_back: NDArray[np.float64], *, bins: int = 32,
-                    voxels: int = 300_000) -> float:
-    """Negated Mattes mutual information at a pose, over all voxels: deterministic, for choosing between candidates.
+def evaluate_metric(fixed: sitk.Image, moving: sitk.Image, through: NDArray[np.float64] | sitk.Transform, *,
+                    bins: int = 32, voxels: int = 300_000) -> float:
+    """Negated Mattes mutual information at a pose or through a transform from fixed to moving world points, over all
+    voxels: deterministic, for choosing between candidates.
 
     Returns: lower is better; ``inf`` if an image is constant or less than 5 % of the fixed one overlaps the moving one.
     Raises: ValueError: the images or the pose do not fit together.
     """
-    pull_back = checked("evaluate_metric", fixed, moving, pull_back)
+    linear = np.eye(fixed.GetDimension() + 1) if isinstance(through, sitk.Transform) else through
+    pose = checked("evaluate_metric", fixed, moving, linear)
+    transform = through if isinstance(through, sitk.Transform) else matrix_to_sitk(pose)
     fixed, moving = downsampled(fixed, voxels), downsampled(moving, voxels)
-    overlap = _overlap(Grid.from_sitk(fixed), Grid.from_sitk(moving), pull_back)
+    overlap = _overlap(Grid.from_sitk(fixed), Grid.from_sitk(moving), transform)
     if overlap < LEAST_OVERLAP or is_flat(fixed, moving):
         return float("inf")
     with one_thread():
         method = sitk.ImageRegistrationMethod()
         method.SetMetricAsMattesMutualInformation(bins)
         method.SetInterpolator(sitk.sitkLinear)
-        method.SetInitialTransform(matrix_to_sitk(pull_back))
+        method.SetMovingInitialTransform(transform)
+        method.SetInitialTransform(sitk.AffineTransform(fixed.GetDimension()))
         return float(method.MetricEvaluate(fixed, moving))
 
 
@@ -209,10 +213,10 @@ def multi_start(fixed: sitk.Image, moving: sitk.Image, initials: Iterable[NDArra
     return replace(best, seconds=perf_counter() - began, iterations=iterations)
 
 
-def _overlap(fixed: Grid, moving: Grid, pull_back: NDArray[np.float64]) -> float:
+def _overlap(fixed: Grid, moving: Grid, transform: sitk.Transform) -> float:
     """Share of a coarse lattice of the fixed grid that lies inside the moving one."""
     ticks = (np.linspace(0, n - 1, min(n, 16)) for n in fixed.shape)
     points_vox = np.stack(np.meshgrid(*ticks, indexing="ij"), -1).reshape(-1, fixed.ndim)
-    points_mm = fixed.to_world(points_vox) @ pull_back[:-1, :-1].T + pull_back[:-1, -1]
+    points_mm = np.array([transform.TransformPoint(point) for point in fixed.to_world(points_vox).tolist()])
     landed = moving.to_voxel(points_mm)
     return float(((landed >= -0.5) & (landed <= np.asarray(moving.shape) - 0.5)).all(1).mean())

@@ -12,7 +12,7 @@ import numpy as np
 import SimpleITK as sitk
 from numpy.typing import NDArray
 
-from regagents.classical.common import is_flat
+from regagents.classical.common import from_zero, is_flat
 from regagents.classical.deformable import voxels
 from regenv.grid import Grid
 
@@ -65,8 +65,8 @@ class SyN:
 
 
 def _ants(ants: Any, image: sitk.Image) -> Any:
-    """SimpleITK's image as ANTs', whose arrays are indexed x first."""
+    """SimpleITK's image as ANTs', whose arrays are indexed x first, and which takes 0 for what lies outside."""
     n = image.GetDimension()
-    values = np.ascontiguousarray(sitk.GetArrayFromImage(image).astype(np.float32).T)
+    values = np.ascontiguousarray(sitk.GetArrayFromImage(from_zero(image)).T)
     return ants.from_numpy(values, origin=image.GetOrigin(), spacing=image.GetSpacing(),
                            direction=np.array(image.GetDirection()).reshape(n, n))

@@ -2,19 +2,23 @@
 
 from __future__ import annotations
 
+import copy
 import json
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
 import torch
-from safetensors import SafetensorError, safe_open
+from safetensors import SafetensorError
 from safetensors.torch import save_file
 from torch import Tensor
 
+from regagents.common import cards
 from regenv.atomic import atomic
+from regenv.stored import StoredError, digest, parse_json, read_json, read_tensors
 
 CARD_VERSION = 1
+_CARD = "regagents_card"  # key of the card in the header of its tensors' file
 
 
 class CheckpointError(ValueError):
@@ -22,13 +26,20 @@ class CheckpointError(ValueError):
 
 
 def save(path: str | Path, tensors: Mapping[str, Tensor], card: Mapping[str, Any]) -> None:
-    """Write ``path`` (.safetensors) and its card (.json) beside it, each to a temporary name that is then renamed."""
+    """Write ``path`` (.safetensors) and its card (.json) beside it, each to a temporary name that is then renamed.
+
+    The card stands in the tensors' own file, too: where a process ended between the two, that one belongs to them.
+    """
     path = Path(path)
     path.parent.mkdir(parents=True, exist_ok=True)
-    with atomic(path) as temporary:
-        save_file({name: tensor.detach().contiguous().cpu() for name, tensor in tensors.items()}, str(temporary))
-    with atomic(path.with_suffix(".json")) as temporary:
-        Path(temporary).write_text(json.dumps({"card_version": CARD_VERSION, **card}, indent=2) + "\n")
+    stored = {name: tensor.detach().contiguous().cpu() for name, tensor in tensors.items()}
+    text = json.dumps({"card_version": CARD_VERSION, **card, "sha256": digest(stored)}, indent=2, allow_nan=False)
+    with atomic(path) as weights, atomic(path.with_suffix(".json")) as beside:  # renamed from right to left
+        try:
+            save_file(stored, str(weights), metadata={_CARD: text})
+        except SafetensorError as error:
+            raise OSError(f"{path}: the weights cannot be written ({error}).") from None
+        beside.write_text(text + "\n")
 
 
 def half_precision(tensors: Mapping[str, Tensor]) -> dict[str, Tensor]:
@@ -44,29 +55,51 @@ def half_precision(tensors: Mapping[str, Tensor]) -> dict[str, Tensor]:
 
 
 def load(path: str | Path) -> tuple[dict[str, Tensor], dict[str, Any]]:
-    """Tensors and card of a checkpoint. Raises CheckpointError for missing, truncated or foreign files."""
+    """Tensors and card of a checkpoint. Raises CheckpointError for missing, truncated, damaged or foreign files."""
     path = Path(path)
-    card_path = path.with_suffix(".json")
-    for file in (path, card_path):
+    card = load_card(path)
+    try:
+        tensors, metadata = read_tensors(path)
+        within = _card(parse_json(metadata[_CARD], str(path)), str(path)) if _CARD in metadata else None
+    except StoredError as error:
+        raise CheckpointError(str(error)) from None
+    if within is not None:
+        if within.get("sha256") != digest(tensors):
+            raise CheckpointError(f"{path}: the tensors are not those that were saved; the file is damaged.")
+        if "sha256" in card and card["sha256"] != within["sha256"]:
+            card = within  # the process that saved them ended between the two files
+    return tensors, {name: value for name, value in card.items() if name != "sha256"}
+
+
+def load_card(path: str | Path) -> dict[str, Any]:
+    """The card beside a checkpoint. Raises CheckpointError unless it says what a card may say."""
+    path = Path(path)
+    for file in (path, path.with_suffix(".json")):
         if not file.is_file():
             raise CheckpointError(f"{file}: no such file; a checkpoint is NAME.safetensors with NAME.json beside it.")
     try:
-        card = json.loads(card_path.read_text())
-    except (json.JSONDecodeError, UnicodeDecodeError) as error:
-        raise CheckpointError(f"{card_path}: card is not JSON ({error}); restore it or train again.") from None
-    if not isinstance(card, dict) or card.get("card_version") != CARD_VERSION:
-        version = card.get("card_version") if isinstance(card, dict) else None
-        raise CheckpointError(f"{card_path}: card_version is {version!r}; this release reads {CARD_VERSION}.")
+        return _card(read_json(path.with_suffix(".json")), str(path.with_suffix(".json")))
+    except StoredError as error:
+        raise CheckpointError(str(error)) from None
+
+
+def _card(content: Any, name: str) -> dict[str, Any]:
+    """A card as it was read. Raises CheckpointError unless its version and its fields are those of a card."""
+    version = content.get("card_version") if isinstance(content, dict) else None
+    if version is True or version != CARD_VERSION:
+        raise CheckpointError(f"{name}: card_version is {version!r:.80}; this release reads {CARD_VERSION}.")
     try:
-        with safe_open(str(path), framework="pt") as file:
-            tensors = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118
-    except (SafetensorError, OSError) as error:
-        raise CheckpointError(f"{path}: weights cannot be read ({error}); the file is damaged or truncated.") from None
-    return tensors, card
+        cards.check(content, cards.Card, "card")
+    except ValueError as error:
+        raise CheckpointError(f"{name}: {error}") from None
+    return content
 
 
 def fit(module: torch.nn.Module, tensors: Mapping[str, Tensor], path: str | Path) -> None:
-    """Load all tensors into a module. Raises CheckpointError for the first missing, misshapen or unknown one."""
+    """Load all tensors into a module.
+
+    Raises CheckpointError for the first missing, misshapen, unknown or mistyped one. Floats may be in half precision.
+    """
     wanted = module.state_dict()
     for name, value in wanted.items():
         if name not in tensors:
@@ -74,10 +107,20 @@ def fit(module: torch.nn.Module, tensors: Mapping[str, Tensor], path: str | Path
         if tensors[name].shape != value.shape:
             raise CheckpointError(f"{path}: tensor {name} has shape {tuple(tensors[name].shape)}, the network's is "
                                   f"{tuple(value.shape)}; the checkpoint belongs to another env or network.")
+        _check_type(name, tensors[name], value, path)
     extra = sorted(set(tensors) - set(wanted))
     if extra:
         raise CheckpointError(f"{path}: tensor {extra[0]} is not in the network; it belongs to another one.")
     module.load_state_dict(dict(tensors))
+
+
+def _check_type(name: str, given: Tensor, wanted: Tensor, path: str | Path) -> None:
+    allowed = {wanted.dtype, torch.float16, torch.bfloat16} if wanted.is_floating_point() else {wanted.dtype}
+    if given.dtype not in allowed:
+        raise CheckpointError(f"{path}: tensor {name} is {given.dtype}, the network's is {wanted.dtype}; the file is "
+                              "damaged or belongs to another network.")
+    if name.endswith("running_var") and (given < 0).any():
+        raise CheckpointError(f"{path}: tensor {name} has negative variances; the file is damaged.")
 
 
 def fit_shared(module: torch.nn.Module, tensors: Mapping[str, Tensor], path: str | Path) -> None:
@@ -95,10 +138,38 @@ def flatten_optimizer(optimizer: torch.optim.Optimizer) -> dict[str, Tensor]:
             for key, value in state.items()}
 
 
-def fit_optimizer(optimizer: torch.optim.Optimizer, tensors: Mapping[str, Tensor]) -> None:
-    """Inverse of :func:`flatten_optimizer`."""
+def fit_optimizer(optimizer: torch.optim.Optimizer, tensors: Mapping[str, Tensor],
+                  path: str | Path = "checkpoint") -> None:
+    """Inverse of :func:`flatten_optimizer`, for an optimizer that has taken a step.
+
+    Raises CheckpointError where a parameter's state is not whole, has another shape or type, or holds numbers that no
+    optimizer reaches. A parameter that training does not move has no state.
+    """
+    reached = _stepped(optimizer)
     state: dict[int, dict[str, Tensor]] = {}
     for name, value in tensors.items():
-        index, key = name.split(".", 1)
+        index, _, key = name.partition(".")
+        if name not in reached:
+            raise CheckpointError(f"{path}: tensor optimizer.{name} is not of this optimizer; train into a new folder.")
+        if value.shape != reached[name].shape or value.dtype != reached[name].dtype:
+            raise CheckpointError(f"{path}: tensor optimizer.{name} is {value.dtype} {tuple(value.shape)}, the "
+                                  f"optimizer's is {reached[name].dtype} {tuple(reached[name].shape)}.")
+        if key != "exp_avg" and (value < 0).any():
+            raise CheckpointError(f"{path}: tensor optimizer.{name} has negative numbers; the file is damaged.")
         state.setdefault(int(index), {})[key] = value
+    moved = {name for name in reached if not state or int(name.partition(".")[0]) in state}
+    missing = sorted(moved - set(tensors))
+    if missing:
+        raise CheckpointError(f"{path}: tensor optimizer.{missing[0]} is missing; training cannot go on from this "
+                              "file. Train into a new folder.")
     optimizer.load_state_dict({"state": state, "param_groups": optimizer.state_dict()["param_groups"]})
+
+
+def _stepped(optimizer: torch.optim.Optimizer) -> dict[str, Tensor]:
+    """What an optimizer holds after a step, as :func:`flatten_optimizer` names it."""
+    twin = copy.deepcopy(optimizer)
+    for group in twin.param_groups:
+        for parameter in group["params"]:
+            parameter.grad = torch.zeros_like(parameter)
+    twin.step()
+    return flatten_optimizer(twin)

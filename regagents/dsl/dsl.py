@@ -60,7 +60,7 @@ class DSL(FreshPoses, DQN):
                 raise ValueError(f"{type(self).__name__}: the environment has no expert, whose values it could learn; "
                                  "use an id with one.")
             self.action_weights = task.expert.weights(task.actions.deltas)
-        self.policy.action_weights.copy_(torch.as_tensor(self.action_weights))
+        self.policy.weigh(self.action_weights)
         self.begin_training()
 
     def learn(self, *args: Any, **kwargs: Any) -> Self:
@@ -83,7 +83,9 @@ class DSL(FreshPoses, DQN):
         return (actions if vectorized else actions[0]), state
 
     def finetune(self, total_timesteps: int, **kwargs: Any) -> Self:
-        """DQN on the learned Q, with exploration and replay (the paper's outlook). Takes SB3's ``learn`` arguments."""
+        """DQN on the learned values, with exploration and replay (the paper's outlook). Takes SB3's ``learn``
+        arguments. Also where targets were per unit of the step, rewards are compared with whole values.
+        """
         self.replay_buffer = ReplayBuffer(self.buffer_size, self.observation_space, self.action_space, self.device,
                                           n_envs=self.n_envs, **self.replay_buffer_kwargs)
         DQN.learn(self, total_timesteps, **kwargs)
@@ -96,8 +98,8 @@ class DSL(FreshPoses, DQN):
     def loss(self, observations: Tensor, infos: dict[str, Tensor]) -> Tensor:
         """Eq. 5, over all actions."""
         with mixed(self.device, self.amp):
-            values = self.q_net(observations)
-        return F.mse_loss(values.float(), infos["q_star"].to(torch.float32))
+            outputs = self.policy.q_net.outputs(observations)
+        return F.mse_loss(outputs.float(), infos["q_star"].to(torch.float32))
 
     def adopt(self, tensors: Mapping[str, Tensor], path: str | Path) -> None:
         """Take over a checkpoint's weights. Raises CheckpointError where they do not fit."""

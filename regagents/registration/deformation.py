@@ -16,7 +16,7 @@ from regagents.classical.convexadam import AdamInstance, ConvexAdam, CoupledConv
 from regagents.common.threads import one_thread
 from regagents.l2o import L2O
 from regenv.data.io.images import Image, ImageError
-from regenv.data.io.resampling import framed, matrix_to_sitk, reduced, resampled
+from regenv.data.io.resampling import antialiased, framed, matrix_to_sitk, reduced, resampled_labels, sampled, to_sitk
 from regenv.grid import Grid
 from regenv.ops.regularity import folding, sd_log_jacobian
 from regenv.ops.sampling import LINEAR
@@ -66,12 +66,16 @@ class Optimiser:
 
 def tensors(fixed: Image, moving: Image, pull_back: NDArray[np.float64], masks: tuple[Image, Image] | None,
             grid: Grid) -> dict[str, Tensor]:
-    """A solver's arguments: both images on a grid, the moving one resampled through the pose, and their masks."""
-    posed = resampled(moving, fixed.grid, pull_back)
-    arrays = {"fixed": reduced(fixed, grid), "moving": reduced(posed, grid)}
+    """A solver's arguments: both images on a grid, the moving one resampled through the pose, and their masks.
+
+    Intensities are brought to [0, 1] before the resampling, so that 0 outside the moving image is its background.
+    """
+    spacing = [min(grid.spacing)] * grid.ndim
+    posed = framed(sampled(to_sitk(moving), fixed.grid, matrix_to_sitk(pull_back)), fixed.grid)
+    arrays = {"fixed": reduced(fixed, grid), "moving": np.clip(sampled(antialiased(posed, spacing), grid), 0, 1)}
     if masks is not None:
         poses = {"fixed_mask": np.eye(grid.ndim + 1), "moving_mask": pull_back}
-        arrays |= {name: resampled(mask, grid, pose, sitk.sitkNearestNeighbor).array
+        arrays |= {name: resampled_labels(mask, grid, pose).array
                    for mask, (name, pose) in zip(masks, poses.items(), strict=True)}
     return {name: torch.from_numpy(np.ascontiguousarray(array, dtype=np.float32))[None, None]
             for name, array in arrays.items()}

@@ -5,8 +5,9 @@ from __future__ import annotations
 import csv
 import json
 import time
+import warnings
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
@@ -21,15 +22,27 @@ from regagents.registration.deformation import Deformation, Optimiser, optimiser
 from regagents.registration.pipeline import DEFAULT, Pipeline, centered, pipeline, run, stages
 from regenv import render
 from regenv.atomic import whole_folder
+from regenv.data.io.errors import OffImageError
 from regenv.data.io.images import Image, ImageError, normalize, read_image, read_labels, read_mask
-from regenv.data.io.landmarks import read_landmarks
-from regenv.data.io.resampling import SHORTEST_AXIS, foreground_center, matrix_to_sitk, resampled, to_sitk
+from regenv.data.io.landmarks import PointsLike, corresponding
+from regenv.data.io.resampling import (
+    SHORTEST_AXIS,
+    foreground_center,
+    matrix_to_sitk,
+    on_image,
+    resampled,
+    resampled_labels,
+    sampled,
+    to_sitk,
+)
 from regenv.data.io.transforms import write_transform
+from regenv.data.io.voxels import check_finite, whole_numbers
 from regenv.data.io.writing import write_image
 from regenv.ops.overlap import dice
 
 ImageLike = str | Path | Image
-PointsLike = str | Path | NDArray[np.float64]
+LARGEST = float(np.finfo(np.float32).max)
+WRITTEN = ("transform.tfm", "transform.h5", "warped.nii.gz", "overlay.png", "trace.csv", "metrics.json")
 Measure = tuple[str, Callable[[sitk.Transform], Any]]
 """A name in ``metrics``, and what it is as a function of the transform from fixed to moving world points."""
 
@@ -45,7 +58,7 @@ class Result:
         trace: one row per step of the chosen lane: stage, step, and the pose's matrix, row-major (m00, m01, ...); then
             the pose that the agent settled on and the refined one. The last row is ``pull_back``.
         metrics: mutual information at the start, after the agent, after refinement and after the deformation; seconds
-            of each; TRE and Dice where landmarks and labels were given.
+            of each; TRE and Dice where landmarks and labels were given; what was decided in reading the images.
     """
 
     fixed: Image
@@ -65,18 +78,15 @@ class Result:
         """Write transform.tfm (the pose), warped.nii.gz, overlay.png, trace.csv and metrics.json into folder ``out``,
         and with a deformation transform.h5 (pose and deformation).
 
-        After a failure none of them is written. Files of these names from an earlier run are replaced.
+        After a failure none of them is written. An earlier run's files of these names are replaced, or removed where
+        this run has none; other files stay. metrics.json comes last: beside it the set is whole.
         """
-        with whole_folder(out) as folder:
+        with whole_folder(out, WRITTEN) as folder:
             write_transform(folder / "transform.tfm", self.pull_back)
             if self.deformation is not None:
-                sitk.WriteTransform(self.transform, str(folder / "transform.h5"))
+                write_transform(folder / "transform.h5", self.transform)
             write_image(folder / "warped.nii.gz", self.warped.array, self.warped.grid)
-            before = resampled(self.moving, self.fixed.grid, np.eye(self.fixed.grid.ndim + 1))
-            pictures = [render.frame(normalize(self.fixed.array), normalize(image.array),
-                                     spacing=self.fixed.grid.spacing, text=text)
-                        for image, text in ((before, "before"), (self.warped, "after"))]
-            render.write_png(folder / "overlay.png", np.concatenate(pictures))
+            render.write_png(folder / "overlay.png", np.concatenate(self._pictures()))
             with (folder / "trace.csv").open("w", newline="") as file:
                 writer = csv.DictWriter(file, fieldnames=list(self.trace[0]))
                 writer.writeheader()
@@ -84,13 +94,20 @@ class Result:
             (folder / "metrics.json").write_text(json.dumps(self.metrics, indent=2, allow_nan=False) + "\n")
         return Path(out)
 
+    def _pictures(self) -> list[NDArray[np.uint8]]:
+        """The fixed image with the moving one as it lies, and after registration."""
+        grid, moving = self.fixed.grid, to_sitk(self.moving)
+        return [render.frame(normalize(self.fixed.array), sampled(moving, grid, transform), spacing=grid.spacing,
+                             text=text)
+                for text, transform in (("before", None), ("after", self.transform))]
+
 
 def register(fixed: ImageLike, moving: ImageLike, agent: str | Path | Pipeline | None = None, refine: bool = True,
              initial: NDArray[np.float64] | None = None, seed: int = 0,
              progress: Callable[[str, float], None] | None = None,
              landmarks: tuple[PointsLike, PointsLike] | None = None,
              labels: tuple[ImageLike, ImageLike] | None = None, deform: str | None = None,
-             masks: tuple[ImageLike, ImageLike] | None = None) -> Result:
+             masks: tuple[ImageLike, ImageLike] | None = None, fill: float | None = None) -> Result:
     """Register two images: an agent finds the pose, a local search on mutual information refines it, and where asked
     for an optimiser finds the displacements that are left.
 
@@ -109,15 +126,19 @@ def register(fixed: ImageLike, moving: ImageLike, agent: str | Path | Pipeline |
         deform: an optimiser of :data:`regagents.registration.deformation.OPTIMISERS`, "adam", "convex" or
             "convexadam", or the weights of a learned one, such as "lung3d-l2o".
         masks: of the fixed and of the moving image, the organ on which the deformation is found. Default everywhere.
+        fill: value of the warped image where the moving one does not reach. Default: the moving image's least value.
     Raises:
         ImageError: bad or mismatching images, landmarks, labels or masks. CheckpointError: bad weights. ValueError: an
-            agent of another dimension, an initial pose of another shape, masks without a deformation.
+            agent of another dimension, an initial pose of another shape, masks without a deformation, a fill that is
+            not finite.
     """
+    if fill is not None and not abs(fill) <= LARGEST:
+        raise ValueError(f"register: fill is {fill}; it must be a finite number of 32 bits.")
     a, b = _read(fixed, moving)
     if masks and deform is None:
         raise ValueError("register: masks tell where the deformation is found; name one, such as deform=\"adam\".")
-    measures = [*([_tre(a, b, *landmarks)] if landmarks else []), *([_dice(a, *labels)] if labels else [])]
-    inside = _masks((a, b), masks) if masks else None
+    measures = [*([_tre(a, b, *landmarks)] if landmarks else []), *([_dice(a, b, *labels)] if labels else [])]
+    inside = (_mask_of(a, masks[0]), _mask_of(b, masks[1])) if masks else None
     solver = None if deform is None else optimiser(deform, a.grid.ndim, refine)
     chain = pipeline(DEFAULT[a.grid.ndim] if agent is None else agent)
     agents = stages(chain, a)
@@ -128,12 +149,13 @@ def register(fixed: ImageLike, moving: ImageLike, agent: str | Path | Pipeline |
         pull_back = work.refined(pull_back)
     deformation = None if solver is None else work.deformed(solver, str(deform), pull_back, inside)
     transform = _transform(pull_back, deformation)
-    warped = resampled(b, a.grid, transform)
+    warped = resampled(b, a.grid, transform, fill)
     metrics = {"fixed": a.path, "moving": b.path, "agent": [str(name) for name in chain.stages],
                "starts": chain.starts, "seed": seed, "similarity": work.similarity, "seconds": work.seconds,
-               "pull_back": pull_back.tolist()}
+               "pull_back": pull_back.tolist(), "notes": [*a.notes, *b.notes]}
     if deformation is not None:
-        metrics["deformation"] = {"by": deform, **work.regularity(deformation, warped)}
+        metrics["deformation"] = {"by": deform, "spacing": deformation.grid.spacing, "folding": deformation.folding,
+                                  "sd_log_jacobian": deformation.sd_log_jacobian}
     metrics |= _measured(measures, start, pull_back, transform)
     work.tell("done", 1.0)
     return Result(a, b, pull_back, warped, work.trace, metrics, deformation)
@@ -176,22 +198,19 @@ class _Registration:
         begun = time.perf_counter()
         deformation = solver.register(self.fixed, self.moving, pull_back, masks)
         self.seconds["deformation"] = time.perf_counter() - begun
+        self.similarity["deformation"] = self._similarity(deformation.through(pull_back))
         return deformation
-
-    def regularity(self, deformation: Deformation, warped: Image) -> dict[str, Any]:
-        """The deformation's spacing, folding and SD of log det J; notes the warped image's mutual information."""
-        nothing = np.eye(self.fixed.grid.ndim + 1)
-        self.similarity["deformation"] = _similarity(to_sitk(self.fixed), to_sitk(warped), nothing)
-        return {"spacing": deformation.grid.spacing, "folding": deformation.folding,
-                "sd_log_jacobian": deformation.sd_log_jacobian}
 
     def _settle(self, stage: str, pull_back: NDArray[np.float64]) -> None:
         """Note the pose that a stage ends with."""
         self.similarity[stage] = self._similarity(pull_back)
         self.trace.append(_row(stage, 0, pull_back))
 
-    def _similarity(self, pull_back: NDArray[np.float64]) -> float | None:
-        return _similarity(to_sitk(self.fixed), to_sitk(self.moving), pull_back)
+    def _similarity(self, through: NDArray[np.float64] | sitk.Transform) -> float | None:
+        """Mutual information of the two images, at the same voxels of both for every stage; None where there is none,
+        since JSON knows no infinity."""
+        value = -evaluate_metric(to_sitk(self.fixed), to_sitk(self.moving), through)
+        return value if np.isfinite(value) else None
 
 
 def _measured(measures: Sequence[Measure], start: NDArray[np.float64], pull_back: NDArray[np.float64],
@@ -229,44 +248,24 @@ def _checked_pose(initial: NDArray[np.float64], ndim: int) -> NDArray[np.float64
     return pose
 
 
-def _similarity(fixed: sitk.Image, moving: sitk.Image, pull_back: NDArray[np.float64]) -> float | None:
-    """Mutual information; None where there is none, since JSON knows no infinity."""
-    value = -evaluate_metric(fixed, moving, pull_back)
-    return value if np.isfinite(value) else None
-
-
 def _tre(fixed: Image, moving: Image, fixed_points: PointsLike, moving_points: PointsLike) -> Measure:
     """Mean distance of corresponding landmarks in the moving world, mm, as a function of the transform."""
-    n = fixed.grid.ndim
-    points, names = [], []
-    for given, image in ((fixed_points, fixed), (moving_points, moving)):
-        array = given if isinstance(given, np.ndarray) else read_landmarks(given, image.grid)
-        names.append(f"landmarks of {image.path}" if isinstance(given, np.ndarray) else str(given))
-        if array.ndim != 2 or array.shape[1] != n:
-            raise ImageError(f"{names[-1]}: landmarks have shape {array.shape}; a {n}D image needs (N, {n}).")
-        points.append(np.asarray(array, dtype=np.float64))
-    if len(points[0]) != len(points[1]):
-        raise ImageError(f"{names[1]}: number of landmarks is {len(points[1])}, but {names[0]} has {len(points[0])}; "
-                         "line n of one must correspond to line n of the other.")
+    points, targets = corresponding((fixed_points, moving_points), (fixed, moving))
 
     def measure(transform: sitk.Transform) -> float:
-        moved = np.array([transform.TransformPoint(point.tolist()) for point in points[0]])
-        return float(np.linalg.norm(moved - points[1], axis=1).mean())
+        moved = np.array([transform.TransformPoint(point) for point in points.tolist()])
+        return float(np.linalg.norm(moved - targets, axis=1).mean())
 
     return "tre_mm", measure
 
 
-def _dice(image: Image, fixed_labels: ImageLike, moving_labels: ImageLike) -> Measure:
+def _dice(fixed: Image, moving: Image, fixed_labels: ImageLike, moving_labels: ImageLike) -> Measure:
     """Dice of every label of the fixed label image, as a function of the transform; None where a label is absent."""
-    a, b = (given if isinstance(given, Image) else read_labels(given) for given in (fixed_labels, moving_labels))
-    for labels in (a, b):
-        if labels.grid.ndim != image.grid.ndim:
-            raise ImageError(f"{labels.path}: labels are {labels.grid.ndim}D but {image.path} is {image.grid.ndim}D; "
-                             "both must have the same dimension.")
+    a, b = (_labels_of(image, given) for image, given in ((fixed, fixed_labels), (moving, moving_labels)))
     classes = [int(value) for value in np.unique(a.array) if value != 0]
 
     def measure(transform: sitk.Transform) -> dict[str, float | None]:
-        warped = resampled(b, a.grid, transform, sitk.sitkNearestNeighbor).array
+        warped = resampled_labels(b, a.grid, transform).array
         here, there = (torch.from_numpy(np.asarray(array, dtype=np.int64)[None, None]) for array in (a.array, warped))
         scores = dice(here, there, classes)[0].tolist()
         return {str(c): None if np.isnan(score) else score for c, score in zip(classes, scores, strict=True)}
@@ -274,14 +273,24 @@ def _dice(image: Image, fixed_labels: ImageLike, moving_labels: ImageLike) -> Me
     return "dice", measure
 
 
-def _masks(images: tuple[Image, Image], masks: tuple[ImageLike, ImageLike]) -> tuple[Image, Image]:
-    """Masks of both images, checked."""
-    fixed, moving = (given if isinstance(given, Image) else read_mask(given) for given in masks)
-    for image, mask in zip(images, (fixed, moving), strict=True):
-        if mask.grid.ndim != image.grid.ndim:
-            raise ImageError(f"{mask.path}: mask is {mask.grid.ndim}D but {image.path} is {image.grid.ndim}D; "
-                             "both must have the same dimension.")
-    return fixed, moving
+def _labels_of(image: Image, given: ImageLike) -> Image:
+    """An image's labels. Raises ImageError: no whole numbers, or none of them lies on the image."""
+    labels = given if isinstance(given, Image) else read_labels(given)
+    labels = replace(labels, array=whole_numbers(labels.path, labels.array))
+    on_image(labels, image)
+    return labels
+
+
+def _mask_of(image: Image, given: ImageLike) -> Image:
+    """An image's mask; warns where it does not lie on the image. Raises ImageError: it has another dimension."""
+    mask = given if isinstance(given, Image) else read_mask(given)
+    check_finite(mask.path, mask.array)
+    mask = replace(mask, array=(mask.array != 0).astype(np.uint8))
+    try:
+        on_image(mask, image)
+    except OffImageError as error:
+        warnings.warn(f"{error} Nothing is deformed.", stacklevel=3)
+    return mask
 
 
 def _transform(pull_back: NDArray[np.float64], deformation: Deformation | None) -> sitk.Transform:

@@ -40,7 +40,7 @@ def record(dataset_id: str, env_id: str | None = None, agent: str = EXPERT, epis
     try:
         minari = importlib.import_module("minari")
     except ImportError as error:
-        raise ValueError(f'record: {error}; install the extra: pip install "regenv[clients]".') from None
+        raise ValueError(f'record: {error}; pip install "regenv[clients]".') from None
     if episodes < 1:
         raise ValueError(f"record: episodes is {episodes}; it must be at least 1.")
     if dataset_id in minari.list_local_datasets():

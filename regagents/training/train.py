@@ -2,9 +2,12 @@
 
 from __future__ import annotations
 
+import fcntl
+import os
 import platform
 import time
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager, nullcontext
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -16,6 +19,7 @@ from stable_baselines3.common.logger import configure
 from regagents.agents import ALGORITHMS, algorithm_of, create, resolve
 from regagents.common import checkpoints, distributed
 from regagents.training.presets import PRESETS
+from regagents.training.progress import progress_logger
 
 
 @dataclass(frozen=True)
@@ -139,17 +143,36 @@ def _train(run: Run) -> Path:
     _start(agent, card, run)
     first = distributed.rank() == 0
     run.out.mkdir(parents=True, exist_ok=True)
-    agent.set_logger(configure(str(run.out), ["csv", "tensorboard"]) if first else configure(None, []))
-    callback = CheckpointCallback(run, card)
-    try:
-        agent.learn(run.total - agent.num_timesteps if run.resume else run.total, callback=callback if first else None,
-                    reset_num_timesteps=not run.resume, progress_bar=run.progress_bar and first)
-    finally:
-        agent.logger.close()
-    found = agent.after_training()
-    if first:
-        callback.write(found)
+    with _alone(run.out) if first else nullcontext():
+        agent.set_logger(progress_logger(run.out, agent.num_timesteps) if first else configure(None, []))
+        callback = CheckpointCallback(run, card)
+        try:
+            agent.learn(run.total - agent.num_timesteps if run.resume else run.total,
+                        callback=callback if first else None, reset_num_timesteps=not run.resume,
+                        progress_bar=run.progress_bar and first)
+        finally:
+            agent.logger.close()
+        found = agent.after_training()
+        if first:
+            callback.write(found)
     return run.weights
+
+
+@contextmanager
+def _alone(folder: Path) -> Iterator[None]:
+    """Holds a folder for this process until it ends, however it ends. Raises ValueError where another one does."""
+    handle = os.open(folder, os.O_RDONLY)
+    try:
+        try:
+            fcntl.flock(handle, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except BlockingIOError:
+            raise ValueError(f"{folder}: another training writes there at this moment. Wait until it has ended, or "
+                             "choose another --out.") from None
+        except OSError:
+            pass  # a file system without locks
+        yield
+    finally:
+        os.close(handle)
 
 
 def _card(algorithm: str, run: Run) -> dict[str, Any]:
@@ -165,11 +188,15 @@ def _start(agent: Any, card: dict[str, Any], run: Run) -> None:
     """Give a fresh agent what it starts from: the last state of an interrupted run, or another agent's tensors."""
     if run.resume and run.state.is_file():
         tensors, old = checkpoints.load(run.state)
+        for name in ("config", "samples", "updates", "seconds", "init"):
+            if name not in old:
+                raise checkpoints.CheckpointError(f"{run.state}: its card has no {name}; train into a new folder.")
         if old["config"] != run.config:
             raise checkpoints.CheckpointError(f"{run.out}: config differs from preset {run.preset!r}; train into a new "
                                               "folder.")
-        agent.adopt(_under("network.", tensors), run.out)
-        checkpoints.fit_optimizer(agent.optimizer, _under("optimizer.", tensors))
+        agent.adopt(_under("network.", tensors), run.state)
+        if old["updates"]:
+            checkpoints.fit_optimizer(agent.optimizer, _under("optimizer.", tensors), run.state)
         agent.num_timesteps, agent.updates = old["samples"], old["updates"]
         card["seconds"], card["init"] = old["seconds"], old["init"]
     elif run.start is not None:

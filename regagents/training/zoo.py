@@ -34,6 +34,7 @@ from stable_baselines3.common.vec_env import VecEnv, VecMonitor
 
 from regagents import agents
 from regagents.common.sb3_policies import NoisyTD3
+from regenv import shell
 from regenv.wrappers.sb3 import SB3VecEnv
 
 SB3_ALGORITHMS: dict[str, type[Any]] = {"ppo": PPO, "a2c": A2C, "dqn": DQN, "sac": SAC, "td3": NoisyTD3, "tqc": TQC,
@@ -107,18 +108,16 @@ def native(env_id: str, lanes: int, env_kwargs: Mapping[str, Any]) -> SB3VecEnv:
 # ----------------------------------------------------------------------------------------------------------- commands
 
 def main(argv: Sequence[str] | None = None) -> int:
-    """Run a command of the zoo. Returns the exit status: 0, or 2 after one line on stderr for an unknown command or
-    where rl-zoo3 is not installed."""
+    """Run a command of the zoo. Returns the exit status, see :func:`regenv.shell.run`."""
     typed = list(sys.argv[1:] if argv is None else argv)
+    debug = "--debug" in typed
+    return shell.run(NAME, lambda: _run([word for word in typed if word != "--debug"]), debug)
+
+
+def _run(typed: list[str]) -> int:
     if not typed or typed[0] not in COMMANDS:
-        print(f"{NAME}: command is {typed[0] if typed else None!r}; it must be one of {', '.join(COMMANDS)}.",
-              file=sys.stderr)
-        return 2
-    try:
-        rl_zoo3 = importlib.import_module("rl_zoo3")
-    except ImportError as error:
-        print(f'{NAME}: {error}; install the extra: pip install "regenv[clients]".', file=sys.stderr)
-        return 2
+        raise ValueError(f"command is {typed[0] if typed else None!r}; it must be one of {', '.join(COMMANDS)}.")
+    rl_zoo3 = importlib.import_module("rl_zoo3")
     rl_zoo3.ALGOS.update(algorithms())
     command, *options = typed
     before, sys.argv = sys.argv, [f"{NAME} {command}", *options]

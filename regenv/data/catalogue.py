@@ -71,3 +71,9 @@ SOURCES: dict[str, Callable[..., PairSource]] = {
     "lungs": Lungs,
     "folder": FolderPairs,
 }
+
+CLASSES: dict[str, type] = {
+    "phantoms": BrainPhantom, "spine": SpinePhantom, "heads": Heads, "slices": Slices, "codeformed": CoDeformed,
+    "deformed": Deformed, "files": Files, "organs": OrganPairs, "digits": Digits, "brains": Brains, "livers": Livers,
+    "lungs": Lungs, "folder": FolderPairs}
+"""The class behind each name; its fields are the arguments that a mapping may give."""

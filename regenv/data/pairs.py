@@ -33,9 +33,9 @@ class PairBatch:
         landmarks: (B, N, D) float64, points of the fixed world, mm, at which the target registration error is measured;
             None where there are none.
         targets: (B, N, D) float64, where the landmarks lie in the moving world, mm. None: where ``truth`` maps them.
-        fixed_labels: (B, 1, *shape) int16 or None.
-        moving_labels: (B, 1, *moving_shape) int16 or None.
-        fixed_clusters, moving_clusters: of the labels' shapes and type, clusters of the intensities (pseudo-labels),
+        fixed_labels: (B, 1, *shape) int16, int32 or int64, the user's own numbers, or None; a source has one type.
+        moving_labels: (B, 1, *moving_shape), likewise.
+        fixed_clusters, moving_clusters: of the labels' shapes, int16, clusters of the intensities (pseudo-labels),
             or None.
         target_pose: (B, P) float64, the pose at alignment where it is not zero (amplitudes of a deformation model), or
             None.

@@ -18,6 +18,8 @@ from torch import Tensor
 
 from regenv.ops.kernels.overlap_cpu import overlap_counts_cpu
 
+_WIDEST = 1 << 20   # range of labels up to which a table has a row for each; atlases number regions by nine digits
+
 
 def dice(labels_a: Tensor, labels_b: Tensor, classes: Sequence[int]) -> Tensor:
     """Dice coefficients, ``2 |A and B| / (|A| + |B|)``, for all classes in one pass over the voxels.
@@ -28,6 +30,9 @@ def dice(labels_a: Tensor, labels_b: Tensor, classes: Sequence[int]) -> Tensor:
     Returns: (B, classes) float32 in [0, 1], NaN where a class is absent from either image.
     """
     _check(labels_a, labels_b, classes)
+    if max(classes) - min(classes) >= _WIDEST:
+        labels_a, labels_b = (_renumbered(labels, tuple(classes)) for labels in (labels_a, labels_b))
+        classes = range(1, len(classes) + 1)
     counts = overlap_counts_cpu if labels_a.device.type == "cpu" else _counts
     size_a, size_b, both = counts(labels_a, labels_b, classes)
     present = (size_a > 0) & (size_b > 0)
@@ -112,6 +117,22 @@ def _class_index(labels: Tensor, classes: Sequence[int]) -> Tensor:
     """Each voxel's position in ``classes``, or ``len(classes)`` if its label is not among them; int64."""
     low, high = min(classes) - 1, max(classes) + 1
     return _column(tuple(classes), labels.device)[labels.to(torch.int64).clamp(low, high) - low]
+
+
+def _renumbered(labels: Tensor, classes: tuple[int, ...]) -> Tensor:
+    """1 to N where a label is one of N classes, in their order, and 0 elsewhere; int64."""
+    numbers, order = _sorted(classes, labels.device)
+    labels = labels.to(torch.int64).contiguous()
+    place = torch.searchsorted(numbers, labels).clamp(max=len(classes) - 1)
+    return torch.where(numbers[place] == labels, order[place] + 1, 0)
+
+
+@lru_cache(maxsize=64)
+@torch.inference_mode(False)
+def _sorted(classes: tuple[int, ...], device: torch.device) -> tuple[Tensor, Tensor]:
+    """The labels in ascending order, and where each stands among the classes; cached on the device."""
+    numbers, order = torch.tensor(classes, device=device).sort()
+    return numbers, order
 
 
 @lru_cache(maxsize=64)

@@ -99,6 +99,20 @@ def warp_points(points_vox: Tensor, displacement: Tensor) -> Tensor:
     return points_vox + moved
 
 
+def unwarped_points(points_vox: Tensor, displacement: Tensor, iterations: int = 40) -> Tensor:
+    """Points that a displacement field moves to ``points_vox``, by fixed-point iteration ``q <- p - u(q)``.
+
+    Converges where the displacement's Lipschitz constant is below 1 (no folding).
+
+    Args: points_vox (B, N, D); displacement (B, D, *shape).
+    Returns: (B, N, D).
+    """
+    found = points_vox
+    for _ in range(iterations):
+        found = points_vox - (warp_points(found, displacement) - found)
+    return found
+
+
 def compose(a: Tensor, b: Tensor) -> Tensor:
     """Field of the map ``x -> a(b(x))``, for displacement fields a and b.
 

@@ -14,13 +14,16 @@ from regenv.task import Reward
 
 
 class Gain:
-    """The reward of a step is the gain of a score, plus a bonus on arrival; a subclass defines the score."""
+    """The reward of a step is the gain of a score, plus a bonus on arrival; a subclass defines the score.
+
+    A score is NaN where it is unknown; such lanes earn nothing.
+    """
 
     bonus: float
 
     def __call__(self, before: EpisodeState, after: EpisodeState) -> Tensor:
         """Rewards (B,) float64."""
-        return after.score - before.score + self.bonus * after.arrived
+        return torch.nan_to_num(after.score - before.score) + self.bonus * after.arrived
 
 
 @dataclass(frozen=True)
@@ -30,8 +33,8 @@ class DistanceDecrease(Gain):
     bonus: float = 10.0
 
     def score(self, state: EpisodeState) -> Tensor:
-        """(B,) float64; 0 where the truth is unknown, so that such lanes earn nothing."""
-        return torch.nan_to_num(-state.distance)
+        """-D (B,) float64; NaN where the truth is unknown."""
+        return -state.distance
 
 
 class NegativeDistance(DistanceDecrease):
@@ -39,7 +42,7 @@ class NegativeDistance(DistanceDecrease):
 
     def __call__(self, before: EpisodeState, after: EpisodeState) -> Tensor:
         """Rewards (B,) float64."""
-        return torch.where(after.arrived, self.bonus, after.score)
+        return torch.where(after.arrived, self.bonus, torch.nan_to_num(after.score))
 
 
 @dataclass(frozen=True)
@@ -90,12 +93,12 @@ class LandmarkGain:
     """Decrease of the mean landmark error, mm."""
 
     def score(self, state: EpisodeState) -> Tensor:
-        """(B,) float64; 0 where the source has no landmarks or does not know where they belong."""
-        return torch.nan_to_num(-state.tre)
+        """(B,) float64; NaN where the source has no landmarks or does not know where they belong."""
+        return -state.tre
 
     def __call__(self, before: EpisodeState, after: EpisodeState) -> Tensor:
         """Rewards (B,) float64."""
-        return after.score - before.score
+        return torch.nan_to_num(after.score - before.score)
 
 
 SIMILARITIES: dict[str, Callable[[Tensor, Tensor], Tensor]] = {

@@ -8,19 +8,21 @@ from typing import Any
 from regenv.data.pairs import PairSource
 from regenv.data.sources.landmarked import Landmarked
 from regenv.grid import Grid
+from regenv.inputs import flag, number
 from regenv.parts.distance import LandmarkError, ParameterNorm
 from regenv.parts.expert import DistanceDrop
 from regenv.parts.observation import OBSERVATIONS
 from regenv.parts.reward import SIMILARITIES, DistanceDecrease, NegativeDistance, SimilarityGain
 from regenv.parts.start import UniformStart
 from regenv.parts.termination import Arrived, Never
-from regenv.task import SUCCESS_MM, Reward, Task, Termination
+from regenv.task import Reward, Task, Termination
 from regenv.tasks.arguments import checked_dtype, checked_ranges, named, shape_of, source_for, step_actions
 from regenv.transforms.similarity import Similarity
 
 SIZE = {2: 168, 3: 64}
 FIELD_MM = 224.0
 SCALE_STEP = 0.05
+SUCCESS_MM = {2: 4.0, 3: 10.0}
 LANDMARKS = {"lattice": {2: 900, 3: 1000}, "sift": {2: 100}}
 PERTURBATIONS = {"E1": (25.0, 30.0, 0.25), "E2": (30.0, 45.0, 0.25)}
 REWARDS: dict[str, Reward] = {"landmarks": NegativeDistance(), "matrix": NegativeDistance(),
@@ -32,7 +34,7 @@ def similarity(ndim: int, continuous: bool = False, size: int | Sequence[int] | 
                observation: str = "pair", obs_dtype: str | None = None, reward: str = "landmarks",
                landmarks: str = "lattice", perturbation: str = "E1", whole: bool | None = None,
                ranges: Sequence[float] | None = None, step_sizes: Sequence[float] = (1.0,), near: float = 0.0,
-               near_scale: float = 0.15, stop: str = "arrived", success_mm: float = SUCCESS_MM,
+               near_scale: float = 0.15, stop: str = "arrived", success_mm: float | None = None,
                max_episode_steps: int = 500) -> Task:
     """Multimodal similarity registration as a Markov decision process (Sun et al. 2018).
 
@@ -76,9 +78,10 @@ def similarity(ndim: int, continuous: bool = False, size: int | Sequence[int] | 
     ## Arguments
     `size` pixels per axis (168 in 2D, 64 in 3D); `spacing` mm of a pixel (field of view 224 mm); `source` "phantoms",
     "slices" (real, T1, T2 and CT; `regenv data get mni2009c`), "files", or a PairSource; `landmarks` "lattice" (900
-    points in 2D, 1000 in 3D) or "sift" (2D, needs OpenCV); `success_mm` landmark error of `info["is_success"]`.
-    `info["tre"]` is in mm; divide by `spacing` for pixels. `info["q_star"]` (privileged) is the decrease of D by every
-    action: its argmax is the paper's supervised action.
+    points in 2D, 1000 in 3D) or "sift" (2D, needs OpenCV); `success_mm` the largest landmark error
+    of `info["is_success"]` (4 mm in 2D, three pixels; 10 mm in 3D: below every start). `info["tre"]` is in mm; divide
+    by `spacing` for pixels. `info["score"]` is what the reward is made of: -D, or ten times the similarity.
+    `info["q_star"]` (privileged) is the decrease of D by every action: its argmax is the paper's supervised action.
 
     ```python
     gym.make("RegSimilarity2D-v0", source={"name": "slices", "subjects": ["mni2009c"]}, perturbation="E2")
@@ -88,7 +91,7 @@ def similarity(ndim: int, continuous: bool = False, size: int | Sequence[int] | 
     * v0: first release.
     """
     shape = shape_of(SIZE[ndim] if size is None else size, ndim)
-    pixel = FIELD_MM / max(shape) if spacing is None else float(spacing)
+    pixel = FIELD_MM / max(shape) if spacing is None else number("spacing", spacing, positive=True)
     moves = Similarity(ndim, pixel, SCALE_STEP)
     turns = len(moves.names) - ndim - 1
     units = (pixel,) * ndim + (1.0,) * turns + (SCALE_STEP,)
@@ -107,12 +110,12 @@ def similarity(ndim: int, continuous: bool = False, size: int | Sequence[int] | 
         transform=moves,
         actions=step_actions(continuous, units, step_sizes),
         start=UniformStart(tuple(width * pixel for width in widths[:ndim]) + widths[ndim:], near, near_scale,
-                           not continuous if whole is None else whole, units),
+                           not continuous if whole is None else flag("whole", whole), units),
         distance=ParameterNorm() if reward == "matrix" else LandmarkError(pixel),
         observation=named("observation", observation, OBSERVATIONS)(checked_dtype(obs_dtype, ndim)),
         reward=earned,
         termination=named("stop", stop, stops),
         expert=DistanceDrop(per_unit=False),
         max_episode_steps=max_episode_steps,
-        success_mm=success_mm,
+        success_mm=SUCCESS_MM[ndim] if success_mm is None else success_mm,
     )

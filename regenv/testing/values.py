@@ -11,10 +11,10 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 
-def require(holds: bool, sentence: str) -> None:
-    """Raise AssertionError with the sentence unless it holds."""
+def require(holds: bool, sentence: str, check: str = "check_vector_env") -> None:
+    """Raise AssertionError with the check's name and the sentence unless it holds."""
     if not holds:
-        raise AssertionError(f"check_vector_env: {sentence}.")
+        raise AssertionError(f"{check}: {sentence}.")
 
 
 def require_error(call: Callable[[], Any], sentence: str) -> None:

@@ -11,16 +11,17 @@ from pathlib import Path
 
 import numpy as np
 import torch
-from safetensors import SafetensorError, safe_open
 from safetensors.torch import save_file
 from torch import Tensor
 
 from regenv.atomic import atomic
 from regenv.ops import bspline, pca
 from regenv.ops.affine import matmul
+from regenv.stored import StoredError, parse_json, read_tensors
 
 _CARD = "regenv_deformation_model"  # key of the JSON card in the file's header
 _CARD_VERSION = 1
+_LONGEST = 2048  # voxels along an axis
 _TENSORS = ("mean", "modes", "deviations", "mean_amplitudes", "largest_amplitudes")
 
 
@@ -61,6 +62,8 @@ class DeformationModel:
         if ndim not in (2, 3) or any(n < 1 for n in self.shape):
             raise ValueError(f"DeformationModel: shape is {self.shape}; it must be 2 or 3 positive numbers.")
         _check_spacing(self.spacing, ndim)
+        if count < 1:
+            raise ValueError("DeformationModel: number of modes is 0; a model needs at least one. Fit it again.")
         if self.mean.ndim != ndim + 1 or self.mean.shape[0] != ndim or min(self.control_shape) <= bspline.ORDER:
             raise ValueError(f"DeformationModel: mean is {tuple(self.mean.shape)}; it must be ({ndim}, and {ndim} axes "
                              f"of at least {bspline.ORDER + 1} control points).")
@@ -196,16 +199,11 @@ class DeformationModel:
             ModelError: the file is missing, damaged, no deformation model or not a consistent one.
         """
         path = Path(path)
-        if not path.is_file():
-            raise ModelError(f"{path}: no such file. Give a file that DeformationModel.save wrote.")
         try:
-            with safe_open(str(path), framework="pt") as file:
-                card = (file.metadata() or {}).get(_CARD)
-                tensors = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118
-        except (SafetensorError, OSError) as error:
-            raise ModelError(f"{path}: it cannot be read ({error}); the file is damaged, truncated or no safetensors "
-                             "file. Save the model again.") from None
-        shape, spacing = _read_card(path, card)
+            tensors, metadata = read_tensors(path)
+        except StoredError as error:
+            raise ModelError(f"{error} Give a file that DeformationModel.save wrote.") from None
+        shape, spacing = _read_card(path, metadata.get(_CARD))
         missing, extra = [n for n in _TENSORS if n not in tensors], sorted(set(tensors) - set(_TENSORS))
         if missing or extra:
             raise ModelError(f"{path}: tensor {missing[0] if missing else extra[0]} is "
@@ -222,14 +220,17 @@ def _read_card(path: Path, card: str | None) -> tuple[tuple[int, ...], tuple[flo
         raise ModelError(f"{path}: {_CARD} is missing in its header; it holds something else. Give a file that "
                          "DeformationModel.save wrote.")
     try:
-        content = json.loads(card)
+        content = parse_json(card, str(path))
         version = content["version"]
         if version == _CARD_VERSION:
-            return tuple(int(n) for n in content["shape"]), tuple(float(s) for s in content["spacing"])
+            shape, spacing = content["shape"], content["spacing"]
+            if not all(type(n) is int and 0 < n <= _LONGEST for n in shape) or any(type(s) is bool for s in spacing):
+                raise ValueError("shape")
+            return tuple(shape), tuple(float(s) for s in spacing)
     except (KeyError, TypeError, ValueError):
-        raise ModelError(f"{path}: {_CARD} is {card!r}; it must be JSON with version, shape and spacing. "
+        raise ModelError(f"{path}: {_CARD} is {card!r:.200}; it must be JSON with version, shape and spacing. "
                          "Save the model again.") from None
-    raise ModelError(f"{path}: version is {version!r}; this release reads {_CARD_VERSION}. Save the model again.")
+    raise ModelError(f"{path}: version is {version!r:.80}; this release reads {_CARD_VERSION}. Save the model again.")
 
 
 def _check_spacing(spacing: tuple[float, ...], ndim: int) -> None:

@@ -88,7 +88,7 @@ def truncated_image(folder: Path) -> tuple[list[str], tuple[str, ...]]:
 def truncated_after_unpacking(folder: Path) -> tuple[list[str], tuple[str, ...]]:
     whole = gzip.decompress((folder / "fixed3d.nii.gz").read_bytes())
     (folder / "short.nii").write_bytes(whole[:len(whole) // 2])
-    return [str(folder / "short.nii"), str(folder / "moving3d.nii.gz")], ("short.nii", str(len(whole) // 2))
+    return [str(folder / "short.nii"), str(folder / "moving3d.nii.gz")], ("short.nii", "truncated")
 
 
 def missing_file(folder: Path) -> tuple[list[str], tuple[str, ...]]:
@@ -116,6 +116,30 @@ def empty_labels(folder: Path) -> tuple[list[str], tuple[str, ...]]:
 def out_is_a_file(folder: Path) -> tuple[list[str], tuple[str, ...]]:
     (folder / "taken").write_text("mine")
     return [*good(folder), "-o", str(folder / "taken")], ("taken", "file")
+
+
+def out_without_a_name(folder: Path) -> tuple[list[str], tuple[str, ...]]:
+    return [*good(folder), "-o", ""], ("name ''", "-o")
+
+
+def out_where_nothing_can_be_written(folder: Path) -> tuple[list[str], tuple[str, ...]]:
+    return [*good(folder), "-o", "/proc/results"], ("/proc/results", "cannot be written")
+
+
+def mask_of_another_place(folder: Path) -> tuple[list[str], tuple[str, ...]]:
+    write_image(folder / "far.nrrd", np.ones((8, 8, 8), np.uint8), Grid.centered((8, 8, 8), 4.0, (5e3, 0.0, 0.0)))
+    return ([*good(folder), "--deform", "adam", "--masks", *[str(folder / "far.nrrd")] * 2],
+            ("far.nrrd", "0 in every voxel", "fixed3d.nii.gz"))
+
+
+def mask_in_2d(folder: Path) -> tuple[list[str], tuple[str, ...]]:
+    write_image(folder / "flat.nrrd", np.ones((8, 8), np.uint8), Grid.centered((8, 8), 4.0))
+    return ([*good(folder), "--deform", "adam", "--masks", *[str(folder / "flat.nrrd")] * 2],
+            ("flat.nrrd", "2D", "3D"))
+
+
+def fill_that_is_no_number(folder: Path) -> tuple[list[str], tuple[str, ...]]:
+    return [*good(folder), "--fill", "nan"], ("fill is nan",)
 
 
 def good(folder: Path) -> list[str]:
@@ -176,7 +200,8 @@ def no_such_agent(folder: Path) -> tuple[list[str], tuple[str, ...]]:
 REGISTER: list[Bad] = [
     nan_voxel, one_voxel_axis, three_voxel_axis, zero_spacing, singular_direction, flat_and_volume, several_channels,
     truncated_image, truncated_after_unpacking, missing_file, missing_landmarks, landmarks_in_2d, empty_labels,
-    out_is_a_file, agent_of_2d, weights_of_another_env, unknown_env, another_algorithm, missing_tensor,
+    out_is_a_file, out_without_a_name, out_where_nothing_can_be_written, mask_of_another_place, mask_in_2d,
+    fill_that_is_no_number, agent_of_2d, weights_of_another_env, unknown_env, another_algorithm, missing_tensor,
     truncated_weights, card_is_not_json, card_of_another_version, no_such_agent]
 
 

@@ -31,9 +31,10 @@ def usual(name: str) -> dict[str, Any]:
 
 
 def info_keys(name: str, privileged: bool) -> set[str]:
-    """What an id tells: D where it is defined, Dice where the source has labels, the mask of fuzzy control."""
-    keys = {"dice"} if "Digits" in name else {"tre", "is_success"}
-    if re.match("RegKeypoint|RegDense[23]D", name):
+    """What an id tells: what the reward is made of, D where it is defined, Dice where there are labels, the mask of
+    fuzzy control."""
+    keys = {"score"} | ({"dice"} if "Digits" in name else {"tre", "is_success"})
+    if re.match("RegKeypoint|RegDense[23]D|RegSDM", name):
         keys |= {"keypoints", "keypoint_targets"} if privileged else set()
     if "Keypoint" in name:
         keys |= {"dice"}

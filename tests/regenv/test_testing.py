@@ -29,13 +29,16 @@ class SharesItsState(RegistrationVectorEnv):
 
 
 class ResetsEveryLane(RegistrationVectorEnv):
-    def _mask(self, given: Any) -> np.ndarray:
-        return np.ones_like(super()._mask(given))
+    def reset(self, *, seed: Any = None, options: dict[str, Any] | None = None) -> tuple[Any, dict[str, Any]]:
+        super().reset(options=options)
+        return super().reset(seed=seed)
 
 
 class TakesAnyMask(RegistrationVectorEnv):
-    def _mask(self, given: Any) -> np.ndarray:
-        return np.resize(np.ones(1, dtype=bool) if given is None else np.asarray(given).astype(bool), self.num_envs)
+    def reset(self, *, seed: Any = None, options: dict[str, Any] | None = None) -> tuple[Any, dict[str, Any]]:
+        given = (options or {}).get("reset_mask", [True])
+        mask = np.resize(np.asarray(given).astype(bool), self.num_envs)
+        return super().reset(seed=seed, options={**(options or {}), "reset_mask": mask} if mask.any() else None)
 
 
 class EatsOptions(RegistrationVectorEnv):

@@ -78,14 +78,19 @@ def test_whole_episodes_arrive_in_lockstep_with_single_envs() -> None:
 
 @pytest.mark.parametrize(("output", "kind"), [("torch", Tensor), ("numpy", np.ndarray)])
 def test_output_chooses_the_type_of_everything(output: str, kind: type) -> None:
+    """Infos are arrays on the CPU, which Gymnasium's wrappers ask for; torch takes those of "torch" for tensors."""
     env = make(output=output, autoreset_mode="SameStep", max_episode_steps=1)
     observation, infos = env.reset(seed=0)
     result = env.step(env.action_space.sample())
-    everything = [observation, *infos.values(), *result[:4]]
+    assert all(isinstance(value, kind) for value in (observation, *result[:4]))
+    told = list(infos.values())
     for value in result[4].values():
-        everything += list(value.values()) if isinstance(value, dict) else [value]
+        told += list(value.values()) if isinstance(value, dict) else [value]
     assert "final_obs" in result[4]
-    assert all(isinstance(value, kind) for value in everything)
+    assert all(isinstance(value, np.ndarray) for value in told)
+    if output == "torch":
+        assert isinstance(torch.clamp(infos["tre"], max=1.0), Tensor)
+        assert isinstance(infos["tre"].cpu(), Tensor)
 
 
 @pytest.mark.parametrize("mode", MODES)
@@ -264,7 +269,8 @@ def test_a_step_of_a_deformation_reads_nothing_from_the_device(name: str) -> Non
     with Waits() as waits:
         env.step(actions)
         env.step(actions)
-    assert waits.seen == ["_local_scalar_dense"] * 2  # the check of the actions, which is made on the CPU only
+    fields = isinstance(env.single_action_space, gym.spaces.Box)  # in which NaN is looked for, on the CPU only
+    assert waits.seen == ["_local_scalar_dense"] * 2 * fields
 
 
 def test_the_watch_notices_what_waits() -> None:

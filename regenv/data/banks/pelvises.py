@@ -12,19 +12,18 @@ import math
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from functools import lru_cache
+from pathlib import Path
 
 import numpy as np
-import SimpleITK as sitk
 import torch
-from safetensors.torch import load_file, save_file
 from torch import Tensor
 
-from regenv.atomic import atomic
+from regenv.data.banks import cache
 from regenv.data.banks.alignment import downsampled, rigid, translation
 from regenv.data.banks.downloads import cache_dir
 from regenv.data.io.images import Image, ImageError, normalize
 from regenv.data.io.labels import check_labels
-from regenv.data.io.resampling import SHORTEST_AXIS, antialiased, framed, matrix_to_sitk, resampled, sampled
+from regenv.data.io.resampling import SHORTEST_AXIS, antialiased, framed, matrix_to_sitk, resampled_labels, sampled
 from regenv.data.phantoms.pelvis_anatomy import BLADDER, ORGAN, RECTUM, Organ, paint_pelvis
 from regenv.grid import Grid
 from regenv.ops.sampling import sample
@@ -115,20 +114,26 @@ def population(ndim: int, alignment: str = "translation") -> Population:
         ValueError: ndim or alignment is none of the above.
     """
     _check(ndim, alignment)
-    folder = cache_dir() / "organs"
-    kept = folder / f"{alignment}-{ndim}d-v{VERSION}.safetensors"
-    if not kept.is_file():
-        folder.mkdir(parents=True, exist_ok=True)
-        subjects = tuple(map(_synthetic_subject, range(COUNT)))
-        offsets = translations(subjects, TESTS)
-        for (name, align), frame in itertools.product(_ALIGNMENTS.items(), FRAMES):
-            aligned = align(subjects, offsets, frame, TESTS)
-            with atomic(folder / f"{name}-{frame}d-v{VERSION}.safetensors") as temporary:
-                save_file({"images": aligned.images, "labels": aligned.labels}, temporary)
-    tensors = load_file(kept)
+    tensors = cache.kept(_file(alignment, ndim), lambda: _made(alignment, ndim))
     train, test = split(COUNT, TESTS)
     return Population(FRAMES[ndim], tensors["images"], tensors["labels"], tuple(map(_name, range(COUNT))), train,
                       test)
+
+
+def _file(alignment: str, ndim: int) -> Path:
+    return cache_dir() / "organs" / f"{alignment}-{ndim}d-v{VERSION}.safetensors"
+
+
+def _made(alignment: str, ndim: int) -> dict[str, Tensor]:
+    """One population's tensors; those of the others are kept at once, since painting takes longest."""
+    subjects = tuple(map(_synthetic_subject, range(COUNT)))
+    offsets = translations(subjects, TESTS)
+    made = {}
+    for (name, align), frame in itertools.product(_ALIGNMENTS.items(), FRAMES):
+        aligned = align(subjects, offsets, frame, TESTS)
+        made[name, frame] = {"images": aligned.images, "labels": aligned.labels}
+        cache.keep(_file(name, frame), made[name, frame])
+    return made[alignment, ndim]
 
 
 def split(count: int, tests: int) -> tuple[tuple[int, ...], tuple[int, ...]]:
@@ -258,7 +263,7 @@ def _placed(subjects: Sequence[Subject], places: Sequence[np.ndarray], ndim: int
         values = framed(normalize(subject.image.array), subject.image.grid)
         smooth = antialiased(values, (*grid.spacing, 0.0)[:3])
         images.append(sampled(smooth, frame, matrix_to_sitk(place)).clip(0, 1).reshape(1, *grid.shape))
-        found = resampled(subject.labels, frame, place, sitk.sitkNearestNeighbor).array.reshape(1, *grid.shape)
+        found = resampled_labels(subject.labels, frame, place).array.reshape(1, *grid.shape)
         if not (found == ORGAN).any():
             raise ImageError(f"{subject.labels.path}: the organ lies outside the cropped field of {grid.extent} mm "
                              "about the template's image centre. Check the labels, or leave the subject out.")

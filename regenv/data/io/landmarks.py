@@ -7,13 +7,21 @@ import math
 import re
 from collections.abc import Sequence
 from pathlib import Path
+from typing import TYPE_CHECKING, TypeAlias
 
 import numpy as np
 from numpy.typing import NDArray
 
-from regenv.data.io.errors import ImageError
+from regenv.data.io.errors import ImageError, shown
+from regenv.data.io.formats.streams import first_bytes
 from regenv.grid import Grid
 
+if TYPE_CHECKING:
+    from regenv.data.io.images import Image
+
+PointsLike: TypeAlias = "str | Path | NDArray[np.float64]"
+FARTHEST_MM = 1e9                   # of a coordinate; its square still is a number
+_MOST_BYTES = 1 << 24               # of a file
 _Row = tuple[int, list[str]]        # a line's number, from 1, and its cells
 _SLICER_COLUMNS = range(1, 4)       # of an .fcsv file, where x, y and z stand
 _SLICER_LPS = re.compile(r"CoordinateSystem\s*=\s*(LPS|1)\b")
@@ -48,18 +56,57 @@ def read_landmarks(path: str | Path, grid: Grid | None = None) -> NDArray[np.flo
     return points
 
 
+def corresponding(given: Sequence[PointsLike], images: Sequence[Image]) -> list[NDArray[np.float64]]:
+    """Landmarks of the fixed and of the moving image, row n of one where row n of the other is: (N, D), world mm.
+
+    Args: given: two files, or arrays (N, D).
+    Raises ImageError: as :func:`read_landmarks`; columns that do not fit the image, other numbers of points in the two,
+        none at all, or coordinates that are not finite.
+    """
+    found, names = [], []
+    for points, image in zip(given, images, strict=True):
+        if isinstance(points, (str, Path)):
+            names.append(str(points))
+            array = read_landmarks(points, image.grid)
+        else:
+            names.append(f"landmarks of {image.path}")
+            array = np.asarray(points, dtype=np.float64)
+        if array.ndim != 2 or array.shape[1] != image.ndim or len(array) == 0:
+            raise ImageError(f"{names[-1]}: landmarks have shape {array.shape}; a {image.ndim}D image needs "
+                             f"(N, {image.ndim}), at least one point.")
+        if not (np.abs(array) <= FARTHEST_MM).all():
+            worst = array[~(np.abs(array) <= FARTHEST_MM)][0]
+            raise ImageError(f"{names[-1]}: a coordinate is {worst:g} mm; all must be finite, and at most "
+                             f"{FARTHEST_MM:g}. Check where they come from.")
+        found.append(array)
+    if len(found[0]) != len(found[1]):
+        raise ImageError(f"{names[1]}: number of landmarks is {len(found[1])}, but {names[0]} has {len(found[0])}; "
+                         "line n of one must correspond to line n of the other.")
+    return found
+
+
 def _lines(path: Path) -> list[str]:
     try:
-        return path.read_text(encoding="utf-8-sig").splitlines()
-    except (OSError, UnicodeDecodeError) as error:
-        raise ImageError(f"{path}: landmarks cannot be read ({error}). Give a text file with x, y[, z] in mm.") \
-            from error
+        text = first_bytes(path, _MOST_BYTES + 1)
+        if len(text) > _MOST_BYTES:
+            raise ValueError(f"more than {_MOST_BYTES} bytes")
+        return text.decode("utf-8-sig").splitlines()
+    except (OSError, ValueError) as error:
+        raise ImageError(f"{path}: landmarks cannot be read ({shown(error)}). Give a text file with x, y[, z] in mm.") \
+            from None
 
 
 def _rows(lines: list[str]) -> list[_Row]:
     """The lines that are neither empty nor comments, split at commas, or else at blanks."""
-    return [(number, [cell.strip() for cell in next(csv.reader([line]))] if "," in line else line.split())
-            for number, line in enumerate(lines, 1) if line.strip() and not line.lstrip().startswith("#")]
+    return [(number, _cells(line)) for number, line in enumerate(lines, 1)
+            if line.strip() and not line.lstrip().startswith("#")]
+
+
+def _cells(line: str) -> list[str]:
+    try:
+        return [cell.strip() for cell in next(csv.reader([line]))] if "," in line else line.split()
+    except csv.Error:       # a cell that is too long; no number is
+        return [line]
 
 
 def _comments(lines: list[str]) -> str:

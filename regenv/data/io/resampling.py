@@ -11,6 +11,7 @@ import numpy as np
 import SimpleITK as sitk
 from numpy.typing import ArrayLike, DTypeLike, NDArray
 
+from regenv.data.io.errors import ImageError, OffImageError
 from regenv.data.io.images import Image, normalize
 from regenv.grid import Grid
 
@@ -81,15 +82,15 @@ def antialiased(image: sitk.Image, spacing: Sequence[float]) -> sitk.Image:
     return sitk.SmoothingRecursiveGaussian(image, [max(sigma, 1e-3) for sigma in sigmas])
 
 
-def sampled(image: sitk.Image, grid: Grid, transform: sitk.Transform | None = None,
-            interpolator: int = sitk.sitkLinear) -> NDArray[np.float32]:
-    """A SimpleITK image's values on a grid, float32 (*grid.shape), 0 outside.
+def sampled(image: sitk.Image, grid: Grid, transform: sitk.Transform | None = None, fill: float = 0.0,
+            interpolator: int = sitk.sitkLinear, pixel: int = sitk.sitkFloat32) -> NDArray[Any]:
+    """A SimpleITK image's values on a grid, (*grid.shape), ``fill`` outside.
 
-    Args: transform: from the grid's world points to the image's, default the identity.
+    Args: transform: from the grid's world points to the image's, default the identity; pixel: type of the numbers.
     """
     through = sitk.Transform(grid.ndim, sitk.sitkIdentity) if transform is None else transform
     return sitk.GetArrayFromImage(sitk.Resample(image, grid.size, through, interpolator, grid.origin, grid.spacing,
-                                                grid.direction, 0.0, sitk.sitkFloat32))
+                                                grid.direction, fill, pixel))
 
 
 def reduced(image: Image, grid: Grid) -> NDArray[np.float32]:
@@ -98,11 +99,44 @@ def reduced(image: Image, grid: Grid) -> NDArray[np.float32]:
     return np.clip(sampled(smooth, grid), 0, 1)
 
 
-def resampled(image: Image, like: Grid, through: ArrayLike | sitk.Transform,
-              interpolator: int = sitk.sitkLinear) -> Image:
-    """An image on another grid through a pull-back (D+1, D+1) or a transform, 0 outside, float32."""
-    transform = through if isinstance(through, sitk.Transform) else matrix_to_sitk(through)
-    return Image(sampled(framed(image.array, image.grid), like, transform, interpolator), like, image.path)
+def resampled(image: Image, like: Grid, through: ArrayLike | sitk.Transform, fill: float | None = None) -> Image:
+    """An image on another grid through a pull-back (D+1, D+1) or a transform, float32.
+
+    Args: fill: value outside the image, default its least one (air in a CT, where 0 would be water).
+    """
+    outside = float(image.array.min()) if fill is None else fill
+    return Image(sampled(framed(image.array, image.grid), like, _transform(through), outside), like, image.path)
+
+
+def resampled_labels(labels: Image, like: Grid, through: ArrayLike | sitk.Transform) -> Image:
+    """Labels or a mask on another grid: the nearest voxel's, 0 outside, in their own integer type."""
+    array, numbers = labels.array, None
+    if array.dtype.itemsize > 4:    # ITK passes numbers through float64, which does not hold all of 64 bits
+        found, places = np.unique(array, return_inverse=True)
+        array, numbers = places.reshape(array.shape).astype(np.int32) + 1, np.append(np.zeros_like(found[:1]), found)
+    image = framed(array, labels.grid, np.uint8 if array.dtype == bool else None)
+    found = sampled(image, like, _transform(through), 0.0, sitk.sitkNearestNeighbor, image.GetPixelID())
+    return Image(found if numbers is None else numbers[found], like, labels.path)
+
+
+def on_image(labels: Image, image: Image) -> Image:
+    """Labels or a mask on the grid of the image that they belong to.
+
+    Raises: ImageError: they are of another dimension. OffImageError: they are 0 in every voxel of the image.
+    """
+    if labels.ndim != image.ndim:
+        raise ImageError(f"{labels.path}: it is {labels.ndim}D, but {image.path} is {image.ndim}D; both must have the "
+                         "same dimension.")
+    found = resampled_labels(labels, image.grid, np.eye(image.ndim + 1))
+    if not found.array.any():
+        raise OffImageError(f"{labels.path}: it is 0 in every voxel of {image.path} (their middles are "
+                            f"{labels.grid.center.round(1).tolist()} and {image.grid.center.round(1).tolist()} mm); it "
+                            "must lie on the image. Fix its origin, or give the image's own.")
+    return found
+
+
+def _transform(through: ArrayLike | sitk.Transform) -> sitk.Transform:
+    return through if isinstance(through, sitk.Transform) else matrix_to_sitk(through)
 
 
 @lru_cache(maxsize=4)

@@ -1,7 +1,8 @@
-"""Linear transforms on disk."""
+"""Transforms on disk; only linear ones are read."""
 
 from __future__ import annotations
 
+import os
 from pathlib import Path
 
 import numpy as np
@@ -9,36 +10,64 @@ import SimpleITK as sitk
 from numpy.typing import NDArray
 
 from regenv.atomic import atomic
-from regenv.data.io.errors import ImageError, reason
+from regenv.data.io.errors import ImageError, check_utf8, reason, silent, unwritten
 from regenv.data.io.resampling import matrix_to_sitk, sitk_to_matrix
+from regenv.data.io.transform_files import linear_transform
 
 _TRANSFORMS = (".tfm", ".txt", ".h5", ".hdf5", ".mat")
+_HDF5_BYTES = 1 << 16   # that a file of HDF5 has beside its numbers
 _ROUNDING = 1e-9
 _LEAST_DETERMINANT = 1e-12
 
 
-def write_transform(path: str | Path, pull_back: NDArray[np.float64]) -> None:
-    """Write an affine pull-back as SimpleITK and 3D Slicer read it (it maps fixed to moving world points).
+def write_transform(path: str | Path, transform: NDArray[np.float64] | sitk.Transform) -> None:
+    """Write a transform as SimpleITK and 3D Slicer read it (it maps fixed to moving world points).
 
     Args:
-        path: .tfm or .txt.
-        pull_back: (D+1, D+1), world mm, LPS.
+        path: .tfm or .txt; .h5 for one with a displacement field.
+        transform: affine pull-back (D+1, D+1), world mm, LPS; or SimpleITK's.
 
     Raises:
-        ImageError: the matrix is not a finite, invertible, affine one, or the suffix is wrong.
+        ImageError: the matrix is not a finite, invertible, affine one, or the suffix is wrong, or the disk does not
+            take the file.
         FileNotFoundError: the folder does not exist.
     """
     path = Path(path)
-    matrix = np.asarray(pull_back, dtype=np.float64)
-    if path.suffix.lower() not in (".tfm", ".txt"):
-        raise ImageError(f"{path}: format is '{path.suffix}'; it must be .tfm or .txt.")
-    _check_matrix(path, matrix)
+    check_utf8(path)
+    suffixes = (".tfm", ".txt", ".h5") if isinstance(transform, sitk.Transform) else (".tfm", ".txt")
+    if path.suffix.lower() not in suffixes:
+        raise ImageError(f"{path}: format is '{path.suffix}'; it must be {' or '.join(suffixes)}.")
+    if not isinstance(transform, sitk.Transform):
+        _check_matrix(path, np.asarray(transform, dtype=np.float64))
+        transform = matrix_to_sitk(transform)
     with atomic(path) as temporary:
+        if path.suffix.lower() == ".h5" and hasattr(os, "posix_fallocate"):
+            _reserve(temporary, 8 * sum(map(len, _numbers(transform))) + _HDF5_BYTES)
         try:
-            sitk.WriteTransform(matrix_to_sitk(matrix), str(temporary))
+            with silent():
+                sitk.WriteTransform(transform, str(temporary))
+                found = sitk.ReadTransform(str(temporary))
         except RuntimeError as error:
-            raise ImageError(f"{path}: SimpleITK cannot write it ({reason(error)}). "
-                             "Check the folder and the free space.") from error
+            raise unwritten(path, reason(error)) from error
+        whole = path.suffix.lower() == ".h5" or temporary.read_bytes().endswith(b"\n")
+        if not whole or _numbers(found) != _numbers(transform):
+            raise unwritten(path, "what can be read back is not what was written")
+
+
+def _reserve(path: Path, size: int) -> None:
+    """Raise OSError unless a file of so many bytes fits: after a write that fails, HDF5 crashes as Python ends."""
+    with path.open("wb") as file:
+        os.posix_fallocate(file.fileno(), 0, size)
+    path.unlink()
+
+
+def _numbers(transform: sitk.Transform) -> list[tuple[float, ...]]:
+    """All parameters of a transform, of a composite one's parts in turn."""
+    if transform.GetTransformEnum() == sitk.sitkComposite:
+        composite = sitk.CompositeTransform(transform)
+        parts = [composite.GetNthTransform(i) for i in range(composite.GetNumberOfTransforms())]
+        return [numbers for part in parts for numbers in _numbers(part)]
+    return [transform.GetParameters(), transform.GetFixedParameters()]
 
 
 def read_transform(path: str | Path) -> NDArray[np.float64]:
@@ -55,14 +84,7 @@ def read_transform(path: str | Path) -> NDArray[np.float64]:
         raise ImageError(f"{path}: no such file. Check the path.")
     if path.suffix.lower() not in _TRANSFORMS:
         raise ImageError(f"{path}: format is '{path.suffix}'; it must be one of {', '.join(_TRANSFORMS)}.")
-    try:
-        transform = sitk.ReadTransform(str(path))
-    except RuntimeError as error:
-        raise ImageError(f"{path}: SimpleITK cannot read it as a transform ({reason(error)}). "
-                         "Check that the file is complete.") from error
-    if not transform.IsLinear():
-        raise ImageError(f"{path}: transform is {transform.GetName()}; a linear one (rigid, similarity, affine) is "
-                         "needed. Export the linear part.")
+    transform = linear_transform(path)
     matrix = _stored_matrix(transform)
     _check_matrix(path, matrix)
     return matrix

@@ -10,10 +10,11 @@ import SimpleITK as sitk
 from numpy.typing import NDArray
 
 from regenv.atomic import atomic
-from regenv.data.io.errors import ImageError, reason
+from regenv.data.io.errors import ImageError, check_utf8, reason, silent, unwritten
 from regenv.data.io.resampling import framed
 from regenv.grid import Grid
 
+_ROUNDING = 1e-3    # mm, and of the directions: NIfTI keeps 32 bits
 _WRITABLE = (".nii", ".nii.gz", ".mha", ".nrrd", ".png")
 
 
@@ -30,6 +31,7 @@ def write_image(path: str | Path, array: NDArray[Any], grid: Grid) -> None:
         FileNotFoundError: the folder does not exist.
     """
     path = Path(path)
+    check_utf8(path)
     array = np.asarray(array)
     if not path.name.lower().endswith(_WRITABLE):
         raise ImageError(f"{path}: format is '{path.suffix}'; it must be one of {', '.join(_WRITABLE)}.")
@@ -47,7 +49,21 @@ def write_image(path: str | Path, array: NDArray[Any], grid: Grid) -> None:
     image = framed(array, grid)
     with atomic(path) as temporary:
         try:
-            sitk.WriteImage(image, str(temporary), useCompression=path.suffix.lower() in (".mha", ".nrrd"))
+            with silent():
+                sitk.WriteImage(image, str(temporary), useCompression=path.suffix.lower() in (".mha", ".nrrd"))
+                found = sitk.ReadImage(str(temporary))
         except RuntimeError as error:
-            raise ImageError(f"{path}: SimpleITK cannot write it ({reason(error)}). "
-                             "Check the folder and the free space.") from error
+            raise unwritten(path, reason(error)) from error
+        values, kept = sitk.GetArrayFromImage(found), np.isfinite(array)    # the library of NIfTI reads NaN as 0
+        if values.shape != array.shape or not np.array_equal(array[kept], values[kept]):    # such as on a full disk
+            raise unwritten(path, "what can be read back is not what was written")
+        if path.suffix.lower() != ".png" and not _same_place(found, image):
+            raise ImageError(f"{path}: direction is {grid.direction} and origin {grid.origin} mm, which this format "
+                             "does not hold. Write .mha or .nrrd.")
+
+
+def _same_place(one: sitk.Image, other: sitk.Image) -> bool:
+    """Whether two images' voxels lie in the same places of the world, but for rounding."""
+    fields = ((image.GetSpacing(), image.GetOrigin(), image.GetDirection()) for image in (one, other))
+    return all(len(a) == len(b) and np.allclose(a, b, rtol=_ROUNDING, atol=_ROUNDING)
+               for a, b in zip(*fields, strict=True))

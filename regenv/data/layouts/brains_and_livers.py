@@ -6,18 +6,19 @@ Only names are read here, and Learn2Reg's JSON; missing label files are found at
 
 from __future__ import annotations
 
-import json
 import re
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-from regenv.data.io.analyze import SUFFIXES as TWO_FILES
+from regenv.data.io.formats.analyze import SUFFIXES as TWO_FILES
 from regenv.data.io.images import ImageError
 from regenv.data.layouts.common import Collection, Scan, existing, once, uniform
+from regenv.stored import StoredError, read_json
 
 _NIFTI = (".nii", ".nii.gz")
 _SUBJECT = re.compile(r"S(\d\d)\.")
+_JSON_BYTES = 1 << 24
 _LEARN2REG_LISTS = {"train": ("training_paired_images",), "val": ("registration_val",), "test": ("registration_test",)}
 
 
@@ -183,9 +184,9 @@ def _json(folder: Path) -> tuple[Path, Mapping[str, Any]]:
     if len(found) != 1:
         raise ImageError(f"{folder}: number of *dataset.json is {len(found)}; one is needed. Check the path.")
     try:
-        content = json.loads(found[0].read_text(encoding="utf-8"))
-    except (OSError, UnicodeDecodeError, json.JSONDecodeError) as error:
-        raise ImageError(f"{found[0]}: it is not JSON ({error}). Copy or download it again.") from error
+        content = read_json(found[0], _JSON_BYTES)
+    except StoredError as error:
+        raise ImageError(f"{error} Copy or download it again.") from None
     if not isinstance(content, dict):
         raise ImageError(f"{found[0]}: content is a {type(content).__name__}; a JSON object is needed. Copy or "
                          "download it again.")

@@ -59,7 +59,7 @@ def pair_on_grid(grid: Grid, fixed: Tensor, moving: Tensor, fixed_labels: Tensor
     Args:
         grid: of all images.
         fixed, moving: (B, C, *shape) float32 in [0, 1].
-        fixed_labels, moving_labels: (B, 1, *shape) int16, or None.
+        fixed_labels, moving_labels: (B, 1, *shape) integer, or None.
         landmarks, targets: (B, N, D) corresponding points of the fixed and the moving world, mm, or None.
         known: whether the identity aligns the images; otherwise their true deformation is unknown.
     """
@@ -69,6 +69,15 @@ def pair_on_grid(grid: Grid, fixed: Tensor, moving: Tensor, fixed_labels: Tensor
                      truth=repeated(np.eye(grid.ndim + 1), lanes, device),
                      known=torch.full((lanes,), known, device=device), center=repeated(grid.center, lanes, device),
                      landmarks=landmarks, targets=targets, fixed_labels=fixed_labels, moving_labels=moving_labels)
+
+
+def as_compact(labels: Sequence[Tensor]) -> list[Tensor]:
+    """All labels of a source in one type, the smallest of int16, int32 and int64 that holds their numbers."""
+    least, most = (min(int(each.min()) for each in labels), max(int(each.max()) for each in labels))
+    for kind in (torch.int16, torch.int32, torch.int64):
+        if torch.iinfo(kind).min <= least and most <= torch.iinfo(kind).max:
+            break
+    return [each.to(kind) for each in labels]
 
 
 def plane(grid: Grid) -> Grid:

@@ -3,20 +3,20 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import lru_cache
 
 import numpy as np
-import SimpleITK as sitk
 import torch
 from torch import Tensor
 
 from regenv.data.io.images import Image, ImageError, read_image, read_mask
 from regenv.data.io.images import read_labels as read_label_image
-from regenv.data.io.landmarks import read_landmarks
-from regenv.data.io.resampling import foreground_center, framed, reduced, sampled
+from regenv.data.io.landmarks import corresponding
+from regenv.data.io.resampling import foreground_center, on_image, reduced, resampled_labels
 from regenv.data.io.transforms import read_transform
 from regenv.data.pairs import PairBatch
+from regenv.data.sources.common import as_compact
 from regenv.grid import Grid
 from regenv.ops import landmarks as lattice_points
 
@@ -76,13 +76,37 @@ def _loaded(ndim: int, pairs: tuple[tuple[tuple[str, str], ...], ...], grid: Gri
     spacing = min(grid.spacing)
     sizes = [pair.moving.grid.resized(spacing=spacing).shape for pair in opened]
     shape = tuple(int(n) for n in np.max(sizes, axis=0))
-    return tuple(pair.batch(grid, shape) for pair in opened)
+    batches = tuple(pair.batch(grid, shape) for pair in opened)
+    _check_alike(opened, batches)
+    fixed, moving = ([getattr(pair, name) for pair in batches] for name in ("fixed_labels", "moving_labels"))
+    if fixed[0] is None:
+        return batches
+    labels = as_compact([*fixed, *moving])
+    return tuple(replace(pair, fixed_labels=here, moving_labels=there)
+                 for pair, here, there in zip(batches, labels, labels[len(batches):], strict=False))
+
+
+def _check_alike(opened: Sequence[_Opened], batches: Sequence[PairBatch]) -> None:
+    """Raise ImageError unless all pairs have as many landmarks, since they share one batch."""
+    counts = [0 if batch.landmarks is None else batch.landmarks.shape[1] for batch in batches]
+    for pair, here, there in zip(opened, [counts[0]] * len(counts), counts, strict=True):
+        if here != there:
+            raise ImageError(f"{pair.files['fixed_landmarks']}: number of landmarks is {there}, but "
+                             f"{opened[0].files['fixed_landmarks']} has {here}; pairs of one environment need as many.")
 
 
 @dataclass(frozen=True)
 class _Opened:
+    """A pair of files, read and checked.
+
+    Attributes: truth: (D+1, D+1) or None; points: (N, D) of both worlds, or None; labels: of both images, or None.
+    """
+
     fixed: Image
     moving: Image
+    truth: np.ndarray | None
+    points: tuple[np.ndarray | None, np.ndarray | None]
+    labels: tuple[Image | None, Image | None]
     files: Mapping[str, str]
 
     @classmethod
@@ -93,23 +117,33 @@ class _Opened:
             if image.grid.ndim != ndim:
                 raise ImageError(f"{image.path}: image is {image.grid.ndim}D; this environment needs {ndim}D images.")
             if f"{side}_mask" in files:
-                mask = read_mask(files[f"{side}_mask"])
-                values = framed(mask.array, mask.grid, np.float32)
-                inside = sampled(values, image.grid, interpolator=sitk.sitkNearestNeighbor) > 0
+                inside = on_image(read_mask(files[f"{side}_mask"]), image).array > 0
                 image = Image(np.where(inside, image.array, image.array.min()), image.grid, image.path)
             images.append(image)
-        return cls(images[0], images[1], files)
+        points: Sequence[np.ndarray | None] = (None, None)
+        if "fixed_landmarks" in files:
+            points = corresponding([files["fixed_landmarks"], files["moving_landmarks"]], images)
+        labels = [read_label_image(files[key]) if key in files else None for key in ("fixed_labels", "moving_labels")]
+        for each, image in zip(labels, images, strict=True):
+            if each is not None:
+                on_image(each, image)
+        return cls(images[0], images[1], _truth(files.get("truth"), ndim), (points[0], points[1]),
+                   (labels[0], labels[1]), files)
 
     def batch(self, grid: Grid, shape: tuple[int, ...]) -> PairBatch:
         here = Grid.centered(grid.shape, grid.spacing, foreground_center(self.fixed).tolist(), grid.direction)
-        truth = self.files.get("truth")
-        matrix = None if truth is None else np.eye(grid.ndim + 1) if truth == "identity" else read_transform(truth)
-        points = [read_landmarks(self.files[key]) if key in self.files else None
-                  for key in ("fixed_landmarks", "moving_landmarks")]
-        labels = [read_label_image(self.files[key]) if key in self.files else None
-                  for key in ("fixed_labels", "moving_labels")]
-        return image_pair(self.fixed, self.moving, here, truth=matrix, points=(points[0], points[1]),
-                          labels=(labels[0], labels[1]), moving_shape=shape)
+        return image_pair(self.fixed, self.moving, here, truth=self.truth, points=self.points, labels=self.labels,
+                          moving_shape=shape)
+
+
+def _truth(given: str | None, ndim: int) -> np.ndarray | None:
+    """The matrix (D+1, D+1) of a file, or of "identity". Raises ImageError: it has another dimension."""
+    if given is None or given == "identity":
+        return None if given is None else np.eye(ndim + 1)
+    matrix = read_transform(given)
+    if len(matrix) != ndim + 1:
+        raise ImageError(f"{given}: transform is {len(matrix) - 1}D; this environment needs {ndim}D ones.")
+    return matrix
 
 
 def image_pair(fixed: Image, moving: Image, grid: Grid, lanes: int = 1, truth: np.ndarray | None = None,
@@ -135,8 +169,7 @@ def image_pair(fixed: Image, moving: Image, grid: Grid, lanes: int = 1, truth: n
     def labelled(image: Image | None, target: Grid) -> Tensor | None:
         if image is None:
             return None
-        values = sampled(framed(image.array, image.grid, np.float32), target, interpolator=sitk.sitkNearestNeighbor)
-        return repeat(values.astype(np.int16)[None])
+        return repeat(resampled_labels(image, target, np.eye(n + 1)).array[None])
 
     return PairBatch(
         fixed=repeat(reduced(fixed, grid)[None]), moving=repeat(reduced(moving, on_moving)[None]),

@@ -11,20 +11,17 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-import SimpleITK as sitk
 import torch
 from torch import Tensor
 
-from regenv.data.io.analyze import SUFFIXES as TWO_FILES
-from regenv.data.io.analyze import two_files
 from regenv.data.io.images import Image, ImageError, normalize, read_image, read_labels, read_mask
 from regenv.data.io.labels import check_labels
-from regenv.data.io.resampling import antialiased, framed, matrix_to_sitk, resampled, sampled
+from regenv.data.io.resampling import antialiased, framed, matrix_to_sitk, resampled_labels, sampled
 from regenv.data.layouts.brains_and_livers import learn2reg, lits, lpba40, sliver, subject_folders
 from regenv.data.layouts.common import Collection, Scan
 from regenv.data.layouts.lungs import dirlab_4dct, dirlab_copd, empire10, read_raw
 from regenv.data.pairs import PairBatch
-from regenv.data.sources.common import check_grid, check_ndim, pair_on_grid, plane
+from regenv.data.sources.common import as_compact, check_grid, check_ndim, pair_on_grid, plane
 from regenv.grid import Grid
 
 LAYOUTS: Mapping[str, Callable[..., Collection]] = {
@@ -38,9 +35,9 @@ class FolderPairs:
     """Pairs of different subjects of a collection: ``{"name": "folder", "layout": "lits", "folder": "LiTS/train"}``.
 
     Every scan is read once, on the first draw, resampled to the environment's grid and held in memory: 6 bytes per
-    voxel, 1.6 GB for 131 scans of 128 x 128 x 128. The grid's middle lies in the middle of the image, and its spacing
-    is kept. On a 2D grid a 3D scan shows the axial slice at ``level``. Images are not aligned otherwise: SPAC needs
-    images that have been aligned affinely before.
+    voxel, 1.6 GB for 131 scans of 128 x 128 x 128; 8 or 12 where labels have numbers beyond 16 or 32 bits. The grid's
+    middle lies in the middle of the image, and its spacing is kept. On a 2D grid a 3D scan shows the axial slice at
+    ``level``. Images are not aligned otherwise: SPAC needs images that have been aligned affinely before.
 
     Args:
         ndim: 2 or 3.
@@ -99,7 +96,7 @@ class Loaded:
 
     Attributes:
         images: (S, 1, *shape) float32.
-        labels: (S, 1, *shape) int16, or None.
+        labels: (S, 1, *shape) int16 (int32 or int64 where their numbers need it), or None.
         points: (S, N, D) float64, mm, or None.
         pairs: indices of the fixed and the moving scan.
     """
@@ -117,8 +114,8 @@ def _loaded(source: FolderPairs, grid: Grid) -> Loaded:
     images, labels, points = zip(*(_shown(scan, source, grid, collection.merged) for scan in scans), strict=True)
     for fixed, moving in pairs if collection.pairs is not None else ():
         _check_rows(scans[fixed], scans[moving], points[fixed], points[moving])
-    return Loaded(torch.from_numpy(np.stack(images)), None if labels[0] is None else torch.from_numpy(np.stack(labels)),
-                  _as_many(points), pairs)
+    named = None if labels[0] is None else torch.stack(as_compact([torch.from_numpy(each) for each in labels]))
+    return Loaded(torch.from_numpy(np.stack(images)), named, _as_many(points), pairs)
 
 
 def _chosen(source: FolderPairs, collection: Collection) -> tuple[tuple[Scan, ...], tuple[tuple[int, int], ...]]:
@@ -143,29 +140,25 @@ def _chosen(source: FolderPairs, collection: Collection) -> tuple[tuple[Scan, ..
 def _shown(scan: Scan, source: FolderPairs, grid: Grid, merged: bool
            ) -> tuple[np.ndarray, np.ndarray | None, np.ndarray | None]:
     """Image (1, *shape), labels (1, *shape) and points (N, D) of a scan on the environment's grid."""
-    image = _read_scan(read_image, scan.image) if scan.raw is None else read_raw(scan.image, scan.raw)
+    image = read_image(scan.image) if scan.raw is None else read_raw(scan.image, scan.raw)
     if image.ndim < grid.ndim:
         raise ImageError(f"{image.path}: image is {image.ndim}D; this environment needs {grid.ndim}D images.")
     values = normalize(image.array) if source.window is None else _windowed(image.array, source.window)
     if scan.mask is not None:
-        values = np.where(_on_grid_of(image, _read_scan(read_mask, scan.mask)).array > 0, values, 0)
+        values = np.where(_on_grid_of(image, read_mask(scan.mask)).array > 0, values, 0)
     like, pull_back = _placed(image, source, grid)
     smooth = antialiased(framed(values, image.grid, np.float32), [min(grid.spacing)] * image.ndim)
     shown = sampled(smooth, like, matrix_to_sitk(pull_back)).clip(0, 1).reshape(1, *grid.shape)
     labels = None
     if scan.labels is not None:
-        found = _read_scan(read_labels, scan.labels)
+        found = read_labels(scan.labels)
         found = _on_grid_of(image, found if scan.raw is None else replace(found, grid=_same_voxels(found, scan.raw)))
-        on_grid = resampled(found, like, pull_back, sitk.sitkNearestNeighbor).array.reshape(1, *grid.shape)
-        labels = (on_grid > 0 if merged else on_grid).astype(np.int16)
+        on_grid = resampled_labels(found, like, pull_back).array.reshape(1, *grid.shape)
+        labels = (on_grid > 0).astype(np.int16) if merged else on_grid
     points = None
     if scan.keypoints is not None:
         points = (_keypoints(scan.keypoints, image, scan.first) - pull_back[:image.ndim, image.ndim])[:, :grid.ndim]
     return shown, labels, points
-
-
-def _read_scan(reader: Any, path: Path) -> Image:
-    return two_files(reader, path) if path.name.lower().endswith(TWO_FILES) else reader(path)
 
 
 def _on_grid_of(image: Image, labels: Image) -> Image:

@@ -18,7 +18,7 @@ from regenv.data.sources.common import check_ndim, check_split, pair_on_grid
 from regenv.grid import Grid
 from regenv.ops.affine import about, invert_affine, matmul, transform_points
 from regenv.ops.sampling import affine_coordinates, identity
-from regenv.ops.warp import compose, invert, warp_dense, warp_through
+from regenv.ops.warp import compose, invert, unwarped_points, warp_dense, warp_points, warp_through
 from regenv.transforms.rigid import Rigid
 
 KINDS = ("synthetic", "real")
@@ -33,9 +33,10 @@ class OrganPairs:
     Pairs of kind "synthetic" are made as they are drawn: ``I_m o T_b`` is the moving and ``I_n o T_c`` the fixed image,
     with random deformations b and c of the model; the deformation between subjects m and n is known. The amplitudes
     that align them, ``T_b^-1 o T_mn o T_c``, are ``-theta_b + theta_mn + theta_c`` to first order (as in the paper), or
-    the projection of the dense composition on the modes. Pairs of kind "real" are the subjects' images themselves.
-    Their truth is unknown; they are measured by their organs' labels and surface points. Images are never resampled
-    between warps of an episode.
+    the projection of the dense composition on the modes. The landmarks follow that deformation itself: surface points
+    p of subject n's organ lie at ``T_c^-1(p)`` in the fixed and at ``T_b^-1(T_mn(p))`` in the moving image. Pairs of
+    kind "real" are the subjects' images themselves. Their truth is unknown; they are measured by their organs' labels
+    and corresponding surface points. Images are never resampled between warps of an episode.
 
     Args:
         ndim: 2 or 3.
@@ -102,9 +103,9 @@ class OrganPairs:
         subjects = population(self.ndim, self.alignment)
         fixed, moving = np.asarray(pairs).T
         organs = (subjects.labels == ORGAN).to(torch.int16)
-        points = surface_points(subjects.labels, SURFACE_POINTS[self.ndim], subjects.grid.spacing)
+        points = _surfaces(self.ndim, self.alignment)
         return _pairs(subjects.grid, subjects.images[fixed], subjects.images[moving], organs[fixed], organs[moving],
-                           points[fixed], points[moving], None)
+                      points[fixed], points[moving], None)
 
     def _synthetic(self, subjects: Population, rngs: Sequence[np.random.Generator], device: torch.device,
                    difficulty: float) -> PairBatch:
@@ -117,11 +118,11 @@ class OrganPairs:
         moving = np.where(own, fixed, truth.pairs[rows, 1].numpy())
         theta_mn = torch.where(torch.from_numpy(own)[:, None], 0.0, truth.amplitudes[rows])
         u_b, u_c = model.displacement(theta_b), model.displacement(theta_c)
+        between = torch.where(torch.from_numpy(own).view(-1, *(1,) * (self.ndim + 1)), 0.0,
+                              model.displacement(theta_mn))
         if self.composition == "opposite":
             target = theta_mn + theta_c - theta_b
         else:
-            between = torch.where(torch.from_numpy(own).view(-1, *(1,) * (self.ndim + 1)), 0.0,
-                                  model.displacement(theta_mn))
             u_t = compose(invert(u_b, INVERSIONS), compose(between, u_c))
             if self.turn:
                 u_b, u_c, u_t = turned(rngs, self.turn * difficulty, subjects.grid, u_b, u_c, u_t)
@@ -130,20 +131,21 @@ class OrganPairs:
         matrix = torch.eye(self.ndim + 1, dtype=torch.float64).expand(len(rngs), -1, -1)
         fixed_labels, moving_labels = (warp_through(organs[which], matrix, field, subjects.grid.shape, "nearest")
                                        for which, field in ((fixed, u_c), (moving, u_b)))
-        points = torch.zeros(len(rngs), 1, self.ndim)
+        surface = _surfaces(self.ndim, self.alignment)[fixed]
+        points, targets = unwarped_points(surface, u_c), unwarped_points(warp_points(surface, between), u_b)
         return _pairs(subjects.grid, warp_dense(subjects.images[fixed], u_c, "border"),
-                           warp_dense(subjects.images[moving], u_b, "border"), fixed_labels, moving_labels, points,
-                           None, target).to(device)
+                      warp_dense(subjects.images[moving], u_b, "border"), fixed_labels, moving_labels, points,
+                      targets, target).to(device)
 
 
 def _pairs(grid: Grid, fixed: Tensor, moving: Tensor, fixed_labels: Tensor, moving_labels: Tensor, points: Tensor,
-           targets: Tensor | None, target_pose: Tensor | None) -> PairBatch:
+           targets: Tensor, target_pose: Tensor | None) -> PairBatch:
     """Pairs with landmarks and targets (B, N, D) in voxels; known where there is a target pose (B, K)."""
     def to_world(points_vox: Tensor) -> Tensor:
         return torch.from_numpy(grid.to_world(points_vox.double().numpy()))
 
     pair = pair_on_grid(grid, fixed, moving, fixed_labels, moving_labels, to_world(points),
-                        None if targets is None else to_world(targets), known=target_pose is not None)
+                        to_world(targets), known=target_pose is not None)
     return replace(pair, target_pose=None if target_pose is None else target_pose.to(torch.float64))
 
 
@@ -172,6 +174,14 @@ def turned(rngs: Sequence[np.random.Generator], degrees: float, grid: Grid, u_b:
 @lru_cache(maxsize=2)
 def _truth(ndim: int) -> GroundTruth:
     return ground_truth.shipped(ndim)
+
+
+@lru_cache(maxsize=4)
+@torch.inference_mode(False)
+def _surfaces(ndim: int, alignment: str) -> Tensor:
+    """Corresponding points (S, N, D) of all subjects' organs, voxels. Do not write to the tensor: it is shared."""
+    subjects = population(ndim, alignment)
+    return surface_points(subjects.labels, SURFACE_POINTS[ndim], subjects.grid.spacing)
 
 
 def composition_error(source: OrganPairs, rngs: Sequence[np.random.Generator]) -> tuple[Tensor, Tensor]:

@@ -7,7 +7,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from regenv.ops.kernels.threads import threads_for
+from regenv.ops.kernels.threads import run
 
 
 def costs_cpu(fixed: Tensor, moving: Tensor, displacement: Tensor, offsets: Tensor) -> Tensor:
@@ -22,18 +22,18 @@ def costs_cpu(fixed: Tensor, moving: Tensor, displacement: Tensor, offsets: Tens
     field, shift = (torch.nn.functional.pad(part.detach().to(torch.float32), (3 - ndim, 0)) for part in (
         displacement.movedim(1, -1).reshape(-1, ndim), offsets))
     out = torch.empty((lanes, len(offsets), *shape), dtype=torch.float32)
-    with threads_for(out.numel() * channels):
-        _costs(here.numpy(), there.numpy(), field.numpy(), shift.numpy(), out.numpy())
+    run(_costs, here.numpy(), there.numpy(), field.numpy(), shift.numpy(), out.numpy(), voxels=out.numel() * channels)
     return out.view(lanes, len(offsets), *fixed.shape[2:])
 
 
-@numba.njit(parallel=True, cache=True, nogil=True, error_model="numpy", fastmath={"contract", "reassoc"})
-def _costs(fixed, moving, field, offsets, out):  # type: ignore[no-untyped-def]
+@numba.njit(cache=True, nogil=True, error_model="numpy", fastmath={"contract", "reassoc"})
+def _costs(fixed, moving, field, offsets, out, chunk, chunks):  # type: ignore[no-untyped-def]
     lanes, _, depth, height, width = out.shape
     channels = fixed.shape[1]
     zero, one = np.float32(0), np.float32(1)
     d, h, w = np.float32(depth - 1), np.float32(height - 1), np.float32(width - 1)
-    for row in numba.prange(lanes * depth * height):
+    rows = lanes * depth * height
+    for row in range(chunk * rows // chunks, (chunk + 1) * rows // chunks):
         b, k, j = row // (depth * height), row // height % depth, row % height
         for i in range(width):
             here, u = fixed[row * width + i], field[row * width + i]

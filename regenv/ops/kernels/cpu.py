@@ -21,7 +21,7 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from regenv.ops.kernels.layout import MOMENTS, bits, homogeneous
-from regenv.ops.kernels.threads import threads_for
+from regenv.ops.kernels.threads import run
 
 BLOCK = 1024  # voxels, of whole rows of one lane
 _PAIR, _FUSED = ir.VectorType(ir.FloatType(), 2), ("contract",)
@@ -32,8 +32,7 @@ def warp(image: Tensor, matrix: Tensor | None, displacement: Tensor | None, shap
          add: bool = False) -> Tensor:
     """Linear values (B, C, *shape); ``add``: plus the displacement, of as many channels."""
     volume, where, out = _volume(image), _map(matrix, displacement, len(image)), _empty(image, shape)
-    with threads_for(out.numel()) as chunks:
-        _warp(volume, *where, border, add, _lifted(out), chunks)
+    run(_warp, volume, *where, border, add, _lifted(out), voxels=out.numel())
     return out.to(image.dtype)
 
 
@@ -42,8 +41,7 @@ def warp_labels(labels: Tensor, matrix: Tensor | None, displacement: Tensor | No
     """Nearest voxels' values (B, C, *shape) of any type, which are copied bit by bit."""
     words = bits(labels)
     out = torch.empty((*labels.shape[:2], *shape), dtype=words.dtype)
-    with threads_for(out.numel()) as chunks:
-        _nearest(_lifted(words), *_map(matrix, displacement, len(labels)), _lifted(out), chunks)
+    run(_nearest, _lifted(words), *_map(matrix, displacement, len(labels)), _lifted(out), voxels=out.numel())
     return out.view(labels.dtype)
 
 
@@ -53,9 +51,11 @@ def fused_warp(fixed: Tensor, moving: Tensor, matrix: Tensor | None, displacemen
     lanes, channels, shape = *moving.shape[:2], tuple(fixed.shape[2:])
     image = torch.empty((lanes, (2 if view == "pair" else 1) * channels, *shape), dtype=torch.float32)
     moments = torch.empty((lanes, channels, MOMENTS), dtype=torch.float64)
-    with threads_for(lanes * channels * fixed[0, 0].numel()) as chunks:
-        _fused_warp(_volume(fixed), _volume(moving), *_map(matrix, displacement, lanes),
-                    view == "difference", _lifted(image), moments.numpy(), chunks)
+    still = _volume(fixed)
+    sums = np.empty((lanes * _blocks.py_func(still.shape)[2], channels, MOMENTS))
+    run(_fused_warp, still, _volume(moving), *_map(matrix, displacement, lanes), view == "difference",
+        _lifted(image), sums, voxels=lanes * channels * fixed[0, 0].numel())
+    _total(sums, moments.numpy())
     return image, moments
 
 
@@ -64,14 +64,13 @@ def vjp(grad: Tensor, image: Tensor, matrix: Tensor | None, displacement: Tensor
     """Gradients of :func:`warp`, contracted with ``grad``: of the image, and of the points (B, D, *shape)."""
     volume, where, shape = _volume(image), _map(matrix, displacement, len(image)), grad.shape[2:]
     flow, ndim, of_image, of_points = _volume(grad), len(shape), None, None
-    with threads_for(grad.numel()) as chunks:
-        if want_points:
-            of_points = torch.empty((len(image), ndim, *shape), dtype=torch.float32)
-            _slopes(flow, volume, *where, border, _lifted(of_points), chunks)
-        if want_image:
-            total = torch.zeros(image.shape, dtype=torch.float32)
-            _scatter(flow, *where, border, _lifted(total))
-            of_image = total.to(image.dtype)
+    if want_points:
+        of_points = torch.empty((len(image), ndim, *shape), dtype=torch.float32)
+        run(_slopes, flow, volume, *where, border, _lifted(of_points), voxels=grad.numel())
+    if want_image:
+        total = torch.zeros(image.shape, dtype=torch.float32)
+        run(_scatter, flow, *where, border, _lifted(total), voxels=grad.numel())
+        of_image = total.to(image.dtype)
     return of_image, of_points
 
 
@@ -97,13 +96,19 @@ def _map(matrix: Tensor | None, displacement: Tensor | None, lanes: int) -> Map:
 
 
 @numba.njit(inline="always", error_model="numpy")
+def _blocks(shape):  # type: ignore[no-untyped-def]
+    """Rows of a block and of a lane, and blocks of a lane."""
+    rows = shape[2] * shape[3]
+    some = max(1, min(rows, BLOCK // shape[4]))
+    return some, rows, (rows + some - 1) // some
+
+
+@numba.njit(inline="always", error_model="numpy")
 def _shares(shape, chunk, chunks):  # type: ignore[no-untyped-def]
     """Rows of a block and of a lane, blocks of a lane, and the range of blocks of this chunk."""
-    lanes, _, depth, height, width = shape
-    rows = depth * height
-    some = max(1, min(rows, BLOCK // width))
-    blocks = (rows + some - 1) // some
-    return some, rows, blocks, chunk * lanes * blocks // chunks, (chunk + 1) * lanes * blocks // chunks
+    some, rows, blocks = _blocks(shape)
+    total = shape[0] * blocks
+    return some, rows, blocks, chunk * total // chunks, (chunk + 1) * total // chunks
 
 
 @numba.njit(inline="always", error_model="numpy")
@@ -274,59 +279,55 @@ def _buffers(n):  # type: ignore[no-untyped-def]
     return np.empty((3, n), np.float32), np.empty(n, np.uint32), np.empty(n, np.float32)
 
 
-@numba.njit(parallel=True, cache=True, nogil=True, error_model="numpy")
-def _warp(image, matrix, field, moved, bent, border, add, out, chunks):  # type: ignore[no-untyped-def]
+@numba.njit(cache=True, nogil=True, error_model="numpy")
+def _warp(image, matrix, field, moved, bent, border, add, out, chunk, chunks):  # type: ignore[no-untyped-def]
     channels, (height, width) = out.shape[1], out.shape[3:]
     sizes = image.shape[2:]
     flat, fields, lines = _flat(image), _flat(field), _flat(out)
-    for chunk in numba.prange(chunks):
-        some, rows, blocks, start, stop = _shares(out.shape, chunk, chunks)
-        points, places, kept = _buffers(some * width)
-        for block in range(start, stop):
-            b, first, last, at, n = _rows(block, some, rows, blocks, width)
-            _points(matrix[b], fields[b], moved, bent, height, width, first, last, points)
-            count = _kept(points, n, sizes, border, kept)
+    some, rows, blocks, start, stop = _shares(out.shape, chunk, chunks)
+    points, places, kept = _buffers(some * width)
+    for block in range(start, stop):
+        b, first, last, at, n = _rows(block, some, rows, blocks, width)
+        _points(matrix[b], fields[b], moved, bent, height, width, first, last, points)
+        count = _kept(points, n, sizes, border, kept)
+        if count:
+            _cells(points, n, sizes, places)
+        for c in range(channels):
+            line = lines[b, c, at:at + n]
             if count:
-                _cells(points, n, sizes, places)
-            for c in range(channels):
-                line = lines[b, c, at:at + n]
-                if count:
-                    _fetch(flat[b, c], sizes, places, points, line)
-                if count < n:
-                    _blank(line, kept, border)
-                if add:
-                    _add(line, fields[b, c, at:at + n])
+                _fetch(flat[b, c], sizes, places, points, line)
+            if count < n:
+                _blank(line, kept, border)
+            if add:
+                _add(line, fields[b, c, at:at + n])
 
 
-@numba.njit(parallel=True, cache=True, nogil=True, error_model="numpy")
-def _fused_warp(fixed, moving, matrix, field, moved, bent, difference, view, moments, chunks):  # type: ignore[no-untyped-def]
-    lanes, channels, _, height, width = fixed.shape
+@numba.njit(cache=True, nogil=True, error_model="numpy")
+def _fused_warp(fixed, moving, matrix, field, moved, bent, difference, view, sums, chunk, chunks):  # type: ignore[no-untyped-def]
+    channels, (height, width) = fixed.shape[1], fixed.shape[3:]
     sizes = moving.shape[2:]
     flat, fields, still, views = _flat(moving), _flat(field), _flat(fixed), _flat(view)
     second = view.shape[1] - channels  # of a pair, the warped image's first channel
-    sums = np.empty((lanes * _shares(fixed.shape, 0, 1)[2], channels, MOMENTS))
-    for chunk in numba.prange(chunks):
-        some, rows, blocks, start, stop = _shares(fixed.shape, chunk, chunks)
-        points, places, kept = _buffers(some * width)
-        for block in range(start, stop):
-            b, first, last, at, n = _rows(block, some, rows, blocks, width)
-            _points(matrix[b], fields[b], moved, bent, height, width, first, last, points)
-            count = _kept(points, n, sizes, False, kept)
+    some, rows, blocks, start, stop = _shares(fixed.shape, chunk, chunks)
+    points, places, kept = _buffers(some * width)
+    for block in range(start, stop):
+        b, first, last, at, n = _rows(block, some, rows, blocks, width)
+        _points(matrix[b], fields[b], moved, bent, height, width, first, last, points)
+        count = _kept(points, n, sizes, False, kept)
+        if count:
+            _cells(points, n, sizes, places)
+        for c in range(channels):
+            line, before = views[b, second + c, at:at + n], still[b, c, at:at + n]
             if count:
-                _cells(points, n, sizes, places)
-            for c in range(channels):
-                line, before = views[b, second + c, at:at + n], still[b, c, at:at + n]
-                if count:
-                    _fetch(flat[b, c], sizes, places, points, line)
-                if count < n:
-                    _blank(line, kept, False)
-                _sum(before, line, sums[block, c])
-                if difference:
-                    _subtract(before, line)
-                elif second:
-                    _clip(line, line)
-                    _clip(before, views[b, c, at:at + n])
-    _total(sums, moments)
+                _fetch(flat[b, c], sizes, places, points, line)
+            if count < n:
+                _blank(line, kept, False)
+            _sum(before, line, sums[block, c])
+            if difference:
+                _subtract(before, line)
+            elif second:
+                _clip(line, line)
+                _clip(before, views[b, c, at:at + n])
 
 
 @numba.njit(error_model="numpy", cache=True)
@@ -384,27 +385,26 @@ def _voxels(points, n, sizes, places):  # type: ignore[no-untyped-def]
         places[i] = (zi * h + yi) * w + xi
 
 
-@numba.njit(parallel=True, cache=True, nogil=True, error_model="numpy")
-def _nearest(image, matrix, field, moved, bent, out, chunks):  # type: ignore[no-untyped-def]
+@numba.njit(cache=True, nogil=True, error_model="numpy")
+def _nearest(image, matrix, field, moved, bent, out, chunk, chunks):  # type: ignore[no-untyped-def]
     channels, (height, width) = out.shape[1], out.shape[3:]
     sizes = image.shape[2:]
     flat, fields, lines = _flat(image), _flat(field), _flat(out)
-    for chunk in numba.prange(chunks):
-        some, rows, blocks, start, stop = _shares(out.shape, chunk, chunks)
-        points, places, kept = _buffers(some * width)
-        for block in range(start, stop):
-            b, first, last, at, n = _rows(block, some, rows, blocks, width)
-            _points(matrix[b], fields[b], moved, bent, height, width, first, last, points)
-            count = _kept(points, n, sizes, False, kept)
-            _voxels(points, n, sizes, places)
-            for c in range(channels):
-                v, line = flat[b, c], lines[b, c, at:at + n]
-                if count == n:
-                    for i in range(n):
-                        line[i] = v[np.uint64(places[i])]
-                else:
-                    for i in range(n):
-                        line[i] = v[np.uint64(places[i])] if kept[i] > np.float32(0) else 0
+    some, rows, blocks, start, stop = _shares(out.shape, chunk, chunks)
+    points, places, kept = _buffers(some * width)
+    for block in range(start, stop):
+        b, first, last, at, n = _rows(block, some, rows, blocks, width)
+        _points(matrix[b], fields[b], moved, bent, height, width, first, last, points)
+        count = _kept(points, n, sizes, False, kept)
+        _voxels(points, n, sizes, places)
+        for c in range(channels):
+            v, line = flat[b, c], lines[b, c, at:at + n]
+            if count == n:
+                for i in range(n):
+                    line[i] = v[np.uint64(places[i])]
+            else:
+                for i in range(n):
+                    line[i] = v[np.uint64(places[i])] if kept[i] > np.float32(0) else 0
 
 
 @numba.njit(error_model="numpy", cache=True)
@@ -437,39 +437,38 @@ def _slope(v, sizes, places, fractions, kept, grad, total):  # type: ignore[no-u
         total[2, i] += g * (near + fz * (far - near))
 
 
-@numba.njit(parallel=True, cache=True, nogil=True, error_model="numpy")
-def _slopes(grad, image, matrix, field, moved, bent, border, out, chunks):  # type: ignore[no-untyped-def]
+@numba.njit(cache=True, nogil=True, error_model="numpy")
+def _slopes(grad, image, matrix, field, moved, bent, border, out, chunk, chunks):  # type: ignore[no-untyped-def]
     channels, (height, width) = grad.shape[1], grad.shape[3:]
     sizes = image.shape[2:]
     flat, fields, flow, lines = _flat(image), _flat(field), _flat(grad), _flat(out)
-    for chunk in numba.prange(chunks):
-        some, rows, blocks, start, stop = _shares(grad.shape, chunk, chunks)
-        points, places, kept = _buffers(some * width)
-        free, total = np.empty((3, some * width), np.float32), np.empty((3, some * width), np.float32)
-        for block in range(start, stop):
-            b, first, last, at, n = _rows(block, some, rows, blocks, width)
-            _points(matrix[b], fields[b], moved, bent, height, width, first, last, points)
-            _free(points, n, sizes, free)
-            _kept(points, n, sizes, border, kept)
-            _cells(points, n, sizes, places)
-            total[:] = 0
-            for c in range(channels):
-                _slope(flat[b, c], sizes, places, points, kept, flow[b, c, at:at + n], total)
-            thin = 3 - out.shape[1]
-            for axis in range(thin, 3):
-                line = lines[b, axis - thin, at:at + n]
-                for i in range(n):
-                    line[i] = total[axis, i] * free[axis, i]
+    some, rows, blocks, start, stop = _shares(grad.shape, chunk, chunks)
+    points, places, kept = _buffers(some * width)
+    free, total = np.empty((3, some * width), np.float32), np.empty((3, some * width), np.float32)
+    for block in range(start, stop):
+        b, first, last, at, n = _rows(block, some, rows, blocks, width)
+        _points(matrix[b], fields[b], moved, bent, height, width, first, last, points)
+        _free(points, n, sizes, free)
+        _kept(points, n, sizes, border, kept)
+        _cells(points, n, sizes, places)
+        total[:] = 0
+        for c in range(channels):
+            _slope(flat[b, c], sizes, places, points, kept, flow[b, c, at:at + n], total)
+        thin = 3 - out.shape[1]
+        for axis in range(thin, 3):
+            line = lines[b, axis - thin, at:at + n]
+            for i in range(n):
+                line[i] = total[axis, i] * free[axis, i]
 
 
-@numba.njit(parallel=True, cache=True, nogil=True, error_model="numpy")
-def _scatter(grad, matrix, field, moved, bent, border, out):  # type: ignore[no-untyped-def]
+@numba.njit(cache=True, nogil=True, error_model="numpy")
+def _scatter(grad, matrix, field, moved, bent, border, out, chunk, chunks):  # type: ignore[no-untyped-def]
     lanes, channels, depth, height, width = grad.shape
     sizes = out.shape[2:]
     flat, fields, flow = _flat(out), _flat(field), _flat(grad)
     back, down, right = _strides(sizes)
     one = np.float32(1)
-    for unit in numba.prange(lanes * channels):
+    for unit in range(chunk * lanes * channels // chunks, (chunk + 1) * lanes * channels // chunks):
         b, c = unit // channels, unit % channels
         points, places, kept = _buffers(width)
         v = flat[b, c]

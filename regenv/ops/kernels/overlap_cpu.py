@@ -9,6 +9,8 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from regenv.ops.kernels.threads import run
+
 
 def overlap_counts_cpu(labels_a: Tensor, labels_b: Tensor, classes: Sequence[int]) -> tuple[Tensor, Tensor, Tensor]:
     """Voxels (B, classes) int64 of a, of b and of both; labels (B, ...) integer, of one shape."""
@@ -17,13 +19,13 @@ def overlap_counts_cpu(labels_a: Tensor, labels_b: Tensor, classes: Sequence[int
     column[np.asarray(classes) - low] = np.arange(len(classes))
     out = np.zeros((3, len(labels_a), len(classes)), dtype=np.int64)
     a, b = (labels.detach().flatten(1).contiguous().numpy() for labels in (labels_a, labels_b))
-    _count(a, b, low, column, out)
+    run(_count, a, b, low, column, out, voxels=a.size)
     return tuple(torch.from_numpy(out))  # type: ignore[return-value]
 
 
-@numba.njit(parallel=True, cache=True, nogil=True)
-def _count(a, b, low, column, out):  # type: ignore[no-untyped-def]
-    for lane in numba.prange(a.shape[0]):
+@numba.njit(cache=True, nogil=True)
+def _count(a, b, low, column, out, chunk, chunks):  # type: ignore[no-untyped-def]
+    for lane in range(chunk * len(a) // chunks, (chunk + 1) * len(a) // chunks):
         for voxel in range(a.shape[1]):
             here, there = np.int64(a[lane, voxel]) - low, np.int64(b[lane, voxel]) - low
             first = column[here] if 0 <= here < column.size else -1

@@ -253,3 +253,20 @@ def test_shapes_that_do_not_fit_are_named() -> None:
         ConvexAdam().solve(image[..., :4], image[..., :4])
     with pytest.raises(ValueError, match=r"at is \(-1,\)"):
         AdamInstance().path(image, image, (-1,))
+
+
+@pytest.mark.parametrize("shape", [(40, 36), (24, 20, 22)])
+@pytest.mark.parametrize("solver", [AdamInstance(iterations=10), CoupledConvex(), ConvexAdam()],
+                         ids=["adam", "convex", "convexadam"])
+def test_a_constant_added_to_both_images_changes_nothing(solver: Any, shape: tuple[int, ...]) -> None:
+    """The moving image ends inside the fixed one, and what lies outside it is no step of a thousand."""
+    grid = Grid.centered(shape, 2.0)
+    small = Grid.centered([n - 8 for n in shape], 2.0)
+    fixed, moving, _ = pair(shape, 2.0)
+    inner = (slice(4, -4),) * len(shape)
+    images = [(np.rint(image[0, 0].numpy() * 300), grid) for image in (fixed, moving)]
+    images[1] = images[1][0][inner], small
+    found = [solver.register(*(framed(array + offset, place) for array, place in images))
+             for offset in (0, 1000, -2000)]
+    assert np.abs(found[0]).max() > 0.5
+    assert np.array_equal(found[0], found[1]) and np.array_equal(found[0], found[2])

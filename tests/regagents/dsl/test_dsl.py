@@ -159,3 +159,45 @@ def test_masked_actions_are_not_taken():
     assert model.predict(observation, deterministic=True, action_masks=masks)[0].tolist() == rank[:, 1].tolist()
     assert model.predict(observation[0], deterministic=True, action_masks=masks[0])[0] == rank[0, 1]
     assert model.predict(observation[:1], action_masks=np.zeros((1, 6), dtype=bool))[0][0] in range(6)
+
+
+def test_a_rejected_action_is_never_taken_while_another_is_allowed():
+    """Though the odds are on the second and third best, and these are rejected."""
+    model = agent(policy_kwargs={**TINY, "best_odds": (0.0, 0.5, 0.5)})
+    observation = np.stack([make().reset(seed=1)[0]] * 300)
+    with torch.no_grad():
+        rank = model.q_net(torch.as_tensor(observation[:1])).argsort(1, descending=True)[0].numpy()
+    for allowed in ([0], [5], [1, 4], [0, 2, 3]):
+        masks = np.zeros((300, 6), dtype=bool)
+        masks[:, rank[allowed]] = True
+        taken = set(model.predict(observation, deterministic=True, action_masks=masks)[0].tolist())
+        assert taken == set(rank[allowed][1:3].tolist() or rank[allowed].tolist())
+    assert set(model.predict(observation, deterministic=True)[0].tolist()) == set(rank[1:3].tolist())
+
+
+def test_finetuning_compares_rewards_with_values_where_targets_are_per_unit(monkeypatch):
+    """A network that says 1 mm per mm of every action of the geometric id: its values are 1, 4 and 16 mm."""
+    env = gym.make("RegRigid3DGeometric-v0", size=12, spacing=16.0,
+                   source={"name": "phantoms", "patients": 2, "bank_spacing": 8.0})
+    extractor = {"widths": [4], "strides": [4], "features_dim": 8}
+    model = DSL("CompactPolicy", env, learning_rate=1e-9, batch_size=8, seed=0, learning_starts=8, buffer_size=8,
+                train_freq=1, gamma=0.5, policy_kwargs={"features_extractor_kwargs": extractor})
+    for network in (model.q_net, model.q_net_target):
+        torch.nn.init.zeros_(network.q_net[-1].weight)
+        torch.nn.init.ones_(network.q_net[-1].bias)
+    compared = []
+    loss = torch.nn.functional.smooth_l1_loss
+    monkeypatch.setattr("stable_baselines3.dqn.dqn.F.smooth_l1_loss", lambda now, later: (
+        compared.append((now.detach(), later)), loss(now, later))[1])
+    model.finetune(12)
+    stored = model.replay_buffer
+    seen = {(round(4.0 ** (int(action) // 12), 3), round(float(reward) + (1 - float(done)) * 0.5 * 16, 3))
+            for action, reward, done in zip(stored.actions[:, 0, 0], stored.rewards[:, 0], stored.dones[:, 0],
+                                            strict=True)}
+    now, later = compared[-1]
+    pairs = {(round(x, 3), round(y, 3)) for x, y in zip(now.flatten().tolist(), later.flatten().tolist(), strict=True)}
+    assert pairs <= seen and max(x for x, _ in pairs) > 1
+    observations, infos = model.sampler().reset(seed=5)
+    with torch.no_grad():
+        wanted = (1 - infos["q_star"]).square().mean()
+        assert model.loss(observations, infos).item() == pytest.approx(wanted.item(), rel=1e-4)

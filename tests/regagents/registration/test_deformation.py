@@ -158,3 +158,46 @@ def test_a_real_pair_of_lungs_is_registered(shared_data: Path) -> None:
     tre = result.metrics["tre_mm"]
     assert tre["before"] > 30 and tre["pose"] > 5 and tre["after"] < 2.6
     assert result.deformation.folding < 1e-3
+
+
+def cropped(image: Image, by: int, offset: float) -> Image:
+    """The middle of an image, in whole numbers, plus an offset."""
+    grid = image.grid
+    inner = Grid(tuple(n - 2 * by for n in grid.shape), grid.spacing,
+                 tuple(grid.to_world(np.full(grid.ndim, float(by))).tolist()), grid.direction)
+    return Image(np.rint(image.array[(slice(by, -by),) * grid.ndim] * 300) + np.float32(offset), inner, image.path)
+
+
+@pytest.mark.parametrize(("ndim", "name"), [*((n, name) for n in (2, 3) for name in dense.OPTIMISERS),
+                                            (3, "lung3d-l2o")])
+def test_a_constant_added_to_both_images_changes_nothing(ndim: int, name: str) -> None:
+    """Beyond the moving image there is its background, whatever number the scanner gives it."""
+    fixed, moving, pose, points = pair(ndim)
+    found = [register(Image(np.rint(fixed.array * 300) + np.float32(offset), fixed.grid, "f"),
+                      cropped(moving, 5, offset), "none", initial=pose, refine=False, deform=name)
+             for offset in (0, 1000)]
+    ends = [[each.transform.TransformPoint(point) for point in points.tolist()] for each in found]
+    assert np.abs(np.subtract(*ends)).max() == 0
+    assert found[0].metrics["similarity"] == found[1].metrics["similarity"]
+
+
+@NDIM
+def test_every_stage_is_measured_alike(ndim: int) -> None:
+    """No displacement at all has the mutual information of the pose, to the last digit."""
+    fixed, moving, pose, _ = pair(ndim)
+    nowhere = Image(np.ones((8,) * ndim, np.uint8), Grid.centered((8,) * ndim, 1.0, (5e3,) * ndim), "far.nii")
+    with pytest.warns(UserWarning, match=r"far\.nii: it is 0 in every voxel of .*Nothing is deformed"):
+        result = register(fixed, moving, "none", initial=pose, deform="convex", masks=(nowhere, nowhere))
+    assert np.abs(result.deformation.displacement).max() == 0
+    assert result.metrics["similarity"]["deformation"] == result.metrics["similarity"]["refinement"]
+
+
+def test_outside_the_moving_image_the_warped_one_has_its_least_value_or_the_fill() -> None:
+    fixed, moving, pose, _ = pair(3)
+    air = cropped(moving, 8, -1000)
+    found = [register(fixed, air, "none", initial=pose, refine=False, fill=fill).warped.array[0, 0, 0]
+             for fill in (None, -2048.0)]
+    assert found == [air.array.min(), -2048]
+    for fill in (np.nan, np.inf, 1e39):
+        with pytest.raises(ValueError, match="register: fill is"):
+            register(fixed, air, "none", fill=fill)

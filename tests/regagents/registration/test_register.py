@@ -47,7 +47,8 @@ def test_registers_files_and_writes_everything(tmp_path: Path, ndim: int) -> Non
     assert np.abs(read_transform(out / "transform.tfm") - result.pull_back).max() < EXACT
 
     reference, source = (sitk.ReadImage(str(path), sitk.sitkFloat32) for path in (fixed, moving))
-    again = sitk.Resample(source, reference, sitk.ReadTransform(str(out / "transform.tfm")), sitk.sitkLinear, 0.0)
+    again = sitk.Resample(source, reference, sitk.ReadTransform(str(out / "transform.tfm")), sitk.sitkLinear,
+                          float(sitk.GetArrayFromImage(source).min()))
     warped = sitk.ReadImage(str(out / "warped.nii.gz"))
     assert np.abs(sitk.GetArrayFromImage(again) - sitk.GetArrayFromImage(warped)).max() < SAME_VOXEL
     assert np.allclose(warped.GetDirection(), reference.GetDirection())
@@ -146,3 +147,34 @@ def test_an_agent_that_deforms_is_refused(tmp_path: Path) -> None:
     fixed, moving, _ = image_pair(tmp_path, 3)
     with pytest.raises(ValueError, match=r"organ3d: agent deforms \(its poses are those of SDM\)"):
         register(fixed, moving, Pipeline(("organ3d",)))
+
+
+def test_saving_again_removes_what_the_second_run_has_not(tmp_path: Path) -> None:
+    fixed, moving, _ = image_pair(tmp_path, 2)
+    register(fixed, moving, "none", refine=False, deform="adam").save(tmp_path / "out")
+    (tmp_path / "out" / "notes.txt").write_text("mine")
+    assert (tmp_path / "out" / "transform.h5").is_file()
+    register(fixed, moving, "none", refine=False).save(tmp_path / "out")
+    assert {path.name for path in (tmp_path / "out").iterdir()} == FILES | {"notes.txt"}
+
+
+def test_an_atlas_with_labels_of_nine_digits_overlaps_itself(tmp_path: Path) -> None:
+    fixed, _, _ = image_pair(tmp_path, 3)
+    grid = grids(3)[0]
+    ids = (312_782_604, 312_782_628, 40_001)
+    labels = np.select([blobs(grid) > level for level in (0.9, 0.6, 0.3)], ids, 0)
+    write_image(tmp_path / "ids.nii.gz", labels.astype(np.int32), grid)
+    for given in (tmp_path / "ids.nii.gz", Image(labels + 2**60 * (labels > 0), grid, "ids")):
+        scores = register(fixed, fixed, "none", refine=False, labels=(given, given)).metrics["dice"]["after"]
+        assert list(scores.values()) == [1.0] * 3
+        assert {int(label) % 2**60 for label in scores} == set(ids)
+
+
+def test_labels_of_another_place_or_kind_are_refused(tmp_path: Path) -> None:
+    fixed, moving, _ = image_pair(tmp_path, 2)
+    grid = Grid.centered((8, 8), 1.0)
+    for image, words in ((Image(np.full((8, 8), 0.5), grid, "half"), "half: label is 0.5"),
+                         (Image(np.zeros((8, 8), int), grid, "none"), "none: labels are 0 everywhere"),
+                         (Image(np.ones((8, 8), int), Grid.centered((8, 8), 1.0, (1e4, 0.0)), "far"), "far: it is 0")):
+        with pytest.raises(ImageError, match=words):
+            register(fixed, moving, "none", labels=(image, image))

@@ -2,12 +2,15 @@
 
 from __future__ import annotations
 
+import csv
 import json
+import subprocess
+import sys
 from pathlib import Path
 
 import pytest
 import torch
-from safetensors.torch import load_file
+from safetensors.torch import load_file, save_file
 
 from regagents.agents import create
 from regagents.common import checkpoints
@@ -88,3 +91,84 @@ def test_init_refuses_what_does_not_fit_at_all(tiny: str, tmp_path: Path) -> Non
     checkpoints.save(tmp_path / "foreign.safetensors", {"weight": torch.zeros(2)}, {})
     with pytest.raises(CheckpointError, match=r"foreign.safetensors: none of its tensors is in the network"):
         train(tiny, tmp_path / "out", steps=BATCH, init=str(tmp_path / "foreign.safetensors"))
+
+
+def steps_of(path: Path) -> list[int]:
+    with path.open(newline="") as file:
+        return [int(row["time/total_timesteps"]) for row in csv.DictReader(file)]
+
+
+def interrupted(tiny: str, out: Path) -> None:
+    """A run that wrote its state after one line of the log, and ended two updates after the next."""
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(DSL, "log_every", 2)
+        patch.setattr(CheckpointCallback, "_on_step", lambda callback: (
+            callback.write({}) if callback.model.updates == POSES_PER_IMAGE else None,
+            callback.model.updates < POSES_PER_IMAGE + 3)[1])
+        patch.setattr(CheckpointCallback, "write", lambda callback, found, write=CheckpointCallback.write: (
+            write(callback, found) if callback.model.updates == POSES_PER_IMAGE else None))
+        train(tiny, out)
+
+
+def test_a_resumed_run_continues_its_log(tiny: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    interrupted(tiny, tmp_path)
+    assert steps_of(tmp_path / "progress.csv") == [2 * BATCH, 4 * BATCH, 6 * BATCH]
+    with (tmp_path / "progress.csv").open("a") as file:
+        file.write("1,2")  # a line that was cut short
+    monkeypatch.setattr(DSL, "log_every", 2)
+    train(tiny, tmp_path, resume=True)
+    assert steps_of(tmp_path / "progress.csv") == [n * BATCH for n in (2, 4, 6, 8, 10, 12)]
+    train(tiny, tmp_path)
+    assert steps_of(tmp_path / "progress.csv") == [n * BATCH for n in (2, 4, 6, 8, 10, 12)]
+
+
+@pytest.mark.parametrize("text", ["a,b\n1,2\n", "time/total_timesteps,x\n48\n", "time/total_timesteps\nx\n",
+                                  "\xff\n"])
+def test_a_damaged_log_is_named(text: str, tiny: str, tmp_path: Path) -> None:
+    train(tiny, tmp_path, steps=BATCH)
+    (tmp_path / "progress.csv").write_text(text, encoding="latin-1")
+    with pytest.raises(ValueError, match=r"progress\.csv: .*the log cannot be continued"):
+        train(tiny, tmp_path, resume=True)
+    assert (tmp_path / "progress.csv").read_text(encoding="latin-1") == text
+
+
+@pytest.mark.parametrize(("field", "value"), [("samples", float("nan")), ("samples", -1), ("samples", None),
+                                              ("updates", 1.5), ("seconds", "long"), ("samples", 10**30)])
+def test_resume_refuses_a_card_of_impossible_numbers(field: str, value: object, tiny: str, tmp_path: Path) -> None:
+    train(tiny, tmp_path, steps=BATCH)
+    card = json.loads((tmp_path / "state.json").read_text())
+    (tmp_path / "state.json").write_text(json.dumps(card | {field: value}))
+    with pytest.raises(CheckpointError, match=r"state\.json: .*(NaN|samples|updates|seconds)"):
+        train(tiny, tmp_path, resume=True)
+
+
+def test_resume_refuses_a_state_without_its_optimizer(tiny: str, tmp_path: Path) -> None:
+    """As where played weights were copied over the state."""
+    train(tiny, tmp_path, steps=BATCH)
+    tensors = {name: value for name, value in load_file(tmp_path / "state.safetensors").items()
+               if not name.startswith("optimizer.")}
+    save_file(tensors, tmp_path / "state.safetensors")
+    with pytest.raises(CheckpointError, match=r"state\.safetensors: tensor optimizer\.0\.\w+ is missing"):
+        train(tiny, tmp_path, resume=True)
+
+
+HOLDER = """
+import sys, time
+from pathlib import Path
+from regagents.training.train import _alone
+with _alone(Path(sys.argv[1])):
+    print("held", flush=True)
+    time.sleep(60)
+"""
+
+
+def test_two_trainings_do_not_share_a_folder(tiny: str, tmp_path: Path) -> None:
+    with subprocess.Popen([sys.executable, "-c", HOLDER, str(tmp_path)], stdout=subprocess.PIPE, text=True) as holder:
+        try:
+            assert holder.stdout is not None and holder.stdout.readline() == "held\n"
+            with pytest.raises(ValueError, match="another training writes there"):
+                train(tiny, tmp_path, steps=BATCH)
+            assert not list(tmp_path.iterdir())
+        finally:
+            holder.kill()
+    train(tiny, tmp_path, steps=BATCH)

@@ -138,3 +138,14 @@ def test_errors_name_the_argument_and_its_value():
         overlap.dice(a, a, (1, 1))
     with pytest.raises(ValueError, match=r"spacing is \(1.0,\)"):
         overlap.hausdorff(a, a, (1,), (1.0,))
+
+
+@each_shape
+def test_dice_does_not_depend_on_the_numbers_of_the_labels(shape):
+    """Atlases number regions by nine digits; a table with a row for each number would not fit in memory."""
+    a, b = blobs(shape), blobs(shape, seed=1)
+    numbers = torch.tensor([0, 2**62 + 3, 40_001, 312_782_604])
+    named = [numbers[labels.long()] for labels in (a, b)]
+    torch.testing.assert_close(overlap.dice(*named, numbers[1:].tolist()), overlap.dice(a, b, CLASSES), rtol=0, atol=0,
+                               equal_nan=True)
+    assert overlap.classes(named[0]) == tuple(sorted(numbers[1:].tolist()))

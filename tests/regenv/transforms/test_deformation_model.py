@@ -261,6 +261,8 @@ def test_a_failed_save_leaves_the_old_file(tmp_path, monkeypatch):
     (lambda: DeformationModel.fit(torch.zeros(9, 2, 5, 5), 2, (20, 20), (1.0,)), r"spacing is \(1.0,\)"),
     (lambda: replace(make_model(2), shape=(4,)), r"shape is \(4,\)"),
     (lambda: replace(make_model(2), deviations=torch.zeros(DIRECTIONS)), "deviations is not positive"),
+    (lambda: replace(make_model(2), modes=torch.zeros(0, 2, 5, 5), deviations=torch.zeros(0),
+                     mean_amplitudes=torch.zeros(0), largest_amplitudes=torch.zeros(0)), "number of modes is 0"),
     (lambda: make_model(2).project(torch.zeros(1, 2, 9, 9)), r"displacement is \(1, 2, 9, 9\)"),
 ])
 def test_what_does_not_fit_is_refused(call, reason):

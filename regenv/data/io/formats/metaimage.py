@@ -1,90 +1,160 @@
-"""Headers of MetaImage files."""
+"""MetaImage files, .mha and .mhd."""
 
 from __future__ import annotations
 
 import math
 import re
-from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 import numpy as np
+from numpy.typing import NDArray
 
-from regenv.data.io.errors import ImageError, truncated
-from regenv.data.io.formats.common import detached_bytes, first_bytes, is_one_file, is_singular, numbers
+from regenv.data.io import headers
+from regenv.data.io.errors import ImageError, shown, truncated
+from regenv.data.io.formats.streams import INFLATION, array_of, filled, first_bytes, inflated, opened, raw_voxels
+from regenv.data.io.formats.text import Fields, beside, check_spelling
 from regenv.data.io.headers import Header
 
-_BYTES = {"CHAR": 1, "UCHAR": 1, "SHORT": 2, "USHORT": 2, "INT": 4, "UINT": 4, "LONG": 4, "ULONG": 4, "LONG_LONG": 8,
-          "ULONG_LONG": 8, "FLOAT": 4, "DOUBLE": 8}
-_DATA_FILE = re.compile(rb"^\s*ElementDataFile\s*=\s*([^\r\n]*)\r?\n?", re.MULTILINE)
-_FIELD = re.compile(r"^\s*(\w+)\s*=\s*(.*?)\s*$", re.MULTILINE)
+_TYPES = {"CHAR": "i1", "UCHAR": "u1", "SHORT": "i2", "USHORT": "u2", "INT": "i4", "UINT": "u4", "LONG": "i4",
+          "ULONG": "u4", "LONG_LONG": "i8", "ULONG_LONG": "u8", "FLOAT": "f4", "DOUBLE": "f8"}
+_SPACINGS = ("ElementSpacing", "ElementSize")       # the former counts if both are there
+_ORIGINS, _DIRECTIONS = ("Offset", "Position", "Origin"), ("TransformMatrix", "Rotation", "Orientation")
+_BYTE_ORDERS = ("BinaryDataByteOrderMSB", "ElementByteOrderMSB")
+_KNOWN = (*_SPACINGS, *_ORIGINS, *_DIRECTIONS, *_BYTE_ORDERS, "ObjectType", "NDims", "DimSize", "BinaryData",
+          "CompressedData", "CompressedDataSize", "CompressionLevel", "DistanceUnits", "HeaderSize",
+          "HeaderSizePerSlice", "ElementType", "ElementNumberOfChannels", "ElementDataFile", "ElementNBits",
+          "ElementMin", "ElementMax", "CenterOfRotation", "AnatomicalOrientation")
+_MILLIMETRES = {"mm": 1.0, "?": 1.0, "um": 1e-3, "cm": 10.0}
+_FALSE, _TRUE = ("false", "f", "0"), ("true", "t", "1")
+_DATA_FILE = re.compile(rb"^[ \t]*ElementDataFile[ \t]*=[^\r\n]*(\r?\n|\Z)", re.MULTILINE)     # the last field
+_FIELD = re.compile(r"[ \t]*(\w+)[ \t]*=[ \t]*(.*?)\s*")
 
 
-def header(path: Path) -> Header:
-    """The header of a MetaImage file. Raises ImageError where it cannot be read."""
+def header(path: Path, max_bytes: int) -> Header:
+    """The header of a MetaImage file. Raises ImageError where it is not one of a scalar image, or is damaged."""
     raw = first_bytes(path)
-    end = _DATA_FILE.search(raw)        # the last field
+    end = _DATA_FILE.search(raw)
     if end is None:
         raise ImageError(f"{path}: field ElementDataFile is missing; it is not a MetaImage file. "
                          "Convert it, or give it the suffix of its real format.")
-    values = dict(_FIELD.findall(raw[:end.end()].decode("latin-1")))
-    size = tuple(int(n) for n in numbers(path, "DimSize", values.get("DimSize")))
-    itemsize = _BYTES.get(values.get("ElementType", "").removeprefix("MET_").removesuffix("_ARRAY"))
-    if itemsize is None:
-        raise ImageError(f"{path}: ElementType is {values.get('ElementType')}; it must be an integer or float type. "
-                         "Convert the image to float.")
-    channels = int(values.get("ElementNumberOfChannels", "1") or 1)
-    spacing_field = next((f for f in ("ElementSpacing", "ElementSize") if f in values), "ElementSpacing")
-    spacing = tuple(numbers(path, spacing_field, values.get(spacing_field, "1 " * len(size))))
-    parsed = _MetaImage(path, raw[:end.end()], end.group(1), values, size, math.prod(size) * channels * itemsize,
-                        spacing_field)
-    return Header(("DimSize", "ElementNumberOfChannels", spacing_field), size, channels, itemsize, spacing,
-                  parsed.check_data, parsed.check_direction, parsed.repair)
+    fields = _fields(path, raw[:end.end()].decode("latin-1"))
+    if fields.get("ObjectType", "Image") != "Image":
+        fields.refuse("ObjectType", "it must be Image")
+    size = tuple(fields.integers("DimSize"))
+    if fields.integers("NDims", 1) != [len(size)]:
+        fields.refuse("NDims", f"DimSize has {len(size)} numbers")
+    dtype = _dtype(fields)
+    if "ElementNumberOfChannels" in fields:
+        headers.check_channels(path, "ElementNumberOfChannels", fields.integers("ElementNumberOfChannels", 1)[0])
+    headers.check_size(path, "DimSize", size, dtype.itemsize, max_bytes)
+    spacing_field, spacing, origin, direction = _place(fields, len(size))
+    voxels = _Voxels(fields, end.end(), size, dtype)
+    voxels.check_fields()
+    return Header(size, spacing, origin, direction, voxels.read, spacing_field)
+
+
+def _fields(path: Path, text: str) -> Fields:
+    """Every line's field."""
+    fields = Fields(path)
+    for line in filter(str.strip, re.split(r"\r?\n", text)):
+        match = _FIELD.fullmatch(line)
+        if match is None or (match[1] in _KNOWN and "=" in match[2]):
+            raise ImageError(f"{path}: header has the line '{shown(line)}'; every line must be a name, = and a value. "
+                             "Fix the header.")
+        check_spelling(path, match[1], _KNOWN)
+        fields.add(match[1], match[2])
+    return fields
+
+
+def _dtype(fields: Fields) -> np.dtype[Any]:
+    code = _TYPES.get(fields.get("ElementType", "").removeprefix("MET_").removesuffix("_ARRAY"))
+    if code is None:
+        raise ImageError(f"{fields.path}: ElementType is {shown(fields.get('ElementType'))}; it must be an integer or "
+                         "float type. Convert the image to float.")
+    order = fields.one_of(*_BYTE_ORDERS)
+    return np.dtype((">" if order is not None and _is_true(fields, order) else "<") + code)
+
+
+def _is_true(fields: Fields, name: str, default: str = "False") -> bool:
+    return fields.choice(name, (*_FALSE, *_TRUE), default) in _TRUE
+
+
+def _place(fields: Fields, n: int) -> tuple[str, tuple[float, ...] | None, tuple[float, ...], tuple[float, ...]]:
+    """The spacing's field, spacing, origin and direction. ITK looks at no unit; the unit is honoured here."""
+    path = fields.path
+    unit = _MILLIMETRES[fields.choice("DistanceUnits", _MILLIMETRES, "mm")]
+    spacing_field = next((name for name in _SPACINGS if name in fields), _SPACINGS[0])
+    spacing = None
+    if spacing_field in fields:
+        spacing = tuple(unit * s for s in fields.numbers(spacing_field, n))
+        headers.check_spacing(path, spacing_field, spacing)
+    origin = (0.0,) * n
+    if (field := fields.one_of(*_ORIGINS)) is not None:
+        origin = tuple(unit * o for o in fields.numbers(field, n))
+        headers.check_origin(path, field, origin)
+    direction = tuple(np.eye(n).ravel().tolist())
+    if (field := fields.one_of(*_DIRECTIONS)) is not None:      # row n of the file is the direction of axis n
+        matrix = np.asarray(fields.numbers(field, n * n)).reshape(n, n).T
+        direction = headers.check_direction(path, field, shown(fields[field]), matrix)
+    return spacing_field, spacing, origin, direction
 
 
 @dataclass(frozen=True)
-class _MetaImage:
-    """A parsed header: its bytes, the data file's name as it stands there, its fields, bytes of all voxels."""
+class _Voxels:
+    """Where the voxels are: the header's fields and length, their size and type."""
 
-    path: Path
-    raw: bytes
-    raw_data_file: bytes
-    values: dict[str, str]
+    fields: Fields
+    header_bytes: int
     size: tuple[int, ...]
-    data_bytes: int
-    spacing_field: str
+    dtype: np.dtype[Any]
 
     @property
-    def data_file(self) -> str:
-        return self.values["ElementDataFile"]
+    def count(self) -> int:
+        return math.prod(self.size) * self.dtype.itemsize
 
-    def check_data(self) -> None:
-        if self.values.get("BinaryData", "True").lower() in ("false", "0"):
-            return
-        if self.data_file == "LOCAL":
-            found = self.path.stat().st_size - len(self.raw)
-        elif not is_one_file(self.data_file):
-            return
-        else:
-            found = detached_bytes(self.path, "ElementDataFile", self.data_file)
-        compressed = self.values.get("CompressedData", "False").lower() in ("true", "1")
-        stored = int(self.values.get("CompressedDataSize", 1)) if compressed else self.data_bytes
-        if found < stored:
-            raise truncated(self.path, "voxel data", found, stored)
+    @property
+    def compressed(self) -> bool:
+        return _is_true(self.fields, "CompressedData")
 
-    def check_direction(self, spacing_given: bool) -> None:
-        n = len(self.size)
-        for field in ("TransformMatrix", "Rotation", "Orientation"):
-            if field in self.values:
-                matrix = np.asarray(numbers(self.path, field, self.values[field]))
-                if matrix.size != n**2 or is_singular(matrix.reshape(n, n)):
-                    raise ImageError(f"{self.path}: {field} is {self.values[field]}; it must be a {n} x {n} matrix "
-                                     "that is not singular. Fix the header.")
+    def check_fields(self) -> None:
+        """Raise ImageError where the fields say something that is not supported."""
+        fields = self.fields
+        if not _is_true(fields, "BinaryData", "True"):
+            fields.refuse("BinaryData", "voxels in text are not supported; write them in binary")
+        if fields.get("HeaderSizePerSlice", "0") != "0":
+            fields.refuse("HeaderSizePerSlice", "headers of slices are not supported")
+        if fields["ElementDataFile"].split()[:1] in (["LIST"], []):
+            fields.refuse("ElementDataFile", "lists of slices are not supported; give one file")
+        if self.compressed and "CompressedDataSize" in fields:
+            fields.integers("CompressedDataSize", 1)
+        skipped = fields.integers("HeaderSize", 1)[0] if "HeaderSize" in fields else 0
+        if skipped < -1 or (skipped > 0 and self.is_local) or (skipped != 0 and self.compressed):
+            fields.refuse("HeaderSize", "it must be the number of bytes before the voxels, or -1 if these are the last")
 
-    def repair(self, target: Path, spacing: Sequence[float]) -> None:
-        field = self.spacing_field.encode()
-        line = field + f" = {' '.join(map(repr, spacing))}".encode()
-        mended = re.sub(rb"^\s*" + field + rb"\s*=[^\r\n]*", line, self.raw, flags=re.MULTILINE)
-        if self.data_file != "LOCAL":
-            mended = mended.replace(self.raw_data_file, str(self.path.parent.resolve() / self.data_file).encode())
-        target.write_bytes(mended + self.path.read_bytes()[len(self.raw):])
+    @property
+    def is_local(self) -> bool:
+        return self.fields["ElementDataFile"] in ("LOCAL", "Local", "local")
+
+    def read(self) -> NDArray[Any]:
+        """All voxels. Raises ImageError unless they are all there, undamaged, and nothing else."""
+        path, fields = self.fields.path, self.fields
+        data = path if self.is_local else beside(path, "ElementDataFile", fields["ElementDataFile"])
+        skipped = int(fields.get("HeaderSize", "0"))
+        start = self.header_bytes if self.is_local else max(0, skipped)
+        if skipped == -1:
+            start = max(start, data.stat().st_size - self.count)
+        if not self.compressed:
+            return array_of(raw_voxels(path, data, start, self.count), self.dtype, self.size)
+        found = data.stat().st_size - start
+        needed = int(fields.get("CompressedDataSize", found))
+        if found < needed:
+            raise truncated(path, "voxel data", found, needed)
+        if found > needed:
+            fields.refuse("CompressedDataSize", f"the file has {found} bytes of compressed data")
+        with opened(data) as file:
+            file.seek(start)
+            content = filled(path, "decompressed voxel data", inflated(path, file), 0, self.count,
+                             INFLATION * found)
+        return array_of(content, self.dtype, self.size)

@@ -1,211 +1,202 @@
-"""Headers of NIfTI-1 files."""
+"""NIfTI-1 files, .nii and .nii.gz, and the header that they share with images in two files."""
 
 from __future__ import annotations
 
-import gzip
 import math
 import struct
-import zlib
-from collections.abc import Sequence
-from dataclasses import dataclass
-from io import BufferedReader
+from collections.abc import Callable
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
 import numpy as np
+from numpy.typing import NDArray
 
-from regenv.data.io.errors import ImageError, not_finite, truncated
-from regenv.data.io.formats.common import is_singular
+from regenv.data.io import headers
+from regenv.data.io.errors import ImageError
+from regenv.data.io.formats.streams import array_of, first_unzipped, unzipped_voxels
 from regenv.data.io.headers import Header
 
-# Numbers per voxel and bytes per number of each datatype.
-_TYPES = {2: (1, 1), 4: (1, 2), 8: (1, 4), 16: (1, 4), 32: (2, 4), 64: (1, 8), 128: (3, 1), 256: (1, 1), 512: (1, 2),
-          768: (1, 4), 1024: (1, 8), 1280: (1, 8), 1792: (2, 8), 2304: (4, 1)}
-_FLOATS = {16: "f4", 64: "f8"}
-# Offset and struct code of dim, datatype, pixdim, vox_offset, qform and sform codes, quaternion and offset, sform.
-_PIXDIM = 76, "8f"
-_FIELDS = ((40, "8h"), (70, "h"), _PIXDIM, (108, "f"), (252, "2h"), (256, "6f"), (280, "12f"))
-_HEADER_BYTES, _HEADER_2_BYTES = 348, 540
-_GZIP_SLACK = 1 << 20       # bytes that may follow the voxels
-_CHUNK = 1 << 20            # bytes read at a time
-_SPACING_TOLERANCE = 0.01
+HEADER_BYTES = 348
+ONE_FILE, TWO_FILES = b"n+1\0", b"ni1\0"       # magic
+_HEADER_2_BYTES = 540
+OFFSET_LIMIT = 1 << 26     # bytes before the voxels, of extensions
+# Type and numbers per voxel of each datatype; those of more than one number are refused.
+_TYPES = {2: ("u1", 1), 4: ("i2", 1), 8: ("i4", 1), 16: ("f4", 1), 64: ("f8", 1), 256: ("i1", 1), 512: ("u2", 1),
+          768: ("u4", 1), 1024: ("i8", 1), 1280: ("u8", 1), 32: ("f4", 2), 1792: ("f8", 2), 128: ("u1", 3),
+          2304: ("u1", 4)}
+# dim, datatype and bitpix, pixdim, vox_offset with scl_slope and scl_inter, xyzt_units, qform and sform codes,
+# quaternion and offset, sform: offset and struct code.
+_FIELDS = ((40, "8h"), (70, "2h"), (76, "8f"), (108, "3f"), (123, "B"), (252, "2h"), (256, "6f"), (280, "12f"))
+_MAGIC = 344
+_MILLIMETRES = {0: 1.0, 1: 1e3, 2: 1.0, 3: 1e-3}
+_SCANNER = 1                # the code of a place that the scanner says
+_APART = 0.1                # voxels by which two statements of one place may differ
+_LPS = np.array((-1.0, -1.0, 1.0))      # signs that lead from NIfTI's RAS
 
 
-def header(path: Path) -> Header:
-    """The header of a NIfTI-1 file. Raises ImageError where it cannot be read."""
-    parsed = _parsed(path)
-    return Header(("dim", "channels", "pixdim"), parsed.size, parsed.channels, parsed.itemsize, parsed.spacing,
-                  parsed.check_data, parsed.check_direction, parsed.repair)
+def header(path: Path, max_bytes: int) -> Header:
+    """The header of a NIfTI-1 file. Raises ImageError where it is not one of a scalar image, or is damaged."""
+    image = parsed(path, first_unzipped(path, HEADER_BYTES), max_bytes)
+    if image.magic != ONE_FILE:
+        raise ImageError(f"{path}: magic is {image.magic!r}; a NIfTI-1 file in one piece has {ONE_FILE!r}. "
+                         "Fix the header, or give the file the suffix of its real format.")
+    if not (HEADER_BYTES <= image.offset <= OFFSET_LIMIT and image.offset.is_integer()):
+        raise ImageError(f"{path}: vox_offset is {image.offset:g}; voxels start after the {HEADER_BYTES} bytes of "
+                         "the header. Fix the header.")
+
+    def voxels() -> NDArray[Any]:
+        return image.scaled(unzipped_voxels(path, path, int(image.offset), image.data_bytes))
+
+    return image.header(voxels)
 
 
-def _parsed(path: Path) -> _NIfTI:
-    zipped = _is_zipped(path)
-    try:
-        with _opened(path, zipped) as file:
-            raw = file.read(_HEADER_BYTES)
-    except (OSError, EOFError, zlib.error) as error:
-        raise _damaged(path, error) from error
+def parsed(path: Path, raw: bytes, max_bytes: int) -> NIfTI:
+    """The fields of a header. Raises ImageError unless it is NIfTI-1 or Analyze, of a scalar image of a valid size."""
     order = _byte_order(path, raw)
-    dim, (datatype,), pixdim, (offset,), codes, quaternion, sform = (
+    dim, (datatype, bitpix), pixdim, (offset, *scale), (units,), codes, quaternion, sform = (
         struct.unpack_from(order + code, raw, at) for at, code in _FIELDS)
     if not 1 <= dim[0] <= 7:
         raise ImageError(f"{path}: dim[0] is {dim[0]}; a NIfTI image has 1 to 7 axes. Fix the header.")
     if datatype not in _TYPES:
         raise ImageError(f"{path}: datatype is {datatype}; integer or float voxels of up to 64 bits are needed. "
                          "Convert the image to float32.")
-    return _NIfTI(path, zipped, order, dim[1:dim[0] + 1], datatype, pixdim, offset, codes, quaternion, sform)
-
-
-def _is_zipped(path: Path) -> bool:
-    """Whether the content is gzip. Raises ImageError where it is and the name denies it."""
-    with path.open("rb") as plain:
-        zipped = plain.read(2) == b"\x1f\x8b"
-    if zipped and not path.name.lower().endswith(".gz"):
-        raise ImageError(f"{path}: content is gzip, but the name ends in '.nii'; rename it to {path.name}.gz.")
-    return zipped
-
-
-def _opened(path: Path, zipped: bool) -> gzip.GzipFile | BufferedReader:
-    return gzip.open(path, "rb") if zipped else path.open("rb")
-
-
-def _damaged(path: Path, error: BaseException) -> ImageError:
-    return ImageError(f"{path}: gzip stream is damaged ({error}); copy or download the file again.")
+    code, numbers = _TYPES[datatype]
+    dtype = np.dtype(order + code)
+    sizes = list(dim[1:dim[0] + 1])
+    channels = sizes.pop(4) if len(sizes) > 4 else 1        # the fifth axis holds channels
+    while len(sizes) > 3 and sizes[-1] == 1:
+        sizes.pop()
+    headers.check_channels(path, "channels", numbers * channels)
+    headers.check_size(path, "dim", sizes, dtype.itemsize, max_bytes)
+    if bitpix != 8 * dtype.itemsize:
+        raise ImageError(f"{path}: bitpix is {bitpix}, but voxels of datatype {datatype} have {8 * dtype.itemsize} "
+                         "bits. Fix the header.")
+    return NIfTI(path, tuple(sizes), dtype, pixdim, offset, (scale[0], scale[1]), units & 7, codes, quaternion, sform,
+                 raw[_MAGIC:])
 
 
 def _byte_order(path: Path, raw: bytes) -> str:
     """``<`` or ``>``, by the first field, which holds the header's length. Raises ImageError unless it is NIfTI-1."""
-    first = {struct.unpack_from(order + "i", raw)[0]: order for order in "<>"} if len(raw) == _HEADER_BYTES else {}
+    first = {struct.unpack_from(order + "i", raw)[0]: order for order in "<>"} if len(raw) == HEADER_BYTES else {}
     if _HEADER_2_BYTES in first:
-        raise ImageError(f"{path}: header is NIfTI-2; SimpleITK reads NIfTI-1. Convert it, for example by nibabel.")
-    if _HEADER_BYTES not in first:
+        raise ImageError(f"{path}: header is NIfTI-2; NIfTI-1 is needed. Convert it, for example by nibabel.")
+    if HEADER_BYTES not in first:
         raise ImageError(f"{path}: header is {len(raw)} bytes that are not NIfTI; it must be a NIfTI-1 file. "
                          "Convert it, or give it the suffix of its real format.")
-    return first[_HEADER_BYTES]
+    return first[HEADER_BYTES]
 
 
 @dataclass(frozen=True)
-class _NIfTI:
-    """The fields of a header; ``dim`` without the number of axes, ``order`` as :mod:`struct` writes it."""
+class NIfTI:
+    """The fields of a header; ``size`` without channels and trailing axes of one voxel, ``units`` of space."""
 
     path: Path
-    zipped: bool
-    order: str
-    dim: tuple[int, ...]
-    datatype: int
+    size: tuple[int, ...]
+    dtype: np.dtype[Any]
     pixdim: tuple[float, ...]
     offset: float
+    scale: tuple[float, float]
+    units: int
     codes: tuple[int, int]
     quaternion: tuple[float, ...]
     sform: tuple[float, ...]
-
-    @property
-    def size(self) -> tuple[int, ...]:
-        """Voxels per axis, without the fifth axis, which holds channels, and trailing axes of one voxel."""
-        sizes = [*self.dim[:4], *self.dim[5:]]
-        while len(sizes) > 3 and sizes[-1] == 1:
-            sizes.pop()
-        return tuple(sizes)
-
-    @property
-    def channels(self) -> int:
-        return _TYPES[self.datatype][0] * math.prod(self.dim[4:5])
-
-    @property
-    def itemsize(self) -> int:
-        return _TYPES[self.datatype][1]
+    magic: bytes
 
     @property
     def data_bytes(self) -> int:
-        return math.prod(self.dim) * math.prod(_TYPES[self.datatype])
+        return math.prod(self.size) * self.dtype.itemsize
 
-    @property
-    def spacing(self) -> tuple[float, ...]:
-        return tuple(float(s) for s in self.pixdim[1:len(self.size) + 1])
+    def without_place(self) -> NIfTI:
+        """Only size, type and spacing, all that Analyze has in these fields: neither scale nor place."""
+        return replace(self, scale=(0.0, 0.0), codes=(0, 0), units=0)
 
-    def check_data(self) -> None:
-        path = self.path
-        if not (math.isfinite(self.offset) and self.offset >= _HEADER_BYTES):
-            raise ImageError(f"{path}: vox_offset is {self.offset:g}; voxels start after the {_HEADER_BYTES} bytes of "
-                             "the header. Fix the header.")
-        start = int(self.offset)
-        needed = start + self.data_bytes
-        if not self.zipped and path.stat().st_size < needed:     # at once, before reading all of it
-            raise truncated(path, "file size", path.stat().st_size, needed)
-        scan = _Scan(start, needed, np.dtype(self.order + _FLOATS.get(self.datatype, "u1")))
-        try:
-            with _opened(path, self.zipped) as file:
-                scan.read(file)
-        except EOFError as error:
-            raise truncated(path, "gzip stream (cut short)", scan.found, needed) from error
-        except (OSError, zlib.error) as error:
-            raise _damaged(path, error) from error
-        if scan.found < needed:
-            raise truncated(path, "decompressed size", scan.found, needed)
-        if self.zipped and scan.found > needed + _GZIP_SLACK:
-            raise ImageError(f"{path}: decompressed size is more than the {needed} bytes that the header declares. "
-                             "Fix the header, or write the image anew.")
-        if scan.first_bad is not None:
-            at = tuple(int(i) for i in np.unravel_index(scan.first_bad[0], self.size[::-1]))
-            raise not_finite(path, at, scan.first_bad[1], scan.bad, math.prod(self.size))
+    def header(self, voxels: Callable[[], NDArray[Any]]) -> Header:
+        """As other formats have it. Raises ImageError where the place is invalid or contradicts itself."""
+        path, n = self.path, len(self.size)
+        if self.units not in _MILLIMETRES:
+            raise ImageError(f"{path}: xyzt_units has {self.units} for space; it must be 0 to 3 (unknown, metre, "
+                             "millimetre, micrometre). Fix the header.")
+        if not all(map(math.isfinite, self.scale)):
+            raise ImageError(f"{path}: scl_slope and scl_inter are {self.scale}; they must be finite. Fix the header.")
+        unit = _MILLIMETRES[self.units]
+        spacing = tuple(unit * float(s) for s in self.pixdim[1:n + 1])
+        headers.check_spacing(path, "pixdim", spacing)
+        field, shown_direction, direction, origin = self._place()
+        headers.check_origin(path, f"offset of the {field}", (unit * origin[:n]).tolist())
+        cosines = headers.check_direction(path, f"direction ({field})", shown_direction, direction[:n, :n])
+        return Header(self.size, spacing, tuple((unit * origin[:n]).tolist()), cosines, voxels, "pixdim")
 
-    def check_direction(self, spacing_given: bool) -> None:
-        path = self.path
+    def _place(self) -> tuple[str, object, NDArray[np.float64], NDArray[np.float64]]:
+        """The field that says where the image lies, that as it stands in the file, direction (3, 3) and origin (3,),
+        LPS. Raises ImageError where the fields contradict each other. Of two that agree it is the one that ITK takes.
+        """
         qform_code, sform_code = self.codes
-        rows = np.asarray(self.sform, dtype=np.float64).reshape(3, 4)
-        columns = rows[:, :3]
-        if qform_code > 0 and not np.isfinite(self.quaternion).all():
-            raise ImageError(f"{path}: qform is {self.quaternion}; it must be finite. Fix the header.")
-        if sform_code > 0 and not np.isfinite(rows).all():
-            raise ImageError(f"{path}: sform is {rows.tolist()}; it must be finite. Fix the header.")
-        if sform_code <= 0 or qform_code > 0:
-            return
-        if len(self.size) == 3 and is_singular(columns):
-            raise ImageError(f"{path}: direction (sform) is {columns.tolist()}; it is singular. Fix the header.")
-        lengths = np.linalg.norm(columns, axis=0)[:len(self.size)]
-        if not spacing_given and not np.allclose(lengths, self.spacing, rtol=_SPACING_TOLERANCE):
-            raise ImageError(f"{path}: pixdim is {self.spacing} mm, but the sform's columns are "
-                             f"{tuple(lengths.tolist())} mm long; they must agree. Fix the header, or pass spacing=...")
+        qform = self._qform() if qform_code > 0 else None
+        sform = self._sform() if sform_code > 0 else None
+        if qform is not None and sform is not None:
+            self._check_agreement(qform, sform)
+        if sform is not None and (qform is None or sform_code == _SCANNER):
+            return "sform", [list(self.sform[row:row + 4]) for row in (0, 4, 8)], *sform
+        if qform is not None:
+            return "qform", self.quaternion, *qform
+        return "pixdim", self.pixdim, np.eye(3), np.zeros(3)
 
-    def repair(self, target: Path, spacing: Sequence[float]) -> None:
-        with _opened(self.path, self.zipped) as file:
-            content = bytearray(file.read(int(self.offset) + self.data_bytes))
-        at, code = _PIXDIM
-        struct.pack_into(self.order + code, content, at, self.pixdim[0], *spacing, *self.pixdim[len(spacing) + 1:])
-        target.write_bytes(gzip.compress(bytes(content), 1) if self.zipped else bytes(content))
+    def _qform(self) -> tuple[NDArray[np.float64], NDArray[np.float64]]:
+        """Direction (3, 3) and origin (3,), LPS, of the quaternion."""
+        b, c, d = self.quaternion[:3]
+        square = b * b + c * c + d * d
+        if not all(map(math.isfinite, self.quaternion)) or not square <= 1 + headers.ORTHONORMAL:
+            raise ImageError(f"{self.path}: qform is {self.quaternion}; it must be finite, and a quaternion of length "
+                             "1. Fix the header.")
+        if self.pixdim[0] not in (-1, 0, 1):
+            raise ImageError(f"{self.path}: pixdim[0] is {self.pixdim[0]}; it is the qform's sign, 1 or -1. "
+                             "Fix the header.")
+        b, c, d = np.array((b, c, d)) / max(1.0, math.sqrt(square))
+        a = math.sqrt(max(0.0, 1 - b * b - c * c - d * d))
+        rotation = np.array(((a * a + b * b - c * c - d * d, 2 * (b * c - a * d), 2 * (b * d + a * c)),
+                             (2 * (b * c + a * d), a * a + c * c - b * b - d * d, 2 * (c * d - a * b)),
+                             (2 * (b * d - a * c), 2 * (c * d + a * b), a * a + d * d - b * b - c * c)))
+        if self.pixdim[0] < 0:
+            rotation[:, 2] *= -1
+        return _LPS[:, None] * rotation, _LPS * self.quaternion[3:]
 
+    def _sform(self) -> tuple[NDArray[np.float64], NDArray[np.float64]]:
+        """Direction (3, 3) and origin (3,), LPS, of the affine; its columns are as long as pixdim says."""
+        n, rows = len(self.size), np.asarray(self.sform, dtype=np.float64).reshape(3, 4)
+        if not np.isfinite(rows).all():
+            raise ImageError(f"{self.path}: sform is {rows.tolist()}; it must be finite. Fix the header.")
+        lengths = np.linalg.norm(rows[:, :3], axis=0)
+        spacing = np.asarray(self.pixdim[1:4])
+        if (lengths[:n] == 0).any():
+            raise ImageError(f"{self.path}: direction (sform) is {rows[:, :3].tolist()}; it is singular. "
+                             "Fix the header.")
+        if not np.allclose(lengths[:n], spacing[:n], rtol=headers.ORTHONORMAL, atol=0):
+            raise ImageError(f"{self.path}: pixdim is {tuple(spacing[:n].tolist())} mm, but the sform's columns are "
+                             f"{tuple(lengths[:n].tolist())} mm long; they must agree. Fix the header.")
+        lengths[lengths == 0] = 1.0
+        return _LPS[:, None] * rows[:, :3] / lengths, _LPS * rows[:, 3]
 
-@dataclass
-class _Scan:
-    """Counts the bytes of a file, and its voxels that are not finite: nifti_clib, within SimpleITK, would turn them
-    into 0 without a word.
+    def _check_agreement(self, *places: tuple[NDArray[np.float64], NDArray[np.float64]]) -> None:
+        """Raise ImageError unless qform and sform place all corners alike."""
+        n = len(self.size)
+        ends = [(0.0, (size - 1) * step) for size, step in zip(self.size, self.pixdim[1:n + 1], strict=True)]
+        corners = np.stack(np.meshgrid(*ends), -1).reshape(-1, n)
+        by_qform, by_sform = (corners @ direction[:n, :n].T + origin[:n] for direction, origin in places)
+        apart = float(np.linalg.norm(by_qform - by_sform, axis=1).max())
+        if not apart <= _APART * min(self.pixdim[1:n + 1]):
+            raise ImageError(f"{self.path}: qform and sform place voxels {apart:.3g} mm apart; they must agree. Set "
+                             "the code of the wrong one (qform_code, sform_code) to 0.")
 
-    Attributes:
-        start, needed: bytes before the first voxel, and up to the last one's end.
-        kind: of the voxels where they are floats; other voxels are not looked at.
-        found: bytes read; bad: voxels that are not finite; first_bad: index and value of the first one.
-    """
-
-    start: int
-    needed: int
-    kind: np.dtype[Any]
-    found: int = 0
-    bad: int = 0
-    first_bad: tuple[int, float] | None = None
-
-    def read(self, file: gzip.GzipFile | BufferedReader) -> None:
-        """Read to the end, or until there is far more than is needed."""
-        self.found = len(file.read(self.start))
-        while self.found <= self.needed + _GZIP_SLACK and (chunk := file.read(_CHUNK)):
-            if self.kind.kind == "f":
-                self._look(chunk)
-            self.found += len(chunk)
-
-    def _look(self, chunk: bytes) -> None:
-        left, itemsize = self.needed - self.found, self.kind.itemsize
-        voxels = np.frombuffer(chunk[:max(0, left) // itemsize * itemsize], dtype=self.kind,
-                               count=min(len(chunk), left) // itemsize)
-        wrong = np.flatnonzero(~np.isfinite(voxels))
-        if len(wrong) and self.first_bad is None:
-            self.first_bad = (self.found - self.start) // itemsize + int(wrong[0]), float(voxels[wrong[0]])
-        self.bad += len(wrong)
+    def scaled(self, content: NDArray[np.uint8]) -> NDArray[Any]:
+        """The voxels: stored numbers, times scl_slope plus scl_inter where these change anything."""
+        stored = array_of(content, self.dtype, self.size)
+        slope, inter = self.scale[0] or 1.0, self.scale[1]
+        if (slope, inter) == (1.0, 0.0):
+            return stored
+        values = np.empty(stored.shape, np.float32 if stored.dtype.itemsize <= 2 or stored.dtype == np.float32
+                          else np.float64)
+        with np.errstate(over="ignore", invalid="ignore"):      # voxels that are not finite are refused later
+            for target, plane in zip(values, stored, strict=True):
+                target[...] = np.multiply(plane, slope, dtype=np.float64) + inter
+        return values

@@ -1,120 +1,276 @@
-"""Headers of NRRD files."""
+"""NRRD files, .nrrd and .nhdr."""
 
 from __future__ import annotations
 
 import math
 import re
-from collections.abc import Sequence
+from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any, BinaryIO
 
 import numpy as np
+from numpy.typing import NDArray
 
-from regenv.data.io.errors import ImageError, truncated
-from regenv.data.io.formats.common import detached_bytes, first_bytes, is_one_file, is_singular, numbers
+from regenv.data.io import headers
+from regenv.data.io.errors import ImageError, shown
+from regenv.data.io.formats.streams import (
+    HEADER_LIMIT,
+    INFLATION,
+    array_of,
+    filled,
+    first_bytes,
+    inflated,
+    opened,
+    plain,
+    text_voxels,
+)
+from regenv.data.io.formats.text import Fields, beside, numbers
 from regenv.data.io.headers import Header
 
-_BYTES = {"signed char": 1, "char": 1, "uchar": 1, "unsigned char": 1, "short": 2, "ushort": 2, "int": 4, "uint": 4,
-          "long long": 8, "longlong": 8, "ulonglong": 8, "float": 4, "double": 8}
+_TYPES = {"i1": "signed char, int8, int8_t", "u1": "uchar, unsigned char, uint8, uint8_t",
+          "i2": "short, short int, signed short, signed short int, int16, int16_t",
+          "u2": "ushort, unsigned short, unsigned short int, uint16, uint16_t",
+          "i4": "int, signed int, int32, int32_t", "u4": "uint, unsigned int, uint32, uint32_t",
+          "i8": "longlong, long long, long long int, signed long long, signed long long int, int64, int64_t",
+          "u8": "ulonglong, unsigned long long, unsigned long long int, uint64, uint64_t",
+          "f4": "float", "f8": "double"}
+_CODES = {name: code for code, names in _TYPES.items() for name in names.split(", ")}
+_ENCODINGS = {"raw": "raw", "gzip": "gzip", "gz": "gzip", "ascii": "text", "text": "text", "txt": "text", "hex": "hex"}
+# Signs of the axes that lead from a space to LPS. ITK takes the spaces without anatomy as they are.
+_SPACES = {"left-posterior-superior": (1, 1, 1), "lps": (1, 1, 1), "right-anterior-superior": (-1, -1, 1),
+           "ras": (-1, -1, 1), "left-anterior-superior": (1, -1, 1), "las": (1, -1, 1), "scanner-xyz": (1, 1, 1),
+           "3d-right-handed": (1, 1, 1), "3d-left-handed": (1, 1, 1)}
 _SPATIAL = ("domain", "space", "???", "none", "")
-_FIELD = re.compile(r"^([^#:\r\n][^:\r\n]*):[ \t]*(.*?)\s*$", re.MULTILINE)
+_KINDS = (*_SPATIAL, "time", "list", "point", "vector", "covariant-vector", "normal", "stub", "scalar", "complex",
+          "2-vector", "3-color", "rgb-color", "hsv-color", "xyz-color", "4-color", "rgba-color", "3-vector",
+          "3-gradient", "3-normal", "4-vector", "quaternion", "2d-symmetric-matrix", "2d-masked-symmetric-matrix",
+          "2d-matrix", "2d-masked-matrix", "3d-symmetric-matrix", "3d-masked-symmetric-matrix", "3d-matrix",
+          "3d-masked-matrix")
+_MILLIMETRES = {"": 1.0, "mm": 1.0, "millimeter": 1.0, "millimeters": 1.0, "um": 1e-3, "µm": 1e-3, "micron": 1e-3,
+                "microns": 1e-3, "micrometer": 1e-3, "micrometers": 1e-3, "nm": 1e-6, "cm": 10.0, "m": 1e3}
+_SYNONYMS = {"centerings": "centers", "datafile": "data file", "lineskip": "line skip", "byteskip": "byte skip",
+             "sampleunits": "sample units", "axismins": "axis mins", "axismaxs": "axis maxs", "blocksize": "block size",
+             "oldmin": "old min", "oldmax": "old max"}
+_IGNORED = ("content", "number", "sample units", "min", "max", "old min", "old max", "thicknesses", "labels",
+            "measurement frame", "centers")
+_KNOWN = (*_IGNORED, "type", "dimension", "sizes", "encoding", "endian", "space", "space dimension",
+          "space directions", "space origin", "space units", "spacings", "axis mins", "units", "kinds", "data file",
+          "line skip", "byte skip")
+_MAGIC = re.compile(rb"NRRD000[1-5]\r?\n")
 
 
-def header(path: Path) -> Header:
-    """The header of a NRRD file. Raises ImageError where it cannot be read."""
-    raw = _header_bytes(path)
-    values = {key.strip().lower(): value for key, value in _FIELD.findall(raw.decode("latin-1"))}
-    itemsize = _itemsize(path, values.get("type", ""))
-    sizes = [int(n) for n in numbers(path, "sizes", values.get("sizes"))]
-    vectors = re.findall(r"\([^)]*\)|none", values.get("space directions", ""))
-    spatial = _spatial(values, vectors, len(sizes))
+def header(path: Path, max_bytes: int) -> Header:
+    """The header of a NRRD file. Raises ImageError where it is not one of a scalar image, or is damaged."""
+    fields, end = _fields(path)
+    dtype = _dtype(fields)
+    sizes = fields.integers("sizes")
+    if fields.integers("dimension", 1) != [len(sizes)]:
+        fields.refuse("dimension", f"sizes has {len(sizes)} numbers")
+    vectors = re.findall(r"\([^()]*\)|none", fields.get("space directions", ""))
+    spatial = _spatial(fields, vectors, len(sizes))
     size = tuple(n for n, inside in zip(sizes, spatial, strict=True) if inside)
-    channels = math.prod(n for n, inside in zip(sizes, spatial, strict=True) if not inside)
-    directions = [numbers(path, "space directions", v.strip("()").replace(",", " ")) for v in vectors if v != "none"]
-    spacing_field, spacing = _spacing(path, values, directions, spatial)
-    parsed = _NRRD(path, raw, values, size, math.prod(sizes) * itemsize, directions, spatial)
-    return Header(("sizes", "values per voxel (kinds)", spacing_field), size, channels, itemsize, spacing,
-                  parsed.check_data, parsed.check_direction, None if directions else parsed.repair)
+    headers.check_channels(path, "values per voxel (kinds)",
+                           math.prod(n for n, inside in zip(sizes, spatial, strict=True) if not inside))
+    headers.check_size(path, "sizes", size, dtype.itemsize, max_bytes)
+    field, spacing, origin, direction = _place(fields, vectors, spatial)
+    voxels = _Voxels(fields, end, size, dtype)
+    voxels.check_fields()
+    return Header(size, spacing, origin, direction, voxels.read, field)
 
 
-def _header_bytes(path: Path) -> bytes:
-    """A file up to the empty line after its header; all of it where the data is in another file."""
+def _fields(path: Path) -> tuple[Fields, int]:
+    """The fields, their names in lower case, and the bytes up to the empty line after them."""
     raw = first_bytes(path)
     end = re.search(rb"\r?\n\r?\n", raw)
-    if not raw.startswith(b"NRRD000") or (end is None and path.suffix.lower() == ".nrrd"):
+    if not _MAGIC.match(raw) or (end is None and (path.suffix.lower() == ".nrrd" or len(raw) == HEADER_LIMIT)):
         raise ImageError(f"{path}: header is not NRRD (it starts with {raw[:8]!r}); it must be a NRRD file. "
                          "Convert it, or give it the suffix of its real format.")
-    return raw if end is None else raw[:end.end()]
+    used = len(raw) if end is None else end.end()
+    fields = Fields(path)
+    for line in re.split(r"\r?\n", raw[:used].decode("latin-1"))[1:]:
+        name, colon, value = line.partition(":")
+        if not line.strip() or line.startswith("#") or value.startswith("="):       # a comment, or a key's value
+            continue
+        name = _SYNONYMS.get(name.strip().lower(), name.strip().lower())
+        if not colon or name not in _KNOWN:
+            raise ImageError(f"{path}: header has the line '{shown(line)}', which is no field that is supported. "
+                             "Fix the header.")
+        fields.add(name, value.strip())
+    return fields, used
 
 
-def _itemsize(path: Path, kind: str) -> int:
-    """Bytes of one number of a type."""
-    itemsize = _BYTES.get(re.sub(r"^(signed|unsigned) (?!char)| int$", "", kind))
-    if itemsize is None and (match := re.fullmatch(r"u?int(8|16|32|64)(_t)?", kind)):
-        itemsize = int(match.group(1)) // 8
-    if itemsize is None:
-        raise ImageError(f"{path}: type is '{kind}'; it must be an integer or float type. Convert the image to float.")
-    return itemsize
+def _dtype(fields: Fields) -> np.dtype[Any]:
+    code = _CODES.get(fields.get("type", "").lower())
+    if code is None:
+        raise ImageError(f"{fields.path}: type is '{shown(fields.get('type'))}'; it must be an integer or float type. "
+                         "Convert the image to float.")
+    needed = code[1] != "1" and _ENCODINGS.get(fields.get("encoding", "").lower()) != "text"
+    order = fields.choice("endian", ("little", "big"), "" if needed else "little")
+    return np.dtype((">" if order == "big" else "<") + code)
 
 
-def _spatial(values: dict[str, str], vectors: list[str], axes: int) -> list[bool]:
+def _words(fields: Fields, name: str, axes: int) -> list[str]:
+    """A word for each axis, empty ones where the field is missing; quotation marks are removed."""
+    if name not in fields:
+        return [""] * axes
+    words = [word.strip('"').lower() for word in re.findall(r'"[^"]*"|[^\s"]+', fields[name])]
+    if len(words) != axes:
+        fields.refuse(name, f"it must have {axes} words")
+    return words
+
+
+def _spatial(fields: Fields, vectors: list[str], axes: int) -> list[bool]:
     """Of each axis whether it lies in space; the others hold the numbers of a voxel."""
-    kinds = (values.get("kinds", "").split() + [""] * axes)[:axes]
-    return [kind.lower() in _SPATIAL and (not vectors or vector != "none")
-            for kind, vector in zip(kinds, (vectors + [""] * axes)[:axes], strict=True)]
+    kinds = _words(fields, "kinds", axes)
+    if any(kind not in _KINDS for kind in kinds):
+        fields.refuse("kinds", "it must have words that NRRD defines")
+    if "space directions" in fields and (len(vectors) != axes or re.sub(r"\([^()]*\)|none|\s", "",
+                                                                        fields["space directions"])):
+        fields.refuse("space directions", f"it must have {axes} vectors")
+    return [kind in _SPATIAL and vector != "none" for kind, vector in zip(kinds, vectors or kinds, strict=True)]
 
 
-def _spacing(path: Path, values: dict[str, str], directions: list[list[float]], spatial: list[bool],
-             ) -> tuple[str, tuple[float, ...] | None]:
-    """The field that gives the spacing, for messages, and the spacing, mm; None where no field does."""
-    if directions:
-        return "space directions (lengths)", tuple(float(np.linalg.norm(v)) for v in directions)
-    if "spacings" not in values:
-        return "spacings", None
-    stated = numbers(path, "spacings", values["spacings"])
-    return "spacings", tuple(s for s, inside in zip(stated, spatial, strict=False) if inside)
+def _place(fields: Fields, vectors: list[str], spatial: list[bool],
+           ) -> tuple[str, tuple[float, ...] | None, tuple[float, ...], tuple[float, ...]]:
+    """The spacing's field, spacing, origin and direction: in a space, or without one."""
+    spaces = [name for name in ("space", "space dimension") if name in fields]
+    if len(spaces) == 2:
+        fields.refuse("space dimension", "space says it already")
+    if not spaces:
+        return _spaceless(fields, spatial)
+    n = sum(spatial)
+    signs = np.ones(n)
+    if spaces == ["space"]:
+        signs = np.asarray(_SPACES[fields.choice("space", _SPACES, "")], dtype=np.float64)
+    if len(signs) != n or (spaces == ["space dimension"] and fields.integers("space dimension", 1) != [n]):
+        fields.refuse(spaces[0], f"the image has {n} axes in space")
+    for name in ("spacings", "axis mins", "units"):
+        if name in fields:
+            fields.refuse(name, "in a space, NRRD has space directions, space origin and space units instead")
+    given = [vector for vector, inside in zip(vectors, spatial, strict=True) if inside] if vectors else []
+    if len(given) != n:
+        fields.refuse("space directions", f"it must have {n} vectors in space")
+    unit = _unit(fields, "space units", _words(fields, "space units", n))
+    columns = signs[:, None] * np.array([_vector(fields, "space directions", vector, n) for vector in given]).T
+    lengths = np.hypot.reduce(columns, axis=0)     # which does not overflow
+    spacing = tuple((unit * lengths).tolist())
+    headers.check_spacing(fields.path, "space directions (lengths)", spacing)
+    direction = headers.check_direction(fields.path, "space directions", shown(fields["space directions"]),
+                                        columns / lengths)
+    origin = np.zeros(n)
+    if "space origin" in fields:
+        origin = unit * signs * _vector(fields, "space origin", fields["space origin"], n)
+        headers.check_origin(fields.path, "space origin", origin.tolist())
+    return "space directions", spacing, tuple(origin.tolist()), direction
+
+
+def _spaceless(fields: Fields, spatial: list[bool],
+               ) -> tuple[str, tuple[float, ...] | None, tuple[float, ...], tuple[float, ...]]:
+    """The place of an image in no named space: spacings along the axes, and the least coordinates of voxels, which are
+    cells unless ``centers`` says node."""
+    for name in ("space directions", "space origin", "space units"):
+        if name in fields:
+            fields.refuse(name, "without the field space it has no meaning")
+    n = sum(spatial)
+    spacing, origin = None, np.zeros(n)
+    inside = np.flatnonzero(spatial)
+    unit = _unit(fields, "units", [_words(fields, "units", len(spatial))[axis] for axis in inside])
+    if "spacings" in fields:
+        spacing = tuple(unit * s for s in _per_axis(fields, "spacings", len(spatial), inside))
+        headers.check_spacing(fields.path, "spacings", spacing)
+    if "axis mins" in fields:
+        centers = _words(fields, "centers", len(spatial))
+        if spacing is None:
+            fields.refuse("axis mins", "it needs spacings")
+        half = [0.0 if centers[axis] == "node" else s / 2 for axis, s in zip(inside, spacing or (), strict=True)]
+        origin = unit * np.asarray(_per_axis(fields, "axis mins", len(spatial), inside)) + half
+        headers.check_origin(fields.path, "axis mins", origin.tolist())
+    return "spacings", spacing, tuple(origin.tolist()), tuple(np.eye(n).ravel().tolist())
+
+
+def _unit(fields: Fields, name: str, words: list[str]) -> float:
+    """Millimetres in the one unit of all axes."""
+    if len(set(words)) > 1 or words[0] not in _MILLIMETRES:
+        fields.refuse(name, "it must be one unit of length for all axes, such as mm or um")
+    return _MILLIMETRES[words[0]]
+
+
+def _vector(fields: Fields, name: str, text: str, n: int) -> NDArray[np.float64]:
+    if not re.fullmatch(r"\([^()]*\)", text):
+        fields.refuse(name, f"it must be {n} numbers in parentheses")
+    return np.asarray(numbers(fields.path, name, text[1:-1].replace(",", " "), n))
+
+
+def _per_axis(fields: Fields, name: str, axes: int, inside: NDArray[Any]) -> list[float]:
+    """The numbers of a field on the axes in space; the other axes have none, written NaN."""
+    words = fields[name].split()
+    if len(words) != axes:
+        fields.refuse(name, f"it must have {axes} numbers")
+    return numbers(fields.path, name, " ".join(words[axis] for axis in inside), len(inside))
 
 
 @dataclass(frozen=True)
-class _NRRD:
-    """A parsed header: its bytes and fields, voxels and bytes of all voxels, vectors and kinds of the axes."""
+class _Voxels:
+    """Where the voxels are: the header's fields and length, their size and type."""
 
-    path: Path
-    raw: bytes
-    values: dict[str, str]
+    fields: Fields
+    header_bytes: int
     size: tuple[int, ...]
-    data_bytes: int
-    directions: list[list[float]]
-    spatial: list[bool]
+    dtype: np.dtype[Any]
 
     @property
-    def data_file(self) -> str | None:
-        return self.values.get("data file", self.values.get("datafile"))
+    def encoding(self) -> str:
+        return _ENCODINGS[self.fields.choice("encoding", _ENCODINGS, "")]
 
-    def check_data(self) -> None:
-        if self.values.get("encoding", "raw") != "raw":
-            return
-        if self.data_file is None:
-            found = self.path.stat().st_size - len(self.raw)
-        elif not is_one_file(self.data_file):
-            return
-        else:
-            found = detached_bytes(self.path, "data file", self.data_file)
-        if found < self.data_bytes:
-            raise truncated(self.path, "voxel data", found, self.data_bytes)
+    def _skip(self, name: str) -> int:
+        return self.fields.integers(name, 1)[0] if name in self.fields else 0
 
-    def check_direction(self, spacing_given: bool) -> None:
-        n = len(self.size)
-        if self.directions and (len({len(v) for v in self.directions} | {n}) > 1
-                                or is_singular(np.array(self.directions).T)):
-            raise ImageError(f"{self.path}: space directions is {self.values['space directions']}; it must be a "
-                             f"{n} x {n} matrix that is not singular. Fix the header.")
+    def check_fields(self) -> None:
+        """Raise ImageError where the fields say something that is not supported."""
+        encoding, fields = self.encoding, self.fields
+        if not 0 <= self._skip("line skip") <= HEADER_LIMIT:
+            fields.refuse("line skip", "it must be a number of lines")
+        if not -(encoding == "raw" or self._is_detached) <= self._skip("byte skip") <= HEADER_LIMIT:
+            fields.refuse("byte skip", "it must be a number of bytes, or -1 for raw voxels at the end of the file")
+        if self._is_detached and (fields["data file"].split() or ["LIST"])[0].upper() == "LIST":
+            fields.refuse("data file", "lists of slices are not supported; give one file")
 
-    def repair(self, target: Path, spacing: Sequence[float]) -> None:
-        each = iter(spacing)
-        line = "spacings: " + " ".join(repr(next(each)) if inside else "nan" for inside in self.spatial)
-        mended = re.sub(rb"^spacings:[^\r\n]*", line.encode(), self.raw, flags=re.MULTILINE)
-        if self.data_file:
-            data_file = str(self.path.parent.resolve() / self.data_file)
-            mended = mended.replace(self.data_file.encode(), data_file.encode())
-        target.write_bytes(mended + self.path.read_bytes()[len(self.raw):])
+    @property
+    def _is_detached(self) -> bool:
+        return "data file" in self.fields
+
+    def read(self) -> NDArray[Any]:
+        """All voxels. Raises ImageError unless they are all there, undamaged, and nothing else."""
+        path, count = self.fields.path, math.prod(self.size) * self.dtype.itemsize
+        data = beside(path, "data file", self.fields["data file"]) if self._is_detached else path
+        with opened(data) as file:
+            file.seek(0 if self._is_detached else self.header_bytes)
+            for _ in range(self._skip("line skip")):
+                file.readline(HEADER_LIMIT)
+            skip = self._skip("byte skip")
+            stored = data.stat().st_size
+            if self.encoding == "gzip":
+                content = filled(path, "decompressed voxel data", inflated(path, file), max(0, skip), count,
+                                 INFLATION * stored)
+                return array_of(content, self.dtype, self.size)
+            start = file.tell() + skip if skip >= 0 else max(0, stored - count)
+            file.seek(start)
+            if self.encoding == "text":
+                return text_voxels(path, file, math.prod(self.size), self.dtype).reshape(self.size[::-1])
+            pieces = plain(file) if self.encoding == "raw" else _from_hex(path, file)
+            return array_of(filled(path, "voxel data", pieces, 0, count, stored - start), self.dtype, self.size)
+
+
+def _from_hex(path: Path, file: BinaryIO) -> Iterator[bytes]:
+    """Bytes that are written as pairs of hexadecimal digits."""
+    rest = b""
+    for piece in plain(file):
+        digits = rest + b"".join(piece.split())
+        even = len(digits) // 2 * 2
+        rest = digits[even:]
+        try:
+            yield bytes.fromhex(digits[:even].decode("latin-1"))
+        except ValueError:
+            raise ImageError(f"{path}: voxel data has other characters than hexadecimal digits. Write the image "
+                             "anew.") from None

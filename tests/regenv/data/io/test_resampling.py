@@ -6,6 +6,7 @@ import numpy as np
 import pytest
 import SimpleITK as sitk
 
+from regenv.data.io.errors import ImageError, OffImageError
 from regenv.data.io.images import Image
 from regenv.data.io.resampling import (
     BLUR,
@@ -14,8 +15,10 @@ from regenv.data.io.resampling import (
     foreground_center,
     framed,
     matrix_to_sitk,
+    on_image,
     reduced,
     resampled,
+    resampled_labels,
     sampled,
     sitk_to_matrix,
 )
@@ -93,13 +96,39 @@ def test_fine_targets_and_thin_images_are_not_smoothed(rng, shape: tuple[int, ..
 
 
 @pytest.mark.parametrize("shape", [(9, 8), (7, 9, 8)])
-def test_an_image_on_its_own_grid_is_itself_and_zero_outside(rng, shape: tuple[int, ...]) -> None:
+def test_an_image_on_its_own_grid_is_itself_and_its_least_value_outside(rng, shape: tuple[int, ...]) -> None:
     grid = grid_of(shape, rng)
-    array = rng.uniform(1, 2, shape).astype(np.float32)
-    np.testing.assert_array_equal(sampled(framed(array, grid), grid, interpolator=sitk.sitkNearestNeighbor), array)
-    away = np.eye(grid.ndim + 1)
+    image = Image(rng.uniform(-1000, 2, shape).astype(np.float32), grid, "x")
+    still = np.eye(grid.ndim + 1)
+    np.testing.assert_allclose(resampled(image, grid, still).array, image.array, atol=1e-3)
+    away = still.copy()
     away[:-1, -1] = 1e4
-    assert not resampled(Image(array, grid, "x"), grid, away).array.any()
+    assert (resampled(image, grid, away).array == image.array.min()).all()
+    assert (resampled(image, grid, away, fill=7.0).array == 7).all()
+    assert not sampled(framed(image.array, grid), grid, matrix_to_sitk(away)).any()
+
+
+@pytest.mark.parametrize("numbers", [(1, 2), (40_001, 312_782_604), (2**31 - 1, -(2**31)), (2**53 + 1, 2**62 + 3)])
+@pytest.mark.parametrize("shape", [(9, 8), (7, 9, 8)])
+def test_labels_keep_type_and_numbers_on_other_grids(rng, shape: tuple[int, ...], numbers: tuple[int, ...]) -> None:
+    grid = grid_of(shape, rng)
+    kind = np.int64 if max(numbers) >= 2**31 else np.int32
+    labels = Image(rng.choice(np.array([0, *numbers], kind), shape), grid, "x")
+    found = resampled_labels(labels, grid, np.eye(grid.ndim + 1))
+    assert found.array.dtype == kind and np.array_equal(found.array, labels.array)
+    away = np.eye(grid.ndim + 1)
+    away[0, -1] = 1e4
+    assert not resampled_labels(labels, grid, away).array.any()
+
+
+def test_labels_must_lie_on_their_image(rng) -> None:
+    grid = Grid.centered((8, 9, 7), 2.0)
+    image, mask = Image(rng.random(grid.shape), grid, "i.nii"), np.ones(grid.shape, np.uint8)
+    assert on_image(Image(mask, grid, "m.nii"), image).array.all()
+    with pytest.raises(OffImageError, match=r"m\.nii: it is 0 in every voxel of i\.nii .*\[500\.0, 0\.0, 0\.0\]"):
+        on_image(Image(mask, Grid.centered(grid.shape, 2.0, (500.0, 0.0, 0.0)), "m.nii"), image)
+    with pytest.raises(ImageError, match=r"m\.nii: it is 2D, but i\.nii is 3D"):
+        on_image(Image(mask[0], Grid.centered(grid.shape[1:], 2.0), "m.nii"), image)
 
 
 def test_a_pull_back_and_its_transform_resample_alike(rng) -> None:

@@ -327,7 +327,7 @@ BAD: dict[str, tuple[str, Callable[[Path], Any], str]] = {
               r"volume-2.nii: subject 2 has also .*one file is needed"),
     "img missing": ("lpba40", lambda p: one_of(p, "S02*stripped.img").unlink(),
                     r"S02.delineation.skullstripped.hdr: its S02.delineation.skullstripped.img is missing"),
-    "img truncated": ("lpba40", lambda p: cut(one_of(p, "S01*stripped.img")), r"S01.*d.hdr: file size .*truncated"),
+    "img truncated": ("lpba40", lambda p: cut(one_of(p, "S01*stripped.img")), r"S01.*d.hdr: voxel data .*truncated"),
     "hdr truncated": ("lpba40", lambda p: cut(one_of(p, "S01*label.hdr")), r"S01.*label.hdr: header is 249 bytes"),
     "nifti truncated": ("lits", lambda p: cut(one_of(p, "volume-0.nii")), r"volume-0.nii: .*truncated"),
     "no image at all": ("lits", lambda p: one_of(p, "volume-0.nii").write_text("x"), r"volume-0.nii: header is 1 b"),

@@ -130,3 +130,55 @@ def test_dimension_mismatch_names_the_file(tmp_path):
     path = str(tmp_path / "flat.nii.gz")
     with pytest.raises(ImageError, match=r"flat.nii.gz: image is 2D"):
         make([{"fixed": path, "moving": path}]).reset(seed=0)
+
+
+@pytest.mark.parametrize("ids", [(40_001, 312_782_604), (5, 2**53 + 1)])
+def test_the_users_label_numbers_reach_the_environment(pair, tmp_path, ids):
+    grid = Grid.centered(SIZE, (2.0, 2.0, 2.5))
+    labels = np.where(blobs(grid) > 0.6, ids[1], np.where(blobs(grid) > 0.3, ids[0], 0))
+    large = write(tmp_path / "large.nrrd", labels, grid)
+    files = {"fixed": pair["fixed"], "moving": pair["fixed"], "truth": "identity"}
+    small = write(tmp_path / "small.nrrd", (labels > 0).astype(np.uint8), grid)
+    pairs = [files | dict.fromkeys(("fixed_labels", "moving_labels"), path) for path in (large, small)]
+    env = make(pairs[:1], ranges=[1e-9] * 6)
+    infos = env.reset(seed=0)[1]
+    state = env.unwrapped.state
+    assert sorted(state.pair.fixed_labels.unique().tolist()) == [0, *ids] == sorted(state.labels.unique().tolist())
+    assert infos["dice"].min() > 0.6
+    source = Files(3, tuple(pairs))
+    draws = [source.draw([np.random.default_rng(seed)], Grid.centered((16,) * 3, 6.0), torch.device("cpu"))
+             for seed in range(6)]
+    assert len({draw.fixed_labels.dtype for draw in draws}) == 1
+
+
+@pytest.mark.parametrize(("change", "words"), [
+    ({"fixed_mask": "far"}, r"far\.nrrd: it is 0 in every voxel of .*fixed\.nii\.gz"),
+    ({"moving_mask": "flat"}, r"flat\.nrrd: it is 2D"),
+    ({"fixed_labels": "far", "moving_labels": "near"}, r"far\.nrrd: it is 0 in every voxel"),
+    ({"fixed_landmarks": "one", "moving_landmarks": "two"}, r"two\.csv: number of landmarks is 2, but .* has 1"),
+    ({"fixed_landmarks": "plane", "moving_landmarks": "plane"}, r"plane\.csv: landmarks have shape \(1, 2\)"),
+    ({"truth": "turn"}, r"turn\.tfm: transform is 2D"),
+])
+def test_what_does_not_belong_to_a_pair_is_named(pair, tmp_path, change, words):
+    ones = np.ones((8, 8, 8), np.uint8)
+    made = {"far": write(tmp_path / "far.nrrd", ones, Grid.centered((8,) * 3, 2.0, (5e3, 0.0, 0.0))),
+            "near": write(tmp_path / "near.nrrd", ones, Grid.centered((8,) * 3, 2.0)),
+            "flat": write(tmp_path / "flat.nrrd", ones[0], Grid.centered((8,) * 2, 2.0))}
+    for name, text in (("one", "1,2,3\n"), ("two", "1,2,3\n4,5,6\n"), ("plane", "1,2\n")):
+        made[name] = str(tmp_path / f"{name}.csv")
+        (tmp_path / f"{name}.csv").write_text(text)
+    made["turn"] = str(tmp_path / "turn.tfm")
+    write_transform(made["turn"], np.eye(3))
+    files = pair | {key: made[name] for key, name in change.items()}
+    with pytest.raises(ImageError, match=words):
+        make([files]).reset(seed=0)
+
+
+def test_pairs_with_other_numbers_of_landmarks_are_refused(pair, tmp_path):
+    pairs = []
+    for count in (2, 3):
+        path = tmp_path / f"{count}.csv"
+        path.write_text("1,2,3\n" * count)
+        pairs.append(pair | dict.fromkeys(("fixed_landmarks", "moving_landmarks"), str(path)))
+    with pytest.raises(ImageError, match=r"3\.csv: number of landmarks is 3, but .*2\.csv has 2"):
+        make(pairs).reset(seed=0)

@@ -10,20 +10,22 @@ import numpy as np
 import pytest
 import SimpleITK as sitk
 
+from regenv.data.io.errors import ImageError
 from regenv.data.io.images import read_image
 from tests.regenv.data.io.helpers import (
     SINGLE_PRECISION_MM,
     VOLUME,
     BadFiles,
     Maker,
+    assert_header_keeps_its_spacing,
     assert_one_clear_error,
-    assert_spacing_mends,
     cut,
     rotation,
     written,
 )
 
 DIM, PIXDIM, DATATYPE, OFFSET, QFORM_CODE, SFORM_CODE, QUATERNION, SFORM = 40, 76, 70, 108, 252, 254, 256, 280
+SLOPE, UNITS, MAGIC = 112, 123, 344
 bad = BadFiles()
 
 
@@ -91,11 +93,11 @@ def gzip_named_nii(p):
     return p / "a.nii"
 
 
-@bad("file size is 1092 bytes", "1192", "truncated")
+@bad("voxel data is 740 bytes", "840", "truncated")
 def truncated_nifti(p): return cut(nifti(p), 100)
 
 
-@bad("gzip stream", "truncated")
+@bad("compressed data is cut short", "truncated")
 def truncated_nifti_gz(p): return cut(nifti(p, name="a.nii.gz"), 200)
 
 
@@ -105,7 +107,7 @@ def short_nifti_gz(p):
     return p / "a.nii.gz"
 
 
-@bad("gzip stream is damaged")
+@bad("compressed data is damaged")
 def damaged_nifti_gz(p):
     raw = bytearray(nifti(p, name="a.nii.gz").read_bytes())
     raw[-8:-4] = b"\0\0\0\0"
@@ -145,7 +147,7 @@ def four_dimensions(p):
 def one_slice(p): return written(p / "a.nii", VOLUME[:1])
 
 
-@bad("pixdim is (0.0, 1.0, 1.0) mm", "pass spacing=")
+@bad("pixdim is (0.0, 1.0, 1.0) mm", "positive")
 def zero_pixdim(p): return nifti(p, (PIXDIM + 4, "f", 0.0))
 
 
@@ -207,5 +209,70 @@ def test_bad_file_is_one_line_that_names_file_field_and_value(tmp_path: Path, ma
 
 
 @pytest.mark.parametrize("make", [zero_pixdim, negative_pixdim, nan_pixdim, contradicting_sform])
-def test_spacing_argument_mends_a_bad_header(tmp_path: Path, make: Maker) -> None:
-    assert_spacing_mends(make(tmp_path))
+def test_the_spacing_argument_mends_no_header(tmp_path: Path, make: Maker) -> None:
+    with pytest.raises(ImageError, match="pixdim is"):
+        read_image(make(tmp_path), spacing=1)
+
+
+def test_a_header_keeps_its_spacing(tmp_path: Path) -> None:
+    assert_header_keeps_its_spacing(written(tmp_path / "a.nii.gz"))
+
+
+@pytest.mark.parametrize(("patches", "words"), [
+    ([(MAGIC, "4s", b"ni1\0")], "magic is b'ni1\\x00'"), ([(MAGIC, "4s", b"xxxx")], "magic is b'xxxx'"),
+    ([(OFFSET, "f", 1e30)], "vox_offset is 1e+30"), ([(OFFSET, "f", 352.5)], "vox_offset is 352.5"),
+    ([(OFFSET, "f", float("nan"))], "vox_offset is nan"), ([(OFFSET, "f", -1.0)], "vox_offset is -1"),
+    ([(OFFSET, "f", 353.0)], "voxel data is 839 bytes"), ([(OFFSET, "f", 351.0)], "more than the 840 bytes"),
+    ([(SLOPE, "f", float("nan"))], "scl_slope and scl_inter are (nan, 0.0)"),
+    ([(SLOPE, "2f", 1.0, float("inf"))], "scl_slope and scl_inter are (1.0, inf)"),
+    ([(PIXDIM + 4, "f", 1e30)], "pixdim is (1.0000000150474662e+30, 1.0, 1.0) mm"),
+    ([(PIXDIM, "f", 0.5)], "pixdim[0] is 0.5"), ([(QUATERNION, "f", 1.5)], "quaternion of length 1"),
+    ([(QUATERNION + 12, "f", 1e20)], "mm apart"),
+    ([(SFORM + 12, "f", 0.5)], "qform and sform place voxels 0.5 mm apart"),
+    ([(QUATERNION, "3f", 0.6, 0.0, 0.8)], "qform and sform place voxels"),
+    ([(QUATERNION, "f", 0.1)], "quaternion of length 1"),
+    ([(PIXDIM + 4, "f", 2.0)], "sform's columns"),
+    ([(QFORM_CODE, "h", 0), (SFORM + 12, "f", 1e20)], "offset of the sform is"),
+    ([(SFORM_CODE, "h", 0), (QUATERNION + 12, "f", -1e20)], "offset of the qform is"),
+    ([(UNITS, "B", 5)], "xyzt_units has 5"), ([(DATATYPE + 2, "h", 16)], "bitpix is 16"),
+    ([(DIM + 6, "h", 4)], "more than the 672 bytes"), ([(DIM + 2, "h", 32767)], "voxel data is 840 bytes"),
+])
+@pytest.mark.parametrize("name", ["a.nii", "a.nii.gz"])
+@pytest.mark.filterwarnings("error")
+def test_a_field_that_makes_no_sense_or_contradicts_is_refused(tmp_path: Path, patches, words: str, name: str) -> None:
+    raw = bytearray(written(tmp_path / "good.nii").read_bytes())
+    for offset, code, *values in patches:
+        struct.pack_into("<" + code, raw, offset, *values)
+    (tmp_path / name).write_bytes(bytes(raw) if name == "a.nii" else gzip.compress(bytes(raw)))
+    with pytest.raises(ImageError) as caught:
+        read_image(tmp_path / name)
+    assert words in str(caught.value) or (name == "a.nii.gz" and "decompressed size is" in str(caught.value))
+
+
+def test_qform_and_sform_may_differ_by_rounding_and_then_the_scanners_counts(tmp_path: Path) -> None:
+    path = nifti(tmp_path, (SFORM + 12, "f", 0.01), (SFORM_CODE, "h", 1))
+    assert read_image(path).grid.origin[0] == pytest.approx(-0.01)
+    path = nifti(tmp_path, (SFORM + 12, "f", 0.01), (SFORM_CODE, "h", 2), (QFORM_CODE, "h", 1))
+    assert read_image(path).grid.origin[0] == 0
+
+
+def test_a_tilted_plane_in_2d_is_refused(tmp_path: Path) -> None:
+    sitk.WriteImage(sitk.GetImageFromArray(VOLUME[0]), str(tmp_path / "a.nii"))
+    raw = bytearray((tmp_path / "a.nii").read_bytes())
+    struct.pack_into("<2h3f", raw, QFORM_CODE, 1, 0, 0.5, 0.0, 0.0)         # a turn about x
+    (tmp_path / "a.nii").write_bytes(raw)
+    with pytest.raises(ImageError, match=r"direction .qform.* orthonormal"):
+        read_image(tmp_path / "a.nii")
+
+
+def test_every_flipped_byte_of_a_zipped_file_is_found(tmp_path: Path) -> None:
+    path = written(tmp_path / "a.nii.gz")
+    raw, own = path.read_bytes(), read_image(path)
+    for at in range(0, len(raw), 5):
+        path.write_bytes(raw[:at] + bytes([raw[at] ^ 1 << at % 8]) + raw[at + 1:])
+        try:
+            found = read_image(path)        # such as gzip's time stamp
+        except ImageError:
+            continue
+        np.testing.assert_array_equal(found.array, own.array)
+        assert found.grid == own.grid
