@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import locale
 import os
+from collections.abc import Iterator
 from pathlib import Path
 
 import numpy as np
@@ -18,6 +20,14 @@ SHARED_DATA = Path(__file__).resolve().parents[2] / "shared" / "data"
 def _one_thread() -> None:
     """Two workers on two cores: more threads only fight."""
     torch.set_num_threads(1)
+
+
+@pytest.fixture(autouse=True)
+def _same_locale() -> Iterator[None]:
+    """GDCM's writer, by which some tests make files, leaves the process in locale C, where Python opens ASCII only."""
+    before = locale.setlocale(locale.LC_ALL)
+    yield
+    locale.setlocale(locale.LC_ALL, before)
 
 
 @pytest.fixture

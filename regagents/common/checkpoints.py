@@ -32,7 +32,8 @@ def save(path: str | Path, tensors: Mapping[str, Tensor], card: Mapping[str, Any
     """
     path = Path(path)
     path.parent.mkdir(parents=True, exist_ok=True)
-    stored = {name: tensor.detach().contiguous().cpu() for name, tensor in tensors.items()}
+    # copies: the workers of A3C change the shared network meanwhile, and the digest must be that of the file
+    stored = {name: tensor.detach().contiguous().cpu().clone() for name, tensor in tensors.items()}
     text = json.dumps({"card_version": CARD_VERSION, **card, "sha256": digest(stored)}, indent=2, allow_nan=False)
     with atomic(path) as weights, atomic(path.with_suffix(".json")) as beside:  # renamed from right to left
         try:

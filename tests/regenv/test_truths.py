@@ -51,15 +51,18 @@ def costly(name: str) -> bool:
 
 # --- every id -------------------------------------------------------------------------------------------------------
 
-@pytest.mark.parametrize("held", [False, True], ids=["usual pairs", "held-out pairs"])
-@pytest.mark.parametrize("name", CATALOGUE)
+PAIRS = [pytest.param(name, held, id=f"{name}, {'held-out' if held else 'usual'} pairs",
+                      marks=[pytest.mark.slow] if held and costly(name) else [])
+         for name in CATALOGUE for held in (False, True)]
+
+
+@pytest.mark.parametrize(("name", "held"), PAIRS)
 def test_every_id_tells_the_truth(name: str, held: bool) -> None:
     check_truths(name, seeds=(0,) if costly(name) else (0, 400, 800), **seen(name),
                  **({"source": held_out(name)} if held else {}))
 
 
-@pytest.mark.parametrize("held", [False, True], ids=["usual pairs", "held-out pairs"])
-@pytest.mark.parametrize("name", CATALOGUE)
+@pytest.mark.parametrize(("name", "held"), PAIRS)
 def test_no_episode_of_any_id_begins_with_a_success(name: str, held: bool) -> None:
     lanes = 8 if costly(name) else 32
     env: Any = gym.make_vec(name, num_envs=lanes, output="numpy", **seen(name),

@@ -86,6 +86,8 @@ def test_training_resumes_from_its_checkpoint(tmp_path: Path, monkeypatch: pytes
     config = {"agent": "A3C", "env": ID, "env_kwargs": SMALL, "steps": 96,
               "algorithm": {"n_workers": 2, "lanes": 2, "n_steps": 8}}
     monkeypatch.setitem(presets.PRESETS, "tiny", config)
+    calibrate = A3C.calibrate
+    monkeypatch.setattr(A3C, "calibrate", lambda agent: calibrate(agent, pairs=4, steps=10))
     path = train("tiny", tmp_path, steps=48)
     first = load(path)
     train("tiny", tmp_path, steps=96, resume=True)

@@ -144,3 +144,17 @@ def test_weights_without_a_digest_are_read_by_the_card_beside_them(tmp_path: Pat
     del card["sha256"]
     path.with_suffix(".json").write_text(json.dumps(card))
     assert checkpoints.load(path)[1] == card
+
+
+def test_a_network_that_is_still_training_is_saved_as_it_was_at_one_moment(
+        tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    shared = torch.zeros(1000)
+    write = checkpoints.save_file
+
+    def trained_meanwhile(*args: object, **kwargs: object) -> None:
+        shared.add_(1.0)
+        write(*args, **kwargs)
+
+    monkeypatch.setattr(checkpoints, "save_file", trained_meanwhile)
+    checkpoints.save(tmp_path / "x.safetensors", {"weight": shared}, {})
+    assert torch.equal(checkpoints.load(tmp_path / "x.safetensors")[0]["weight"], torch.zeros(1000))

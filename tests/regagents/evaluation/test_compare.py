@@ -115,9 +115,9 @@ def test_key_points_are_measured_by_their_error() -> None:
     assert module.first_measure("RegDense2D-v0", {}) == module.first_measure("RegSDM3D-v0", {}) == "dice"
     chunk = next(module.chunks("RegKeypoint2D-v0", 2, 3, {"size": 32}))
     assert module.scored(chunk, module.Found.of(chunk.state), "tre_mm") == pytest.approx(chunk.state.tre.tolist())
-    with pytest.raises(ValueError, match="RegSDM2D-v0 has no TRE, mm here"):
-        organs = next(module.chunks("RegSDM2D-v0", 1, 3, {}))
-        module.scored(organs, module.Found.of(organs.state), "tre_mm")
+    with pytest.raises(ValueError, match="RegDenseDigits-v0 has no TRE, mm here"):
+        digits = next(module.chunks("RegDenseDigits-v0", 1, 3, {}))
+        module.scored(digits, module.Found.of(digits.state), "tre_mm")
 
 
 @pytest.mark.parametrize(("arguments", "told"), [

@@ -82,9 +82,10 @@ def test_surfaces_and_errors_are_those_of_the_operators() -> None:
 
 
 def test_measures_that_a_source_does_not_allow_are_left_out_and_undefined_ones_are_none() -> None:
+    digits, drawn = begun(2, "RegDenseDigits-v0")
+    assert "tre_mm" not in field_measures(drawn, None, digits.task.grid)  # they have no landmarks
     core, state = begun(2)
-    assert "tre_mm" not in field_measures(state, None, core.task.grid)  # the synthetic organs' points say nothing
-    bare = replace(state, pair=replace(state.pair, fixed_labels=None, moving_labels=None))
+    bare = replace(state, pair=replace(state.pair, fixed_labels=None, moving_labels=None, landmarks=None, targets=None))
     assert list(field_measures(bare, None, core.task.grid, tuple(MEASURES))) == ["folding", "sd_log_jacobian"]
     assert state.pair.moving_labels is not None
     labels = state.pair.moving_labels.clone()

@@ -125,7 +125,8 @@ def test_the_paper_preset_has_the_papers_size(ndim: int, thousands: int) -> None
     assert count / 1000 == pytest.approx(thousands, rel=0.03)
 
 
-@pytest.mark.parametrize("name", ["liver3d-release", "digits-ppo", "digits-spac-noreg"])
+@pytest.mark.parametrize("name", [pytest.param("liver3d-release", marks=pytest.mark.slow), "digits-ppo",
+                                  "digits-spac-noreg"])
 def test_presets_train(name: str) -> None:
     """On small images, a few steps: what a preset says fits together."""
     config = PRESETS[name]

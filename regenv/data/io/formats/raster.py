@@ -15,7 +15,6 @@ from io import BytesIO
 from pathlib import Path
 from typing import Any
 
-import cv2
 import numpy as np
 from numpy.typing import NDArray
 
@@ -166,6 +165,8 @@ def _end_of_scan(raw: bytes, at: int) -> int:
 
 def _decoded(path: Path, picture: bytes, shape: tuple[int, int], kind: type) -> NDArray[Any]:
     """A picture's voxels."""
+    import cv2  # takes a while, and only pictures need it
+
     with tempfile.TemporaryFile() as said:
         try:
             with silent(said.fileno()):         # the only place where the decoder tells that a JPEG is damaged
