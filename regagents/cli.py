@@ -14,7 +14,7 @@ from typing import Any, TypeAlias
 from tqdm import tqdm
 
 from regagents.a3c.workers import WorkerError
-from regagents.agents import resolve, shipped
+from regagents.agents import ALGORITHMS, resolve, shipped
 from regagents.common.cards import check_environment
 from regagents.common.jobs import ENGINES, JobError
 from regagents.evaluation.compare import compare
@@ -241,7 +241,9 @@ def _agents(arguments: argparse.Namespace) -> int:
               f"{', ' + default if default else ''}{'' if here else '; weights missing'}")
     print("weights")
     for path, card in weights:
-        print(f"  {path.stem:24}{card.get('env')}, {card.get('samples', 0):,} samples, {card.get('seconds', 0):,} s")
+        moves = ALGORITHMS[card["algorithm"]].moves
+        print(f"  {path.stem:24}{card.get('env')}, moves a {moves}, {card.get('samples', 0):,} samples, "
+              f"{card.get('seconds', 0):,} s")
     return 0
 
 

@@ -1,6 +1,7 @@
 """RLlib's PPO on every id. RLlib pins another Gymnasium, so it has an environment of its own:
 
-    python3 -m venv .venv-rllib && .venv-rllib/bin/pip install torch "ray[rllib]==2.60.0" -e ".[data]"
+    python3 -m venv .venv-rllib && .venv-rllib/bin/pip install torch "ray[rllib]==2.60.0"
+    .venv-rllib/bin/pip install -e ".[data]"                 # raises Gymnasium to 1.4 and says that RLlib pins 1.2.2
     .venv-rllib/bin/python tests/clients/rllib.py            # prints the table and writes results/rllib.md
     .venv-rllib/bin/python tests/clients/rllib.py RegRigid2D-v0
 
