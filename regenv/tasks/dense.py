@@ -62,8 +62,8 @@ def dense(ndim: int, size: int | Sequence[int] | None = None, spacing: float | S
     "brains", "livers", "digits" (28 x 28, what `RegDenseDigits-v0` shows; its reward is "dice" of the digit), "folder",
     or a PairSource. `info["score"]` is what the reward is made of: `reward_scale` times the Dice of the clusters or the
     labels, or the similarity. `info["dice"]` is of the true labels, where the source has some; `info["tre"]` of its
-    landmarks. `success_mm` is the largest error of `info["is_success"]`: 1.5 mm, a voxel in 2D and 3D, below every
-    start (2.1 to 7 mm).
+    landmarks. `success_mm` is the largest error of `info["is_success"]`: 1.5 mm, a voxel in 2D and 3D; most
+    episodes start at 2.1 to 7 mm.
 
     ```python
     gym.make("RegDense2D-v0", control_grid=(8, 8), reward="lncc")

@@ -59,7 +59,7 @@ def keypoint(ndim: int, size: int | Sequence[int] | None = None, spacing: float 
     ## Arguments
     `size` voxels per axis (128 in 2D, 64 in 3D), `spacing` mm (field of view 320 mm); `source` "lungs", or any with
     landmarks; `max_displacement` voxels (a quarter of the longest axis); `success_mm` the largest error of
-    `info["is_success"]` (2 mm, below every start of 3 to 18 mm). `info["score"]` is what the reward is made of: -TRE,
+    `info["is_success"]` (2 mm; most episodes start at 3 to 18 mm). `info["score"]` is what the reward is made of: -TRE,
     or ten times the similarity. `privileged=True` adds the supervision to
     `info`: "keypoints" (N, D) in voxels of the fixed image and "keypoint_targets" (N, D) in voxels of the moving one,
     array-axis order.

@@ -80,7 +80,7 @@ def sdm(ndim: int, continuous: bool = False, source: str | Mapping[str, Any] | P
     distance of the organ's surface points from where the true deformation puts them, which is the composition that made
     the images and not its projection on the modes, so that theta_GT itself leaves about 1.5 mm in 2D and 2 mm in 3D;
     for undeformed subjects, from the other organ's corresponding points. `success_mm` is the largest `tre` of
-    `info["is_success"]` (1.5 mm in 2D, 3 mm in 3D, below every start). `info["dice"]` is the organ's, `info["score"]`
+    `info["is_success"]` (1.5 mm in 2D, 3 mm in 3D). `info["dice"]` is the organ's, `info["score"]`
     what the reward is made of: -|theta_GT - theta|, the Dice, or ten times the similarity. `info["q_star"]`
     (privileged) is eq. 1 for every action, or with `targets="unit"` that per mm of the action's step.
 

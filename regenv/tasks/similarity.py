@@ -79,7 +79,7 @@ def similarity(ndim: int, continuous: bool = False, size: int | Sequence[int] | 
     `size` pixels per axis (168 in 2D, 64 in 3D); `spacing` mm of a pixel (field of view 224 mm); `source` "phantoms",
     "slices" (real, T1, T2 and CT; `regenv data get mni2009c`), "files", or a PairSource; `landmarks` "lattice" (900
     points in 2D, 1000 in 3D) or "sift" (2D, needs OpenCV); `success_mm` the largest landmark error
-    of `info["is_success"]` (4 mm in 2D, three pixels; 10 mm in 3D: below every start). `info["tre"]` is in mm; divide
+    of `info["is_success"]` (4 mm in 2D, three pixels; 10 mm in 3D). `info["tre"]` is in mm; divide
     by `spacing` for pixels. `info["score"]` is what the reward is made of: -D, or ten times the similarity.
     `info["q_star"]` (privileged) is the decrease of D by every action: its argmax is the paper's supervised action.
 
