@@ -33,7 +33,7 @@ from typing import Any
 SIGNALS = {signal.SIGKILL: -9, signal.SIGTERM: 143, signal.SIGINT: 130}
 DISK = (1_000, 20_000, 200_000)     # bytes that a file may have
 KEEP_EVERY, SLACK = 0.3, 2.0        # s between checkpoints; s for writing one
-BEGUN, LIMIT, PAIRS = "begun", 300, 96
+BEGUN, LIMIT, PAIRS = "begun", 900, 96
 SMALL = json.dumps({"size": 32, "spacing": 8.0, "source": {"name": "phantoms", "patients": 2, "bank_spacing": 4.0}})
 PRESET = {"env": "RegRigid2D-v0", "steps": 48 * 400, "algorithm": {"sampler_kwargs": {"near": 0.3}},
           "policy_kwargs": {"features_extractor_kwargs": {"widths": [8], "strides": [4], "features_dim": 8}},

@@ -23,6 +23,8 @@ from regenv.ops.warp import warp_points
 from regenv.state import EpisodeState
 from regenv.task import LinearTransform, Measure, Task
 
+REDRAWS = 20    # of a start that already is a success
+
 
 class RegistrationCore:
     """Batched episodes of a task on one device."""
@@ -36,16 +38,37 @@ class RegistrationCore:
 
     def reset(self, rngs: Sequence[np.random.Generator], difficulty: float = 1.0, reach: float = 1.0,
               pair: PairBatch | None = None) -> EpisodeState:
-        """Fresh episodes, one per generator.
+        """Fresh episodes, one per generator. A start that already is a success is drawn anew, after all other draws,
+        where ``task.start`` says so.
 
         Args: difficulty: 0 to 1, how much the source varies; reach: (0, 1], scales the range of starting poses;
         pair: draw only starting poses, for these pairs.
         """
         difficulty, reach = checked_amounts(difficulty, reach)
         pair = pair or self.task.source.draw(rngs, self.task.grid, self.device, difficulty)
-        draws = torch.from_numpy(self.task.start.draw(rngs, reach, pair)).to(self.device)
+        pose = self._starts(rngs, reach, pair)
         guard_seed = None if self.task.guard is None else torch.tensor([int(rng.integers(1 << 62)) for rng in rngs])
-        return self.begin(pair, self.task.transform.from_draws(draws), guard_seed=guard_seed)
+        if self.task.start.redrawn:
+            pose = self._redrawn(rngs, reach, pair, pose)
+        return self.begin(pair, pose, guard_seed=guard_seed)
+
+    def _starts(self, rngs: Sequence[np.random.Generator], reach: float, pair: PairBatch) -> Tensor:
+        draws = torch.from_numpy(self.task.start.draw(rngs, reach, pair)).to(self.device)
+        return self.task.transform.from_draws(draws)
+
+    def _redrawn(self, rngs: Sequence[np.random.Generator], reach: float, pair: PairBatch, pose: Tensor) -> Tensor:
+        """Poses in place of those that already are a success, each from its own lane's generator; where a range has
+        hardly any other, the last draw stays."""
+        transform = self.task.transform
+        for _ in range(REDRAWS):
+            pull_back = matmul(pair.truth, about(pair.center, transform.matrix(pose)))
+            error = error_of(pair, pull_back, transform.displacement(pose))
+            again = (error <= self.task.success_mm).nonzero()[:, 0]
+            if not len(again):
+                break
+            chosen = [rngs[lane] for lane in again.tolist()]
+            pose = pose.index_copy(0, again, self._starts(chosen, reach, pair.select(again)))
+        return pose
 
     def begin(self, pair: PairBatch, pose: Tensor, anchor: Tensor | None = None,
               guard_seed: Tensor | None = None) -> EpisodeState:
@@ -163,14 +186,19 @@ class RegistrationCore:
 
 def landmark_error(state: EpisodeState) -> Tensor:
     """Mean distance (B,) of the landmarks from where they belong, mm; NaN where that is unknown."""
-    pair, points = state.pair, state.pair.landmarks
+    return error_of(state.pair, state.pull_back, state.displacement)
+
+
+def error_of(pair: PairBatch, pull_back: Tensor, displacement: Tensor | None) -> Tensor:
+    """The landmark error (B,) of these maps: displaced first, then pulled back."""
+    points = pair.landmarks
     nowhere = torch.full((pair.lanes,), torch.nan, dtype=torch.float64, device=pair.fixed.device)
     if points is None:
         return nowhere
-    if state.displacement is not None:
+    if displacement is not None:
         points_vox = transform_points(invert_affine(pair.fixed_to_world), points)
-        points = transform_points(pair.fixed_to_world, warp_points(points_vox, state.displacement).to(torch.float64))
-    moved = transform_points(state.pull_back, points)
+        points = transform_points(pair.fixed_to_world, warp_points(points_vox, displacement).to(torch.float64))
+    moved = transform_points(pull_back, points)
     if pair.targets is not None:
         return tre(moved, pair.targets)
     targets = transform_points(pair.truth, pair.landmarks)  # type: ignore[arg-type]

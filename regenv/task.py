@@ -97,6 +97,10 @@ class Actions(Protocol):
 class Start(Protocol):
     """Where episodes begin."""
 
+    @property
+    def redrawn(self) -> bool:
+        """Whether a start that already is a success, its landmark error at most ``success_mm``, is drawn anew."""
+
     def draw(self, rngs: Sequence[np.random.Generator], scale: float = 1.0,
              pair: PairBatch | None = None) -> NDArray[Any]:
         """One draw per generator, (B, ...), for ``Transform.from_draws``.

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
+from typing import ClassVar
 
 import numpy as np
 from numpy.typing import NDArray
@@ -14,6 +15,7 @@ from regenv.data.pairs import PairBatch
 @dataclass(frozen=True)
 class UniformStart:
     """Starting poses, uniform within +-ranges, a share of them near the solution (Liao et al. 2017, denser sampling).
+    Without such a share, none of them is a success already.
 
     Args:
         ranges: half-widths of the P parameters, mm and degrees (Rx Ry Rz angles).
@@ -35,6 +37,11 @@ class UniformStart:
             if not 0 <= getattr(self, name) <= 1:
                 raise ValueError(f"UniformStart: {name} is {getattr(self, name)}; it must lie in [0, 1].")
 
+    @property
+    def redrawn(self) -> bool:
+        """Whether a start that already is a success is drawn anew: not where some are meant to lie near."""
+        return self.near == 0
+
     def draw(self, rngs: Sequence[np.random.Generator], scale: float = 1.0,
              pair: PairBatch | None = None) -> NDArray[np.float64]:
         """Poses (B, P) float64; ``scale`` in (0, 1] shrinks the ranges, for curricula."""
@@ -55,6 +62,8 @@ class OnTheWay:
         wander: share of lanes that start near the line, for training; evaluation starts at zero.
         stray: largest standard deviation of these starts about the line, in deviations.
     """
+
+    redrawn: ClassVar[bool] = False
 
     deviations: tuple[float, ...]
     wander: float = 0.0
@@ -80,6 +89,8 @@ class OnTheWay:
 @dataclass(frozen=True)
 class ZeroStart:
     """Dense episodes begin with no displacement. Args: shape: of the fields."""
+
+    redrawn: ClassVar[bool] = False
 
     shape: tuple[int, ...]
 

@@ -69,8 +69,9 @@ def rigid(ndim: int, continuous: bool = False, size: int | Sequence[int] | None 
     ("mi", "ncc", "lncc", "ssim", "mse"): ten times its gain, which needs no truth.
 
     ## Starting State
-    Every parameter uniform in +-30 mm or +-30 degrees; `source="spine"` widens z to +-150 mm. `ranges=` sets others;
-    `near=` draws that share of the starts within `near_scale` of the ranges; `whole=True` rounds to whole units.
+    Every parameter uniform in +-30 mm or +-30 degrees; `source="spine"` widens z to +-150 mm. `ranges=` sets others.
+    A start that already is a success is drawn anew. `near=` draws that share of the starts within `near_scale` of the
+    ranges, successes among them; `whole=True` rounds to whole units.
 
     ## Episode End
     ### Termination

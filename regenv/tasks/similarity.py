@@ -66,7 +66,8 @@ def similarity(ndim: int, continuous: bool = False, size: int | Sequence[int] | 
     ## Starting State
     `perturbation="E1"`: translations in +-25 pixels, rotations in +-30 degrees, s in 0.75 to 1.25. `"E2"`: +-30
     pixels, +-45 degrees, the same s. On the paper's grid of 1 pixel, 1 degree, 0.05 (`whole=True`, default for
-    Discrete ids), or continuous (`whole=False`). `ranges=` sets other half-widths (pixels, degrees, s).
+    Discrete ids), or continuous (`whole=False`). `ranges=` sets other half-widths (pixels, degrees, s). A start that
+    already is a success is drawn anew, unless `near=` asks for starts near the solution.
 
     ## Episode End
     ### Termination

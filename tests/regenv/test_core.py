@@ -6,6 +6,7 @@ from collections.abc import Iterator
 from dataclasses import dataclass, fields, is_dataclass, replace
 from typing import Any
 
+import gymnasium as gym
 import numpy as np
 import pytest
 import torch
@@ -243,13 +244,61 @@ def test_truncation_at_the_limit_and_arrival_are_told_apart() -> None:
 
 def test_reach_scales_the_starts_and_bad_settings_are_named() -> None:
     core = core_of("RegRigid2D-v0")
-    far, close = core.reset(generators(3)), core.reset(generators(3), reach=0.1)
-    torch.testing.assert_close(close.pose, 0.1 * far.pose, rtol=1e-12, atol=0)
+    far, close = core.reset(generators(3)), core.reset(generators(3), reach=0.5)
+    torch.testing.assert_close(close.pose, 0.5 * far.pose, rtol=1e-12, atol=0)
     for bad in ({"reach": 0.0}, {"reach": 2.0}, {"difficulty": -0.1}, {"difficulty": 1.5}):
         with pytest.raises(ValueError, match=rf"{next(iter(bad))} is {next(iter(bad.values()))}"):
             core.reset(generators(1), **bad)
     with pytest.raises(ValueError, match="max_episode_steps is 0"):
         core.task.limited(0)
+
+
+OFTEN = {"RegRigid2D-v0": {"success_mm": 20.0}, "RegRigid3DContinuous-v0": {"success_mm": 35.0},
+         "RegSimilarity2D-v0": {"success_mm": 60.0}}
+"""Thresholds that many starts lie under."""
+
+
+@pytest.mark.parametrize("name", OFTEN)
+def test_starts_that_are_a_success_are_drawn_anew_and_no_others(name: str) -> None:
+    plain, asked = core_of(name, success_mm=0.0), core_of(name, **OFTEN[name])
+    first, state = plain.reset(generators(32)), asked.reset(generators(32))
+    below = first.tre <= asked.task.success_mm
+    assert below.any() and not below.all()
+    assert (state.tre > asked.task.success_mm).all()
+    assert torch.equal(state.pose[~below], first.pose[~below])
+    assert (state.pose != first.pose)[below].any(1).all()
+    torch.testing.assert_close(state.pair.moving, first.pair.moving, rtol=0, atol=0)
+
+
+@pytest.mark.parametrize(("name", "seed"), [("RegRigid2D-v0", 410), ("RegRigid3D-v0", 1675)])
+def test_the_rare_start_of_the_rigid_ids_that_is_a_success_is_drawn_anew(name: str, seed: int) -> None:
+    found = build(name).success_mm
+    plain: Any = gym.make(name, size=16, success_mm=0.0)
+    env: Any = gym.make(name, size=16)
+    assert plain.reset(seed=seed)[1]["tre"] <= found
+    info = env.reset(seed=seed)[1]
+    assert info["tre"] > found and not info["is_success"]
+
+
+@pytest.mark.parametrize("name", OFTEN)
+def test_a_start_drawn_anew_depends_on_its_own_generator_only(name: str) -> None:
+    core = core_of(name, **OFTEN[name])
+    many = core.reset(generators(8))
+    for lane in range(8):
+        assert torch.equal(core.reset(generators(1, seed=lane)).pose[0], many.pose[lane])
+
+
+def test_starts_that_are_meant_to_be_near_stay() -> None:
+    meant, alone = core_of("RegRigid3D-v0", near=1.0), core_of("RegRigid3D-v0", near=1.0, success_mm=0.0)
+    state = meant.reset(generators(4))
+    assert (state.tre <= meant.task.success_mm).any()
+    assert torch.equal(state.pose, alone.reset(generators(4)).pose)
+
+
+def test_a_range_without_a_start_that_is_no_success_keeps_its_last_draw() -> None:
+    core = core_of("RegRigid3D-v0", ranges=[1.0] * 6)
+    state = core.reset(generators(3))
+    assert (state.tre <= core.task.success_mm).all() and (state.pose.abs() <= 1).all()
 
 
 def tensors(value: Any) -> Iterator[Tensor]:

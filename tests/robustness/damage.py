@@ -16,6 +16,7 @@ from pathlib import Path
 
 import numpy as np
 
+from tests.regenv.data.io.tags import with_tag
 from tests.robustness.sound import NOTHING, PLACE, VOXELS, Sound, all_sound
 
 SEED = 22
@@ -240,6 +241,17 @@ def _bombs() -> Iterator[Case]:
         header = chunk(b"IHDR", struct.pack(">IIBBBBB", *size, 8, 0, 0, 0, 0))
         content = png[:8] + header + chunk(b"IDAT", zeros) + chunk(b"IEND", b"")
         yield _changed(sounds["a.png"], f"bomb of {size}", content)
+    tiff = sounds["f.tif"].files["f.tif"]
+    placed = with_tag(with_tag(tiff, 273, len(tiff)), 279, len(zeros))
+    for size in ((11, 9), (15000, 15000), (2**31 - 1, 2**31 - 1)):
+        sized = with_tag(with_tag(with_tag(placed, 256, size[0]), 257, size[1]), 278, size[1])
+        yield _changed(sounds["f.tif"], f"bomb of {size}", sized + zeros)
+        large = with_tag(with_tag(sounds["e.tif"].files["e.tif"], 256, size[0]), 257, size[1] + 1)
+        yield _changed(sounds["e.tif"], f"claims {size}", large)
+    for at in (18, 22):
+        bmp = bytearray(sounds["i.bmp"].files["i.bmp"])
+        struct.pack_into("<i", bmp, at, 30_000)
+        yield _changed(sounds["i.bmp"], f"claims 30000 at {at}", bytes(bmp))
     jpeg = sounds["c.jpg"].files["c.jpg"]
     frame = jpeg.index(b"\xff\xc2")
     large = jpeg[:frame + 5] + struct.pack(">HH", 65500, 65500) + jpeg[frame + 9:]

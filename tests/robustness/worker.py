@@ -15,6 +15,7 @@ from typing import Any
 import numpy as np
 
 from tests.robustness.damage import PLACE, SEED, VOXELS, Case, cases, write
+from tests.robustness.sound import Sound
 
 SECONDS = 10.0                  # for one file
 MEMORY_BYTES = 160 << 20        # that reading may take besides what the process had: far less than a bomb's content
@@ -74,7 +75,7 @@ def _work(connection: Connection, indices: list[int], seed: int) -> None:
             if case.sound.name not in truths:
                 place = Path(folder) / f"sound-{len(truths)}"
                 place.mkdir()
-                truths[case.sound.name] = _read(case.sound.read, write(case.sound, place))
+                truths[case.sound.name] = _read(case.sound, write(case.sound, place))
         with open("/proc/self/statm") as statm:
             used = int(statm.read().split()[0]) * resource.getpagesize()
         resource.setrlimit(resource.RLIMIT_AS, (used + MEMORY_BYTES, resource.RLIM_INFINITY))
@@ -90,7 +91,7 @@ def _outcome(case: Case, folder: Path, truth: Any) -> Outcome:
     path = case.make(folder)
     began = time.perf_counter()
     try:
-        found = _read(case.sound.read, path)
+        found = _read(case.sound, path)
     except ImageError as error:
         message = str(error)
         wrong = "MemoryError" in message or "bad alloc" in message or len(message.splitlines()) != 1 \
@@ -104,14 +105,14 @@ def _outcome(case: Case, folder: Path, truth: Any) -> Outcome:
     return Outcome(case.name, _compared(case, found, truth))
 
 
-def _read(kind: str, path: Path) -> Any:
+def _read(sound: Sound, path: Path) -> Any:
     from regenv.data.io.images import read_image
     from regenv.data.io.landmarks import read_landmarks
     from regenv.data.io.transforms import read_transform
-    if kind == "image":
-        image = read_image(path)
+    if sound.read == "image":
+        image = read_image(path, time=sound.time)
         return image.array, image.grid.voxel_to_world
-    return (read_landmarks if kind == "landmarks" else read_transform)(path), np.eye(4)
+    return (read_landmarks if sound.read == "landmarks" else read_transform)(path), np.eye(4)
 
 
 def _compared(case: Case, found: Any, truth: Any) -> str:

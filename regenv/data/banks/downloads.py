@@ -20,6 +20,7 @@ from pathlib import Path, PurePosixPath
 
 from regenv.atomic import scratch, whole_folder
 from regenv.data.banks import cache as _cache
+from regenv.shell import PlainError
 
 SUBJECTS = ("mni152", "mni2009c", "csi1", "csi2", "colin27", "csi3")    # heads: two averages and four people
 MAX_MEMBER_BYTES = 256 << 20
@@ -40,7 +41,7 @@ _MNI_CITATION = (
 )
 
 
-class DatasetError(RuntimeError):
+class DatasetError(PlainError):
     """A data set is not available; the message says why and what to do."""
 
 

@@ -1,7 +1,8 @@
 """Images, landmarks and transforms on disk, with every check made where data enters.
 
-Reads NIfTI, Analyze, MetaImage, NRRD, PNG, JPEG and DICOM series; writes NIfTI, MetaImage, NRRD and PNG. World points
-are millimetres in ITK order, LPS. Every error is an :class:`ImageError` that names file, field, value and the way out.
+Reads NIfTI, Analyze, MetaImage, NRRD, PNG, JPEG, TIFF, BMP and DICOM series; writes NIfTI, MetaImage, NRRD and PNG.
+World points are millimetres in ITK order, LPS. Every error is an :class:`ImageError` that names file, field, value and
+the way out.
 """
 
 from regenv.data.io.errors import ImageError

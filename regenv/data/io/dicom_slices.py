@@ -121,6 +121,8 @@ def parsed(path: Path, source: io.BytesIO | Path, tags: Sequence[str], stop_befo
 def damaged(path: Path, error: Exception) -> ImageError:
     """The error of a file on which a parser fails."""
     reason = shown(error).rstrip(". ") or type(error).__name__
+    if isinstance(error, MemoryError):
+        reason = "an element claims more bytes than memory has"
     return ImageError(f"{path}: DICOM content cannot be read ({reason}); the file is truncated or damaged. Copy or "
                       "export it again.")
 

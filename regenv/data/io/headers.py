@@ -60,16 +60,33 @@ def check_size(path: Path, field: str, size: Sequence[int], itemsize: int, max_b
     if any(n < 1 for n in size):
         raise ImageError(f"{path}: {field} is {shown}; every axis needs at least one voxel. Fix the header.")
     if len(size) not in (2, 3):
-        raise ImageError(f"{path}: {field} is {shown}, {len(size)}D; a 2D or 3D image is needed. Save one time point.")
+        raise ImageError(f"{path}: {field} is {shown}, {len(size)}D; a 2D or 3D image is needed. Save one volume.")
     if len(size) == 3 and size[2] == 1:
         raise ImageError(f"{path}: {field} is {shown}, a single slice; a 3D image needs at least two. "
-                         "Save the slice as a 2D image (such as PNG or a 2D .mha) and use a 2D id.")
+                         "Save the slice as a 2D image (such as PNG or a 2D .mha) and use a 2D id to register it with "
+                         "another slice; into a volume, register a slab of several slices.")
     if min(size) == 1:
         raise ImageError(f"{path}: {field} is {shown}; every axis needs at least two voxels. Use a larger image.")
     needed = math.prod(size) * max(4, itemsize)
     if needed > max_bytes:
         raise ImageError(f"{path}: {field} is {shown}, {needed / 2**30:.3g} GiB; the limit is {max_bytes / 2**30:.3g} "
                          "GiB. Crop or downsample the image, or pass max_bytes=... if the header is right.")
+
+
+def volume_number(path: Path, field: str, size: Sequence[int], times: int, time: int | None) -> int:
+    """Which of an image's ``times`` volumes is to be read, from 0.
+
+    Args: size: of the whole image, for messages; time: the caller's choice, None where there is none.
+    Raises ImageError: there are several and none is chosen, or the chosen one is not there.
+    """
+    if time is None and times == 1:
+        return 0
+    shown = f"{path}: {field} is {' x '.join(map(str, size))}, {times} time{'s' * (times != 1)}"
+    if time is None:
+        raise ImageError(f"{shown}; one volume is needed. Choose it by time=N (--time N), from 0 to {times - 1}.")
+    if isinstance(time, bool) or not isinstance(time, (int, np.integer)) or not 0 <= time < times:
+        raise ImageError(f"{shown}; time=N (--time N) is {time!r}, it must be a whole number from 0 to {times - 1}.")
+    return int(time)
 
 
 def is_valid_spacing(spacing: Sequence[float]) -> bool:

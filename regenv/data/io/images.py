@@ -1,7 +1,11 @@
 """Images on disk, with every check made where data enters; and their intensities in [0, 1].
 
-Reads NIfTI, Analyze, MetaImage, NRRD, PNG, JPEG and DICOM series. Every error is an :class:`ImageError` that names
-file, field, value and the way out.
+Reads NIfTI, Analyze, MetaImage, NRRD, PNG, JPEG, TIFF, BMP and DICOM series. Every error is an :class:`ImageError`
+that names file, field, value and the way out.
+
+Damage is noticed where a format lets anybody notice it: by the checksums of deflate, gzip and PNG, and by sizes
+everywhere. JPEG, DICOM, LZW and PackBits in TIFF, and voxels that are stored plainly have no checksum, so that there a
+changed byte may change voxels in silence.
 """
 
 from __future__ import annotations
@@ -51,14 +55,16 @@ class Image:
 
 # --------------------------------------------------------------------------------------------------------- reading
 
-def read_image(path: str | Path, spacing: float | Sequence[float] | None = None, *,
+def read_image(path: str | Path, spacing: float | Sequence[float] | None = None, *, time: int | None = None,
                max_bytes: int = MAX_BYTES) -> Image:
     """Read intensities.
 
     Args:
         path: a file, or the folder of one DICOM series.
         spacing: mm, one number or ITK order (x, y[, z]), of an image whose file has none, such as PNG; default 1.
-            A header's own spacing stays, and a note in the result says so.
+            A header's own spacing stays, and a note in the result says so. Dots per inch of a picture (PNG, JPEG,
+            TIFF, BMP) say how to print and are no spacing.
+        time: which volume, from 0, of a NIfTI, Analyze, MetaImage or NRRD file that has several (4D).
         max_bytes: largest image as float32.
 
     Returns:
@@ -66,10 +72,11 @@ def read_image(path: str | Path, spacing: float | Sequence[float] | None = None,
 
     Raises:
         ImageError: the file is missing, unreadable, damaged, truncated, too big, not 2D or 3D, multichannel, one voxel
-            thin or constant; or its spacing, direction or voxels are invalid, or its header contradicts itself.
+            thin or constant; or its spacing, direction or voxels are invalid, or its header contradicts itself; or it
+            has several volumes and ``time`` chooses none of them.
     """
     path = Path(path)
-    stored = _read(path, spacing, max_bytes)
+    stored = _read(path, spacing, time, max_bytes)
     with np.errstate(over="ignore"):        # what float32 cannot hold becomes infinite, and is refused
         array = stored.array.astype(np.float32, copy=False)
     check_finite(path, array)
@@ -80,21 +87,21 @@ def read_image(path: str | Path, spacing: float | Sequence[float] | None = None,
     return replace(stored, array=array)
 
 
-def read_labels(path: str | Path, spacing: float | Sequence[float] | None = None, *,
+def read_labels(path: str | Path, spacing: float | Sequence[float] | None = None, *, time: int | None = None,
                 max_bytes: int = MAX_BYTES) -> Image:
     """Read a label image: int32, or int64 where its numbers need it. Arguments and errors as :func:`read_image`, and
     all voxels must be whole numbers and not all zero; see :func:`~regenv.data.io.voxels.whole_numbers`."""
     path = Path(path)
-    stored = _read(path, spacing, max_bytes)
+    stored = _read(path, spacing, time, max_bytes)
     return replace(stored, array=whole_numbers(path, stored.array))
 
 
-def read_mask(path: str | Path, spacing: float | Sequence[float] | None = None, *,
+def read_mask(path: str | Path, spacing: float | Sequence[float] | None = None, *, time: int | None = None,
               max_bytes: int = MAX_BYTES) -> Image:
     """Read a mask, uint8: 1 where the file is not 0. Arguments and errors as :func:`read_image`; an empty mask is an
     error."""
     path = Path(path)
-    stored = _read(path, spacing, max_bytes)
+    stored = _read(path, spacing, time, max_bytes)
     if stored.array.dtype.kind == "f":
         check_finite(path, stored.array)
     mask = (stored.array != 0).astype(np.uint8)
@@ -104,15 +111,16 @@ def read_mask(path: str | Path, spacing: float | Sequence[float] | None = None, 
     return replace(stored, array=mask)
 
 
-def _read(path: Path, spacing: float | Sequence[float] | None, max_bytes: int) -> Image:
+def _read(path: Path, spacing: float | Sequence[float] | None, time: int | None, max_bytes: int) -> Image:
     """The image with its voxels as they are stored, of any real type."""
     try:
         if not path.exists():
             raise ImageError(f"{path}: no such file or folder. Check the path.")
         if path.is_dir() or path.name.lower().endswith(_DICOM_SUFFIXES):
             header = read_series(path, spacing, max_bytes)
+            headers.volume_number(path, "size", header.size, 1, time)
         else:
-            header = inspect(path, max_bytes)
+            header = inspect(path, max_bytes, time)
         chosen, notes = _spacing(path, header, spacing)
         grid = Grid(header.size[::-1], chosen, header.origin, header.direction)
         return Image(header.voxels(), grid, str(path), notes)

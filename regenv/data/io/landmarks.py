@@ -14,6 +14,7 @@ from numpy.typing import NDArray
 
 from regenv.data.io.errors import ImageError, shown
 from regenv.data.io.formats.streams import first_bytes
+from regenv.data.io.markups import SUFFIX, read_markups
 from regenv.grid import Grid
 
 if TYPE_CHECKING:
@@ -30,8 +31,9 @@ _SLICER_LPS = re.compile(r"CoordinateSystem\s*=\s*(LPS|1)\b")
 def read_landmarks(path: str | Path, grid: Grid | None = None) -> NDArray[np.float64]:
     """Read points.
 
-    CSV with or without a line of names (columns x, y[, z] are found by name), 3D Slicer's .fcsv (RAS is turned into
-    LPS), or text with one point a line; elastix's two lines "point" or "index" and the count are understood.
+    CSV with or without a line of names (columns x, y[, z] are found by name), 3D Slicer's .mrk.json and .fcsv (RAS is
+    turned into LPS), or text with one point a line; elastix's two lines "point" or "index" and the count are
+    understood.
 
     Args:
         path: the file.
@@ -41,9 +43,12 @@ def read_landmarks(path: str | Path, grid: Grid | None = None) -> NDArray[np.flo
         (N, D) float64, world mm, LPS.
 
     Raises:
-        ImageError: the file is missing or empty, a number is not one, or the columns are not 2 or 3.
+        ImageError: the file is missing or empty, a number is not one, or the columns are not 2 or 3; a point of
+            3D Slicer has no position.
     """
     path = Path(path)
+    if path.name.lower().endswith(SUFFIX):
+        return read_markups(path)
     lines = _lines(path)
     kind, rows = _without_elastix_head(_rows(lines))
     slicer = path.suffix.lower() == ".fcsv"

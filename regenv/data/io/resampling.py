@@ -99,13 +99,16 @@ def reduced(image: Image, grid: Grid) -> NDArray[np.float32]:
     return np.clip(sampled(smooth, grid), 0, 1)
 
 
-def resampled(image: Image, like: Grid, through: ArrayLike | sitk.Transform, fill: float | None = None) -> Image:
+def resampled(image: Image, like: Grid, through: ArrayLike | sitk.Transform, fill: float | None = None,
+              interpolator: int = sitk.sitkLinear) -> Image:
     """An image on another grid through a pull-back (D+1, D+1) or a transform, float32.
 
-    Args: fill: value outside the image, default its least one (air in a CT, where 0 would be water).
+    Args: fill: value outside the image, default its least one (air in a CT, where 0 would be water); interpolator:
+    SimpleITK's.
     """
     outside = float(image.array.min()) if fill is None else fill
-    return Image(sampled(framed(image.array, image.grid), like, _transform(through), outside), like, image.path)
+    return Image(sampled(framed(image.array, image.grid), like, _transform(through), outside, interpolator), like,
+                 image.path)
 
 
 def resampled_labels(labels: Image, like: Grid, through: ArrayLike | sitk.Transform) -> Image:

@@ -15,8 +15,8 @@ from regenv.data.io.headers import Header
 SUFFIXES = (".hdr", ".img", ".img.gz", ".hdr.gz")
 
 
-def header(path: Path, max_bytes: int) -> Header:
-    """The header of an image in two files, plain or .gz, of which ``path`` is either.
+def header(path: Path, max_bytes: int, time: int | None) -> Header:
+    """The header of an image in two files, plain or .gz, of which ``path`` is either; of one volume if it has several.
 
     Analyze 7.5 says nothing reliable about scale, origin and direction: they become 1, 0 and the identity.
 
@@ -26,7 +26,7 @@ def header(path: Path, max_bytes: int) -> Header:
     stem = path.name[:-3] if path.name.lower().endswith(".gz") else path.name
     stem = stem.rsplit(".", 1)[0]
     header_file, voxel_file = (_found(path, stem, suffix) for suffix in (".hdr", ".img"))
-    image = nifti.parsed(path, first_unzipped(header_file, nifti.HEADER_BYTES), max_bytes)
+    image = nifti.parsed(path, first_unzipped(header_file, nifti.HEADER_BYTES), max_bytes, time)
     start = 0
     if image.magic == nifti.TWO_FILES:
         if not (0 <= image.offset <= nifti.OFFSET_LIMIT and image.offset.is_integer()):
@@ -37,7 +37,7 @@ def header(path: Path, max_bytes: int) -> Header:
         image = image.without_place()
 
     def voxels() -> NDArray[Any]:
-        return image.scaled(unzipped_voxels(path, voxel_file, start, image.data_bytes))
+        return image.scaled(unzipped_voxels(path, voxel_file, start, image.data_bytes, image.volume, image.volumes))
 
     return image.header(voxels)
 

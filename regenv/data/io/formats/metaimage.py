@@ -32,8 +32,9 @@ _DATA_FILE = re.compile(rb"^[ \t]*ElementDataFile[ \t]*=[^\r\n]*(\r?\n|\Z)", re.
 _FIELD = re.compile(r"[ \t]*(\w+)[ \t]*=[ \t]*(.*?)\s*")
 
 
-def header(path: Path, max_bytes: int) -> Header:
-    """The header of a MetaImage file. Raises ImageError where it is not one of a scalar image, or is damaged."""
+def header(path: Path, max_bytes: int, time: int | None) -> Header:
+    """The header of a MetaImage file, of one volume if it has several. Raises ImageError where it is not one of a
+    scalar image, or is damaged."""
     raw = first_bytes(path)
     end = _DATA_FILE.search(raw)
     if end is None:
@@ -48,9 +49,12 @@ def header(path: Path, max_bytes: int) -> Header:
     dtype = _dtype(fields)
     if "ElementNumberOfChannels" in fields:
         headers.check_channels(path, "ElementNumberOfChannels", fields.integers("ElementNumberOfChannels", 1)[0])
-    headers.check_size(path, "DimSize", size, dtype.itemsize, max_bytes)
+    times = size[3] if len(size) == 4 else 1
+    volume = headers.volume_number(path, "DimSize", size, times, time)
+    headers.check_size(path, "DimSize", size[:3] if len(size) == 4 else size, dtype.itemsize, max_bytes)
     spacing_field, spacing, origin, direction = _place(fields, len(size))
-    voxels = _Voxels(fields, end.end(), size, dtype)
+    size = size[:3]
+    voxels = _Voxels(fields, end.end(), size, dtype, volume, times)
     voxels.check_fields()
     return Header(size, spacing, origin, direction, voxels.read, spacing_field)
 
@@ -81,37 +85,43 @@ def _is_true(fields: Fields, name: str, default: str = "False") -> bool:
     return fields.choice(name, (*_FALSE, *_TRUE), default) in _TRUE
 
 
-def _place(fields: Fields, n: int) -> tuple[str, tuple[float, ...] | None, tuple[float, ...], tuple[float, ...]]:
-    """The spacing's field, spacing, origin and direction. ITK looks at no unit; the unit is honoured here."""
-    path = fields.path
+def _place(fields: Fields, axes: int) -> tuple[str, tuple[float, ...] | None, tuple[float, ...], tuple[float, ...]]:
+    """The spacing's field, spacing, origin and direction; a fourth axis is time, and left out. ITK looks at no unit;
+    the unit is honoured here."""
+    path, n = fields.path, min(axes, 3)
     unit = _MILLIMETRES[fields.choice("DistanceUnits", _MILLIMETRES, "mm")]
     spacing_field = next((name for name in _SPACINGS if name in fields), _SPACINGS[0])
     spacing = None
     if spacing_field in fields:
-        spacing = tuple(unit * s for s in fields.numbers(spacing_field, n))
+        spacing = tuple(unit * s for s in fields.numbers(spacing_field, axes)[:n])
         headers.check_spacing(path, spacing_field, spacing)
     origin = (0.0,) * n
     if (field := fields.one_of(*_ORIGINS)) is not None:
-        origin = tuple(unit * o for o in fields.numbers(field, n))
+        origin = tuple(unit * o for o in fields.numbers(field, axes)[:n])
         headers.check_origin(path, field, origin)
     direction = tuple(np.eye(n).ravel().tolist())
     if (field := fields.one_of(*_DIRECTIONS)) is not None:      # row n of the file is the direction of axis n
-        matrix = np.asarray(fields.numbers(field, n * n)).reshape(n, n).T
-        direction = headers.check_direction(path, field, shown(fields[field]), matrix)
+        matrix = np.asarray(fields.numbers(field, axes * axes)).reshape(axes, axes).T
+        if matrix[:n, n:].any() or matrix[n:, :n].any():
+            fields.refuse(field, "the axis of time must stand alone")
+        direction = headers.check_direction(path, field, shown(fields[field]), matrix[:n, :n])
     return spacing_field, spacing, origin, direction
 
 
 @dataclass(frozen=True)
 class _Voxels:
-    """Where the voxels are: the header's fields and length, their size and type."""
+    """Where the voxels are: the header's fields and length, their size and type, and which volume of how many."""
 
     fields: Fields
     header_bytes: int
     size: tuple[int, ...]
     dtype: np.dtype[Any]
+    volume: int
+    volumes: int
 
     @property
     def count(self) -> int:
+        """Bytes of one volume."""
         return math.prod(self.size) * self.dtype.itemsize
 
     @property
@@ -144,9 +154,10 @@ class _Voxels:
         skipped = int(fields.get("HeaderSize", "0"))
         start = self.header_bytes if self.is_local else max(0, skipped)
         if skipped == -1:
-            start = max(start, data.stat().st_size - self.count)
+            start = max(start, data.stat().st_size - self.volumes * self.count)
         if not self.compressed:
-            return array_of(raw_voxels(path, data, start, self.count), self.dtype, self.size)
+            return array_of(raw_voxels(path, data, start, self.count, self.volume, self.volumes), self.dtype,
+                            self.size)
         found = data.stat().st_size - start
         needed = int(fields.get("CompressedDataSize", found))
         if found < needed:
@@ -155,6 +166,6 @@ class _Voxels:
             fields.refuse("CompressedDataSize", f"the file has {found} bytes of compressed data")
         with opened(data) as file:
             file.seek(start)
-            content = filled(path, "decompressed voxel data", inflated(path, file), 0, self.count,
-                             INFLATION * found)
+            content = filled(path, "decompressed voxel data", inflated(path, file), self.volume * self.count,
+                             self.count, INFLATION * found, (self.volumes - 1 - self.volume) * self.count)
         return array_of(content, self.dtype, self.size)

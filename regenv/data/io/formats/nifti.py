@@ -35,9 +35,10 @@ _APART = 0.1                # voxels by which two statements of one place may di
 _LPS = np.array((-1.0, -1.0, 1.0))      # signs that lead from NIfTI's RAS
 
 
-def header(path: Path, max_bytes: int) -> Header:
-    """The header of a NIfTI-1 file. Raises ImageError where it is not one of a scalar image, or is damaged."""
-    image = parsed(path, first_unzipped(path, HEADER_BYTES), max_bytes)
+def header(path: Path, max_bytes: int, time: int | None) -> Header:
+    """The header of a NIfTI-1 file, of one volume if it has several. Raises ImageError where it is not one of a scalar
+    image, or is damaged."""
+    image = parsed(path, first_unzipped(path, HEADER_BYTES), max_bytes, time)
     if image.magic != ONE_FILE:
         raise ImageError(f"{path}: magic is {image.magic!r}; a NIfTI-1 file in one piece has {ONE_FILE!r}. "
                          "Fix the header, or give the file the suffix of its real format.")
@@ -46,12 +47,13 @@ def header(path: Path, max_bytes: int) -> Header:
                          "the header. Fix the header.")
 
     def voxels() -> NDArray[Any]:
-        return image.scaled(unzipped_voxels(path, path, int(image.offset), image.data_bytes))
+        return image.scaled(unzipped_voxels(path, path, int(image.offset), image.data_bytes, image.volume,
+                                            image.volumes))
 
     return image.header(voxels)
 
 
-def parsed(path: Path, raw: bytes, max_bytes: int) -> NIfTI:
+def parsed(path: Path, raw: bytes, max_bytes: int, time: int | None = None) -> NIfTI:
     """The fields of a header. Raises ImageError unless it is NIfTI-1 or Analyze, of a scalar image of a valid size."""
     order = _byte_order(path, raw)
     dim, (datatype, bitpix), pixdim, (offset, *scale), (units,), codes, quaternion, sform = (
@@ -68,12 +70,14 @@ def parsed(path: Path, raw: bytes, max_bytes: int) -> NIfTI:
     while len(sizes) > 3 and sizes[-1] == 1:
         sizes.pop()
     headers.check_channels(path, "channels", numbers * channels)
+    times = sizes[3] if len(sizes) == 4 and sizes[3] > 1 else 1
+    volume, sizes = headers.volume_number(path, "dim", sizes, times, time), sizes[:3] if times > 1 else sizes
     headers.check_size(path, "dim", sizes, dtype.itemsize, max_bytes)
     if bitpix != 8 * dtype.itemsize:
         raise ImageError(f"{path}: bitpix is {bitpix}, but voxels of datatype {datatype} have {8 * dtype.itemsize} "
                          "bits. Fix the header.")
     return NIfTI(path, tuple(sizes), dtype, pixdim, offset, (scale[0], scale[1]), units & 7, codes, quaternion, sform,
-                 raw[_MAGIC:])
+                 raw[_MAGIC:], volume, times)
 
 
 def _byte_order(path: Path, raw: bytes) -> str:
@@ -89,7 +93,7 @@ def _byte_order(path: Path, raw: bytes) -> str:
 
 @dataclass(frozen=True)
 class NIfTI:
-    """The fields of a header; ``size`` without channels and trailing axes of one voxel, ``units`` of space."""
+    """The fields of a header; ``size`` is that of one volume, ``units`` those of space."""
 
     path: Path
     size: tuple[int, ...]
@@ -102,9 +106,12 @@ class NIfTI:
     quaternion: tuple[float, ...]
     sform: tuple[float, ...]
     magic: bytes
+    volume: int
+    volumes: int
 
     @property
     def data_bytes(self) -> int:
+        """Of one volume."""
         return math.prod(self.size) * self.dtype.itemsize
 
     def without_place(self) -> NIfTI:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import math
 import re
 from collections.abc import Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, BinaryIO
@@ -41,6 +42,8 @@ _ENCODINGS = {"raw": "raw", "gzip": "gzip", "gz": "gzip", "ascii": "text", "text
 _SPACES = {"left-posterior-superior": (1, 1, 1), "lps": (1, 1, 1), "right-anterior-superior": (-1, -1, 1),
            "ras": (-1, -1, 1), "left-anterior-superior": (1, -1, 1), "las": (1, -1, 1), "scanner-xyz": (1, 1, 1),
            "3d-right-handed": (1, 1, 1), "3d-left-handed": (1, 1, 1)}
+_SPACES_IN_TIME = {name + ("-time" if "-" in name else "t"): signs for name, signs in _SPACES.items()}
+_TIMES = ("time", "list")       # kinds of an axis of volumes
 _SPATIAL = ("domain", "space", "???", "none", "")
 _KINDS = (*_SPATIAL, "time", "list", "point", "vector", "covariant-vector", "normal", "stub", "scalar", "complex",
           "2-vector", "3-color", "rgb-color", "hsv-color", "xyz-color", "4-color", "rgba-color", "3-vector",
@@ -60,8 +63,9 @@ _KNOWN = (*_IGNORED, "type", "dimension", "sizes", "encoding", "endian", "space"
 _MAGIC = re.compile(rb"NRRD000[1-5]\r?\n")
 
 
-def header(path: Path, max_bytes: int) -> Header:
-    """The header of a NRRD file. Raises ImageError where it is not one of a scalar image, or is damaged."""
+def header(path: Path, max_bytes: int, time: int | None) -> Header:
+    """The header of a NRRD file, of one volume if it has several. Raises ImageError where it is not one of a scalar
+    image, or is damaged."""
     fields, end = _fields(path)
     dtype = _dtype(fields)
     sizes = fields.integers("sizes")
@@ -69,13 +73,18 @@ def header(path: Path, max_bytes: int) -> Header:
         fields.refuse("dimension", f"sizes has {len(sizes)} numbers")
     vectors = re.findall(r"\([^()]*\)|none", fields.get("space directions", ""))
     spatial = _spatial(fields, vectors, len(sizes))
+    axis = _time_axis(fields, spatial)
+    times = 1 if axis is None else sizes[axis]
+    volume = headers.volume_number(path, "sizes", sizes, times, time)
+    timed = axis is not None and bool(vectors) and vectors[axis] != "none"
+    spatial = [inside and each != axis for each, inside in enumerate(spatial)]
     size = tuple(n for n, inside in zip(sizes, spatial, strict=True) if inside)
-    headers.check_channels(path, "values per voxel (kinds)",
-                           math.prod(n for n, inside in zip(sizes, spatial, strict=True) if not inside))
+    headers.check_channels(path, "values per voxel (kinds)", math.prod(
+        n for each, (n, inside) in enumerate(zip(sizes, spatial, strict=True)) if not inside and each != axis))
     headers.check_size(path, "sizes", size, dtype.itemsize, max_bytes)
-    field, spacing, origin, direction = _place(fields, vectors, spatial)
-    voxels = _Voxels(fields, end, size, dtype)
-    voxels.check_fields()
+    field, spacing, origin, direction = _place(fields, vectors, spatial, timed)
+    voxels = _Voxels(fields, end, size, dtype, volume, times, times > 1 and axis == 0)
+    voxels.check_fields(max_bytes)
     return Header(size, spacing, origin, direction, voxels.read, field)
 
 
@@ -131,9 +140,22 @@ def _spatial(fields: Fields, vectors: list[str], axes: int) -> list[bool]:
     return [kind in _SPATIAL and vector != "none" for kind, vector in zip(kinds, vectors or kinds, strict=True)]
 
 
-def _place(fields: Fields, vectors: list[str], spatial: list[bool],
+def _time_axis(fields: Fields, spatial: list[bool]) -> int | None:
+    """The axis of volumes: one that the kinds call time or list, or the last of four in space; None without one.
+    Raises ImageError for one between others."""
+    kinds = _words(fields, "kinds", len(spatial))
+    found = [axis for axis, kind in enumerate(kinds) if kind in _TIMES] or ([3] if spatial == [True] * 4 else [])
+    if len(found) > 1 or (found and found[0] not in (0, len(spatial) - 1)):
+        fields.refuse("kinds", "volumes must follow one axis, the first or the last one")
+    return found[0] if found else None
+
+
+def _place(fields: Fields, vectors: list[str], spatial: list[bool], timed: bool,
            ) -> tuple[str, tuple[float, ...] | None, tuple[float, ...], tuple[float, ...]]:
-    """The spacing's field, spacing, origin and direction: in a space, or without one."""
+    """The spacing's field, spacing, origin and direction: in a space, or without one.
+
+    Args: timed: whether the space has a last axis more, which is time.
+    """
     spaces = [name for name in ("space", "space dimension") if name in fields]
     if len(spaces) == 2:
         fields.refuse("space dimension", "space says it already")
@@ -142,17 +164,22 @@ def _place(fields: Fields, vectors: list[str], spatial: list[bool],
     n = sum(spatial)
     signs = np.ones(n)
     if spaces == ["space"]:
-        signs = np.asarray(_SPACES[fields.choice("space", _SPACES, "")], dtype=np.float64)
-    if len(signs) != n or (spaces == ["space dimension"] and fields.integers("space dimension", 1) != [n]):
-        fields.refuse(spaces[0], f"the image has {n} axes in space")
+        known = _SPACES_IN_TIME if timed else _SPACES
+        signs = np.asarray(known[fields.choice("space", known, "")], dtype=np.float64)
+    axes = n + timed
+    if len(signs) != n or (spaces == ["space dimension"] and fields.integers("space dimension", 1) != [axes]):
+        fields.refuse(spaces[0], f"the image has {axes} axes in space")
     for name in ("spacings", "axis mins", "units"):
         if name in fields:
             fields.refuse(name, "in a space, NRRD has space directions, space origin and space units instead")
     given = [vector for vector, inside in zip(vectors, spatial, strict=True) if inside] if vectors else []
     if len(given) != n:
         fields.refuse("space directions", f"it must have {n} vectors in space")
-    unit = _unit(fields, "space units", _words(fields, "space units", n))
-    columns = signs[:, None] * np.array([_vector(fields, "space directions", vector, n) for vector in given]).T
+    unit = _unit(fields, "space units", _words(fields, "space units", axes)[:n])
+    matrix = np.array([_vector(fields, "space directions", vector, axes) for vector in given])
+    if matrix[:, n:].any():
+        fields.refuse("space directions", "the axis of time must stand alone")
+    columns = signs[:, None] * matrix[:, :n].T
     lengths = np.hypot.reduce(columns, axis=0)     # which does not overflow
     spacing = tuple((unit * lengths).tolist())
     headers.check_spacing(fields.path, "space directions (lengths)", spacing)
@@ -160,7 +187,7 @@ def _place(fields: Fields, vectors: list[str], spatial: list[bool],
                                         columns / lengths)
     origin = np.zeros(n)
     if "space origin" in fields:
-        origin = unit * signs * _vector(fields, "space origin", fields["space origin"], n)
+        origin = unit * signs * _vector(fields, "space origin", fields["space origin"], axes)[:n]
         headers.check_origin(fields.path, "space origin", origin.tolist())
     return "space directions", spacing, tuple(origin.tolist()), direction
 
@@ -212,12 +239,16 @@ def _per_axis(fields: Fields, name: str, axes: int, inside: NDArray[Any]) -> lis
 
 @dataclass(frozen=True)
 class _Voxels:
-    """Where the voxels are: the header's fields and length, their size and type."""
+    """Where the voxels are: the header's fields and length, their size and type, which volume of how many, and whether
+    the volumes are interleaved."""
 
     fields: Fields
     header_bytes: int
     size: tuple[int, ...]
     dtype: np.dtype[Any]
+    volume: int
+    volumes: int
+    interleaved: bool
 
     @property
     def encoding(self) -> str:
@@ -226,8 +257,17 @@ class _Voxels:
     def _skip(self, name: str) -> int:
         return self.fields.integers(name, 1)[0] if name in self.fields else 0
 
-    def check_fields(self) -> None:
+    @property
+    def is_whole(self) -> bool:
+        """Whether all volumes are read to take one."""
+        return self.interleaved or self.encoding == "text"
+
+    def check_fields(self, max_bytes: int) -> None:
         """Raise ImageError where the fields say something that is not supported."""
+        needed = math.prod(self.size) * self.dtype.itemsize * self.volumes
+        if self.is_whole and self.volumes > 1 and needed > max_bytes:
+            self.fields.refuse("sizes", f"all volumes are {needed / 2**30:.3g} GiB, and must be read to take one; the "
+                                        f"limit is {max_bytes / 2**30:.3g} GiB")
         encoding, fields = self.encoding, self.fields
         if not 0 <= self._skip("line skip") <= HEADER_LIMIT:
             fields.refuse("line skip", "it must be a number of lines")
@@ -241,25 +281,44 @@ class _Voxels:
         return "data file" in self.fields
 
     def read(self) -> NDArray[Any]:
-        """All voxels. Raises ImageError unless they are all there, undamaged, and nothing else."""
-        path, count = self.fields.path, math.prod(self.size) * self.dtype.itemsize
+        """All voxels of the volume. Raises ImageError unless all volumes are there, undamaged, and nothing else."""
+        if not self.is_whole:
+            return array_of(self._bytes(self.volume, 1), self.dtype, self.size)
+        size = (self.volumes, *self.size) if self.interleaved else (*self.size, self.volumes)
+        every = self._text(size) if self.encoding == "text" else array_of(self._bytes(0, self.volumes), self.dtype,
+                                                                          size)
+        return np.ascontiguousarray(every[..., self.volume] if self.interleaved else every[self.volume])
+
+    @contextmanager
+    def _opened(self) -> Iterator[tuple[BinaryIO, int]]:
+        """The file of the voxels, behind the header and the lines that are skipped, and its size."""
+        path = self.fields.path
         data = beside(path, "data file", self.fields["data file"]) if self._is_detached else path
         with opened(data) as file:
             file.seek(0 if self._is_detached else self.header_bytes)
             for _ in range(self._skip("line skip")):
                 file.readline(HEADER_LIMIT)
+            yield file, data.stat().st_size
+
+    def _bytes(self, first: int, volumes: int) -> NDArray[np.uint8]:
+        """The bytes of some volumes in a row."""
+        path, one = self.fields.path, math.prod(self.size) * self.dtype.itemsize
+        before, count, after = first * one, volumes * one, (self.volumes - first - volumes) * one
+        with self._opened() as (file, stored):
             skip = self._skip("byte skip")
-            stored = data.stat().st_size
             if self.encoding == "gzip":
-                content = filled(path, "decompressed voxel data", inflated(path, file), max(0, skip), count,
-                                 INFLATION * stored)
-                return array_of(content, self.dtype, self.size)
-            start = file.tell() + skip if skip >= 0 else max(0, stored - count)
+                return filled(path, "decompressed voxel data", inflated(path, file), max(0, skip) + before, count,
+                              INFLATION * stored, after)
+            start = file.tell() + skip if skip >= 0 else max(0, stored - self.volumes * one)
             file.seek(start)
-            if self.encoding == "text":
-                return text_voxels(path, file, math.prod(self.size), self.dtype).reshape(self.size[::-1])
             pieces = plain(file) if self.encoding == "raw" else _from_hex(path, file)
-            return array_of(filled(path, "voxel data", pieces, 0, count, stored - start), self.dtype, self.size)
+            return filled(path, "voxel data", pieces, before, count, stored - start, after)
+
+    def _text(self, size: tuple[int, ...]) -> NDArray[Any]:
+        """All voxels, written as text."""
+        with self._opened() as (file, _):
+            file.seek(file.tell() + self._skip("byte skip"))
+            return text_voxels(self.fields.path, file, math.prod(size), self.dtype).reshape(size[::-1])
 
 
 def _from_hex(path: Path, file: BinaryIO) -> Iterator[bytes]:

@@ -35,9 +35,11 @@ def first_bytes(path: Path, count: int = HEADER_LIMIT) -> bytes:
         return file.read(count)
 
 
-def plain(file: BinaryIO) -> Iterator[bytes]:
-    """The rest of a file, piece by piece."""
-    while piece := file.read(_CHUNK):
+def plain(file: BinaryIO, count: int | None = None) -> Iterator[bytes]:
+    """The rest of a file, or ``count`` bytes of it, piece by piece."""
+    left = count
+    while piece := file.read(_CHUNK if left is None else min(_CHUNK, left)):
+        left = None if left is None else left - len(piece)
         yield piece
 
 
@@ -89,24 +91,27 @@ def first_unzipped(path: Path, count: int) -> bytes:
     return found[:count]
 
 
-def filled(path: Path, field: str, pieces: Iterator[bytes], start: int, count: int, most: int) -> NDArray[np.uint8]:
-    """``count`` bytes after the first ``start`` ones.
+def filled(path: Path, field: str, pieces: Iterator[bytes], start: int, count: int, most: int,
+           after: int = 0) -> NDArray[np.uint8]:
+    """``count`` bytes after the first ``start`` ones, and before the last ``after`` ones.
 
     Args: most: bytes that the pieces can hold at most; nothing is read where these are too few.
-    Raises ImageError: the pieces hold fewer or more.
+    Raises ImageError: the pieces hold fewer or more than all of these.
     """
-    if most < start + count:
-        raise truncated(path, field, max(0, most), start + count)
+    total = start + count + after
+    if most < total:
+        raise truncated(path, field, max(0, most), total)
     content = np.empty(count, np.uint8)
     found = 0
     for piece in pieces:
-        if found + len(piece) > start + count:
-            raise too_long(path, field, start + count)
-        part = np.frombuffer(piece, np.uint8)[max(0, start - found):]
-        content[found + len(piece) - len(part) - start:][:len(part)] = part
+        if found + len(piece) > total:
+            raise too_long(path, field, total)
+        part = np.frombuffer(piece, np.uint8)[max(0, start - found):max(0, start + count - found)]
+        at = max(0, found - start)
+        content[at:at + len(part)] = part
         found += len(piece)
-    if found < start + count:
-        raise truncated(path, field, found, start + count)
+    if found < total:
+        raise truncated(path, field, found, total)
     return content
 
 
@@ -121,20 +126,29 @@ def counted(path: Path, field: str, pieces: Iterator[bytes], count: int) -> None
         raise truncated(path, field, found, count)
 
 
-def unzipped_voxels(path: Path, data: Path, start: int, count: int) -> NDArray[np.uint8]:
-    """The ``count`` bytes of a data file's content from ``start`` to its end; ``path`` is the header's, for
-    messages."""
+def unzipped_voxels(path: Path, data: Path, start: int, count: int, volume: int = 0,
+                    volumes: int = 1) -> NDArray[np.uint8]:
+    """One of several volumes of ``count`` bytes, all that a data file's content holds from ``start`` on; ``path`` is
+    the header's, for messages."""
     if first_bytes(data, len(GZIP)) != GZIP:
-        return raw_voxels(path, data, start, count)
+        return raw_voxels(path, data, start, count, volume, volumes)
     with unzipped(data) as pieces:
-        return filled(path, "decompressed size", pieces, start, count, INFLATION * data.stat().st_size)
+        return filled(path, "decompressed size", pieces, start + volume * count, count, INFLATION * data.stat().st_size,
+                      (volumes - 1 - volume) * count)
 
 
-def raw_voxels(path: Path, data: Path, start: int, count: int) -> NDArray[np.uint8]:
-    """The ``count`` bytes of a data file from ``start`` to its end; ``path`` is the header's, for messages."""
+def raw_voxels(path: Path, data: Path, start: int, count: int, volume: int = 0,
+               volumes: int = 1) -> NDArray[np.uint8]:
+    """One of several volumes of ``count`` bytes, all that a data file holds from ``start`` on; ``path`` is the
+    header's, for messages."""
     with opened(data) as file:
-        file.seek(start)
-        return filled(path, "voxel data", plain(file), 0, count, data.stat().st_size - start)
+        found, total = data.stat().st_size - start, volumes * count
+        if found > total:
+            raise too_long(path, "voxel data", total)
+        if found < total:
+            raise truncated(path, "voxel data", max(0, found), total)
+        file.seek(start + volume * count)
+        return filled(path, "voxel data", plain(file, count), 0, count, count)
 
 
 def text_voxels(path: Path, file: BinaryIO, count: int, dtype: np.dtype[Any]) -> NDArray[Any]:

@@ -137,7 +137,7 @@ def too_many_axes(p): return nifti(p, (DIM, "h", 9))
 def huge(p): return nifti(p, *((DIM + 2 * i, "h", 20000) for i in (1, 2, 3)))
 
 
-@bad("dim is 7 x 6 x 5 x 3", "4D", "Save one time point")
+@bad("dim is 7 x 6 x 5 x 3", "3 times", "time=N", "--time N", "0 to 2")
 def four_dimensions(p):
     sitk.WriteImage(sitk.JoinSeries([sitk.GetImageFromArray(VOLUME)] * 3), str(p / "a.nii"))
     return p / "a.nii"
