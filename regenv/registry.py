@@ -2,50 +2,54 @@
 
 from __future__ import annotations
 
+import importlib
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import gymnasium as gym
 
-from regenv.task import Task
-from regenv.tasks.dense import dense
-from regenv.tasks.keypoint import keypoint
-from regenv.tasks.rigid import rigid
-from regenv.tasks.sdm import sdm
-from regenv.tasks.similarity import similarity
+if TYPE_CHECKING:
+    from regenv.task import Task
 
 
 @dataclass(frozen=True)
 class Row:
-    """An id: the builder of its task, the builder's arguments, and the time limit."""
+    """An id: the family of its task (the module of :mod:`regenv.tasks` and its builder), the builder's arguments, and
+    the time limit."""
 
-    builder: Callable[..., Task]
+    family: str
     arguments: Mapping[str, Any] = field(default_factory=dict)
     steps: int = 200
 
+    @property
+    def builder(self) -> Callable[..., Task]:
+        """The family's builder. It is imported only when asked for: who lists the ids need not wait for torch."""
+        builder: Callable[..., Task] = getattr(importlib.import_module(f"regenv.tasks.{self.family}"), self.family)
+        return builder
+
 
 CATALOGUE: dict[str, Row] = {
-    "RegRigid2D-v0": Row(rigid, {"ndim": 2}),
-    "RegRigid2DContinuous-v0": Row(rigid, {"ndim": 2, "continuous": True}),
-    "RegRigid3D-v0": Row(rigid, {"ndim": 3}),
-    "RegRigid3DContinuous-v0": Row(rigid, {"ndim": 3, "continuous": True}),
-    "RegRigid3DGeometric-v0": Row(rigid, {"ndim": 3, "step_sizes": (1.0, 4.0, 16.0), "motion": "disentangled",
+    "RegRigid2D-v0": Row("rigid", {"ndim": 2}),
+    "RegRigid2DContinuous-v0": Row("rigid", {"ndim": 2, "continuous": True}),
+    "RegRigid3D-v0": Row("rigid", {"ndim": 3}),
+    "RegRigid3DContinuous-v0": Row("rigid", {"ndim": 3, "continuous": True}),
+    "RegRigid3DGeometric-v0": Row("rigid", {"ndim": 3, "step_sizes": (1.0, 4.0, 16.0), "motion": "disentangled",
                                           "observation": "pair"}, steps=60),
-    "RegSimilarity2D-v0": Row(similarity, {"ndim": 2}, steps=500),
-    "RegSimilarity2DContinuous-v0": Row(similarity, {"ndim": 2, "continuous": True}, steps=500),
-    "RegSimilarity2DNormalized-v0": Row(similarity, {"ndim": 2, "reward": "gain"}, steps=500),
-    "RegSimilarity3D-v0": Row(similarity, {"ndim": 3}, steps=500),
-    "RegDense2D-v0": Row(dense, {"ndim": 2}, steps=20),
-    "RegDenseDigits-v0": Row(dense, {"ndim": 2, "size": 28, "spacing": 1.0, "source": "digits", "reward": "dice"},
+    "RegSimilarity2D-v0": Row("similarity", {"ndim": 2}, steps=500),
+    "RegSimilarity2DContinuous-v0": Row("similarity", {"ndim": 2, "continuous": True}, steps=500),
+    "RegSimilarity2DNormalized-v0": Row("similarity", {"ndim": 2, "reward": "gain"}, steps=500),
+    "RegSimilarity3D-v0": Row("similarity", {"ndim": 3}, steps=500),
+    "RegDense2D-v0": Row("dense", {"ndim": 2}, steps=20),
+    "RegDenseDigits-v0": Row("dense", {"ndim": 2, "size": 28, "spacing": 1.0, "source": "digits", "reward": "dice"},
                              steps=20),
-    "RegDense3D-v0": Row(dense, {"ndim": 3}, steps=20),
-    "RegKeypoint2D-v0": Row(keypoint, {"ndim": 2}, steps=8),
-    "RegKeypoint3D-v0": Row(keypoint, {"ndim": 3}, steps=8),
-    "RegSDM2D-v0": Row(sdm, {"ndim": 2}),
-    "RegSDM2DContinuous-v0": Row(sdm, {"ndim": 2, "continuous": True}),
-    "RegSDM3D-v0": Row(sdm, {"ndim": 3}),
-    "RegSDM3DContinuous-v0": Row(sdm, {"ndim": 3, "continuous": True}),
+    "RegDense3D-v0": Row("dense", {"ndim": 3}, steps=20),
+    "RegKeypoint2D-v0": Row("keypoint", {"ndim": 2}, steps=8),
+    "RegKeypoint3D-v0": Row("keypoint", {"ndim": 3}, steps=8),
+    "RegSDM2D-v0": Row("sdm", {"ndim": 2}),
+    "RegSDM2DContinuous-v0": Row("sdm", {"ndim": 2, "continuous": True}),
+    "RegSDM3D-v0": Row("sdm", {"ndim": 3}),
+    "RegSDM3DContinuous-v0": Row("sdm", {"ndim": 3, "continuous": True}),
 }
 
 
@@ -54,6 +58,8 @@ def build(task: Task | str, **arguments: Any) -> Task:
 
     Raises ValueError for an unknown id, TypeError for an argument that the id's builder does not take.
     """
+    from regenv.task import Task
+
     if isinstance(task, Task):
         if arguments:
             raise TypeError(f"build: a Task takes no further arguments; got {sorted(arguments)}.")

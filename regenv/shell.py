@@ -14,9 +14,6 @@ from typing import NoReturn
 LONGEST = 1200      # characters of a message
 BAD_INPUT, UNEXPECTED, INTERRUPTED, TERMINATED = 2, 70, 130, 143
 
-KNOWN: tuple[type[Exception], ...] = (ValueError, OSError, MemoryError)
-"""Errors whose message says what is wrong with what was given; those of readers and of checkpoints are ValueErrors."""
-
 EXTRAS = {"data": ("nilearn", "mlxtend"), "viz": ("matplotlib", "tensorboard", "moviepy"), "ray": ("ray",),
           "learn2reg": ("surface_distance",),
           "clients": ("minari", "h5py", "rl_zoo3", "optuna", "pygame", "pandas", "seaborn", "rliable",
@@ -24,8 +21,16 @@ EXTRAS = {"data": ("nilearn", "mlxtend"), "viz": ("matplotlib", "tensorboard", "
 """What a bare installation lacks: the modules of each extra that commands import."""
 
 
+class PlainError(RuntimeError):
+    """An error, not of what was given, whose message alone says what is wrong and the way out."""
+
+
 class Terminated(BaseException):
     """The process was asked to end (SIGTERM): files that are being written are removed on the way out."""
+
+
+KNOWN: tuple[type[Exception], ...] = (ValueError, OSError, MemoryError, PlainError)
+"""Errors whose message is all that a user needs; those of readers and of checkpoints are ValueErrors."""
 
 
 def add_debug(parser: argparse.ArgumentParser) -> None:
@@ -37,19 +42,20 @@ def add_debug(parser: argparse.ArgumentParser) -> None:
                 add_debug(command)
 
 
-def run(name: str, work: Callable[[], int], debug: bool = False, known: tuple[type[Exception], ...] = ()) -> int:
+def run(name: str, work: Callable[[], int], debug: bool = False) -> int:
     """The exit status of a command's work.
 
     0 or what ``work`` returns; 2 after bad input, 70 after an error that nobody foresaw, 130 after Ctrl-C, 143 after
     SIGTERM: each after one line on stderr.
 
-    Args: name: of the command; debug: print the traceback, too; known: errors beside KNOWN that say what is wrong.
+    Args: name: of the command; work: imports what it needs itself, so that Ctrl-C ends an import, too, in one line;
+    debug: print the traceback, too.
     """
     try:
         with _terminable():
             return work()
     except (Exception, KeyboardInterrupt, Terminated) as error:
-        told, status = _account(error, known)
+        told, status = _account(error)
         if debug:
             traceback.print_exception(error)
     print(f"{name}: {_one_line(told)}", file=sys.stderr)
@@ -63,13 +69,13 @@ def _one_line(text: str) -> str:
     return line if len(line) <= LONGEST else f"{line[:LONGEST * 3 // 4]} ... {line[-LONGEST // 4:]}"
 
 
-def _account(error: BaseException, known: tuple[type[Exception], ...]) -> tuple[str, int]:
+def _account(error: BaseException) -> tuple[str, int]:
     """What is told of an error, and the exit status."""
     if isinstance(error, KeyboardInterrupt):
         return "interrupted.", INTERRUPTED
     if isinstance(error, Terminated):
         return "terminated.", TERMINATED
-    if isinstance(error, (*KNOWN, *known)):
+    if isinstance(error, KNOWN):
         return str(error) or f"{type(error).__name__}; there is not enough memory.", BAD_INPUT
     lacking = (error.name or "").split(".")[0] if isinstance(error, ModuleNotFoundError) else None
     extra = next((extra for extra, modules in EXTRAS.items() if lacking in modules), None)

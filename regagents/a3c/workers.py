@@ -22,6 +22,7 @@ from regagents.a3c.policies import A3CPolicy, Memory, chosen
 from regagents.common.curriculum import Curriculum, options_at
 from regagents.common.jobs import ray_started
 from regagents.common.threads import single_threaded
+from regenv.shell import PlainError
 
 PATIENCE = 60.0   # seconds that workers have to end by themselves
 LOOK_EVERY = 1.0  # seconds between checks of workers that report nothing
@@ -31,7 +32,7 @@ Episode = tuple[float, int, float]
 START_METHOD = "forkserver" if sys.platform == "linux" else "spawn"
 
 
-class WorkerError(RuntimeError):
+class WorkerError(PlainError):
     """A worker died: the message names it, how it ended, and the way out."""
 
 

@@ -25,6 +25,7 @@ from typing import Any
 import torch
 
 from regagents.common.threads import single_threaded
+from regenv.shell import PlainError
 from regenv.stored import StoredError, parse_json
 
 ENGINES = ("serial", "processes", "ray")
@@ -32,7 +33,7 @@ LOOPBACK = "127.0.0.1"
 LINE_BYTES = 1 << 26  # of a line of a ledger
 
 
-class JobError(RuntimeError):
+class JobError(PlainError):
     """A part's process ended before the part did, and did not say why."""
 
 

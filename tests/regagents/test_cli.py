@@ -6,10 +6,10 @@ import gzip
 import json
 import shutil
 import struct
-import subprocess
-import sys
 from collections.abc import Callable
 from pathlib import Path
+from types import SimpleNamespace
+from typing import Any
 
 import numpy as np
 import pytest
@@ -17,6 +17,7 @@ import SimpleITK as sitk
 
 from regagents.cli import main
 from regagents.registration import register as registration
+from regagents.registration import result as results
 from regagents.registration.pipeline import AGENTS
 from regagents.training import presets
 from regenv.data.io.writing import write_image
@@ -245,8 +246,9 @@ def test_good_input(folder: Path, capsys: pytest.CaptureFixture[str]) -> None:
                  "--landmarks", str(folder / "points.csv"), str(folder / "points.csv")]
     assert main(arguments) == 0
     out, err = capsys.readouterr()
-    assert "TRE: before 0.00 mm" in out and "mutual information" in out and err == ""
-    assert len(list((folder / "deep" / "OUT").iterdir())) == 5
+    assert "TRE: before 0.00 mm" in out and "mutual information" in out and "verdict: " in out and err == ""
+    assert {"transform.tfm", "warped.nii.gz", "overlay.png", "trace.csv", "metrics.json"} <= {
+        path.name for path in (folder / "deep" / "OUT").iterdir()}
     assert not list(folder.rglob(".*"))
 
 
@@ -256,7 +258,7 @@ def test_a_failure_while_writing_leaves_nothing(folder: Path, capsys: pytest.Cap
     def fail(*_: object, **__: object) -> None:
         raise error
 
-    monkeypatch.setattr(registration.render, "write_png", fail)
+    monkeypatch.setattr(results.render, "write_png", fail)
     before = set(folder.rglob("*"))
     status = main(["register", *good(folder), "-o", str(folder / "OUT"), "--agent", str(folder / "toy3d.safetensors"),
                    "--no-refine"])
@@ -265,18 +267,67 @@ def test_a_failure_while_writing_leaves_nothing(folder: Path, capsys: pytest.Cap
     assert set(folder.rglob("*")) == before
 
 
-@pytest.mark.parametrize("module", ["regagents", "regagents.cli"])
-def test_the_command_runs_as_a_module(module: str, folder: Path) -> None:
-    def run(*arguments: str) -> subprocess.CompletedProcess[str]:
-        return subprocess.run([sys.executable, "-m", module, *arguments], capture_output=True, text=True)
+@pytest.fixture
+def asked(monkeypatch: pytest.MonkeyPatch) -> dict[str, Any]:
+    """What register is given; nothing is registered, and the verdict is the dict's own ``verdict``."""
+    found: dict[str, Any] = {"verdict": {"state": "aligned", "probability": 0.98, "reasons": []}}
 
-    helped, listed = run("--help"), run("agents")
-    assert helped.returncode == 0 and helped.stdout.startswith("usage: regagents") and helped.stderr == ""
-    assert listed.returncode == 0 and "rigid2d" in listed.stdout and listed.stderr == ""
-    refused = run("register", str(folder / "nowhere.nii.gz"), str(folder / "moving3d.nii.gz"),
-                  "-o", str(folder / "OUT"))
-    assert refused.returncode == 2 and refused.stdout == ""
-    assert refused.stderr.count("\n") == 1 and "nowhere.nii.gz: no such file" in refused.stderr
+    def register(fixed: Any, moving: Any, agent: Any, **options: Any) -> SimpleNamespace:
+        found.update(options, fixed=fixed, moving=moving, agent=agent)
+        metrics = {"agent": ["toy"], "starts": 1, "seconds": {"agent": 1.0}, "similarity": {"start": None},
+                   "notes": ["pixdim was kept"], "verdict": found["verdict"]}
+        return SimpleNamespace(metrics=metrics, save=lambda out: found.update(out=out))
+
+    monkeypatch.setattr(registration, "register", register)
+    return found
+
+
+@pytest.mark.parametrize(("state", "status"), [("aligned", 0), ("doubtful", 3), ("failed", 3)])
+def test_the_verdict_is_one_line_and_strict_makes_it_the_status(
+        state: str, status: int, folder: Path, asked: dict[str, Any], capsys: pytest.CaptureFixture[str]) -> None:
+    asked["verdict"] = {"state": state, "probability": 0.4321, "reasons": ["little overlap", "the lanes disagree"]}
+    command = ["register", *good(folder), "-o", str(folder / "OUT")]
+    assert main(command) == 0 and main([*command, "--strict"]) == status
+    out, err = capsys.readouterr()
+    assert out.count(f"verdict: {state} (0.43): little overlap; the lanes disagree\n") == 2 and err == ""
+    assert f"report: {folder / 'OUT' / 'report.html'}\n" in out and "pixdim was kept\n" in out
+
+
+def test_register_is_asked_for_what_was_typed(folder: Path, asked: dict[str, Any]) -> None:
+    command = ["register", *good(folder), "-o", str(folder / "OUT")]
+    assert main(command) == 0
+    assert {"agent": "auto", "initial": None, "transform": "rigid", "masks": None, "labels": None,
+            "refine": True}.items() <= asked.items()
+    assert main([*command, "--agent", "none", "--init", "header", "--transform", "affine", "--no-refine"]) == 0
+    assert {"agent": "none", "initial": "header", "transform": "affine", "refine": False}.items() <= asked.items()
+
+
+def test_the_spacing_is_that_of_every_image_without_one(tmp_path: Path, asked: dict[str, Any]) -> None:
+    path = tmp_path / "slice.png"
+    sitk.WriteImage(sitk.GetImageFromArray(np.arange(64, dtype=np.uint8).reshape(8, 8)), str(path))
+    two = [str(path)] * 2
+    assert main(["register", *two, "-o", str(tmp_path / "OUT"), "--spacing", "2.5", "--masks", *two,
+                 "--labels", *two]) == 0
+    images = asked["fixed"], asked["moving"], *asked["masks"], *asked["labels"]
+    assert [image.grid.spacing for image in images] == [(2.5, 2.5)] * 6
+
+
+def test_a_volume_of_a_series_in_time_is_chosen_by_number(folder: Path, tmp_path: Path, asked: dict[str, Any],
+                                                          capfd: pytest.CaptureFixture[str]) -> None:
+    series = np.random.default_rng(0).random((3, 8, 8, 8)).astype(np.float32)
+    path = tmp_path / "series.nii.gz"
+    sitk.WriteImage(sitk.JoinSeries([sitk.GetImageFromArray(volume) for volume in series]), str(path))
+    single, out = str(folder / "fixed3d.nii.gz"), ["-o", str(tmp_path / "OUT"), "--time"]
+    assert main(["register", single, str(path), *out[:2]]) == 2
+    told(capfd, "series.nii.gz", "8 x 8 x 8 x 3", "--time N")
+    for pair in ((single, str(path)), (str(path), single), (str(path), str(path))):
+        assert main(["register", *pair, *out, "2"]) == 0
+        np.testing.assert_array_equal(asked["fixed" if pair[0] == str(path) else "moving"].array, series[2])
+    capfd.readouterr()
+    for pair, number, name in (((single, str(path)), "3", "series.nii.gz"), ((single, single), "2", "fixed3d.nii.gz"),
+                               ((single, "gone.mha"), "2", "gone.mha: no such file")):
+        assert main(["register", *pair, *out, number]) == 2
+        told(capfd, name)
 
 
 # ------------------------------------------------------------------------------------------- evaluate, train, agents

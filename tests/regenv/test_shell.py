@@ -9,6 +9,7 @@ import signal
 import pytest
 
 from regenv import shell
+from regenv.data.banks.downloads import DatasetError
 
 
 def raising(error: BaseException) -> shell.Callable[[], int]:
@@ -38,9 +39,11 @@ def test_the_traceback_is_for_those_who_ask(capsys: pytest.CaptureFixture[str]) 
     assert "Traceback" in capsys.readouterr().err
 
 
-def test_errors_that_a_command_knows_are_bad_input(capsys: pytest.CaptureFixture[str]) -> None:
-    assert shell.run("tool", raising(ArithmeticError("odd")), known=(ArithmeticError,)) == 2
-    assert capsys.readouterr().err == "tool: odd\n"
+@pytest.mark.parametrize("error", [shell.PlainError, DatasetError])
+def test_errors_that_say_all_themselves_are_told_as_they_are(error: type[Exception],
+                                                             capsys: pytest.CaptureFixture[str]) -> None:
+    assert shell.run("tool", raising(error("there is no network"))) == 2
+    assert capsys.readouterr().err == "tool: there is no network\n"
 
 
 def test_sigterm_unwinds_and_the_users_own_handler_comes_back(capsys: pytest.CaptureFixture[str]) -> None:

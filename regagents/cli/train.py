@@ -1,0 +1,37 @@
+"""``regagents train``."""
+
+from __future__ import annotations
+
+import argparse
+import sys
+from pathlib import Path
+
+from regagents.cli.common import Commands
+
+
+def add(commands: Commands) -> None:
+    command = commands.add_parser("train", help="train a preset")
+    command.add_argument("preset", metavar="PRESET", help="see regagents/training/presets.py")
+    command.add_argument("--out", metavar="DIR", help="folder for weights and logs (default runs/PRESET)")
+    command.add_argument("--steps", type=int, help="samples in all (default: the preset's)")
+    command.add_argument("--seed", type=int, default=0)
+    command.add_argument("--init", metavar="CHECKPOINT", help="take over the convolutions of another agent")
+    command.add_argument("--resume", action="store_true", help="go on from the last state in DIR")
+    command.add_argument("--device", default="cpu", help="cpu (default) or cuda")
+    command.set_defaults(command=run)
+
+
+def run(arguments: argparse.Namespace) -> int:
+    if arguments.steps is not None and arguments.steps < 1:
+        raise ValueError(f"train: steps is {arguments.steps}; it must be at least 1.")
+    from regagents.training.progress import HAS_TENSORBOARD
+    from regagents.training.train import train
+
+    path = train(arguments.preset, arguments.out or Path("runs") / arguments.preset, arguments.steps, arguments.seed,
+                 arguments.device, arguments.init, arguments.resume, command=arguments.typed,
+                 progress_bar=sys.stderr.isatty())
+    print(path)
+    if not HAS_TENSORBOARD:
+        print('regagents: tensorboard is not installed: progress.csv alone was written; pip install "regenv[viz]".',
+              file=sys.stderr)
+    return 0
