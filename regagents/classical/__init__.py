@@ -12,12 +12,14 @@ the last digits; from there a search can end elsewhere.
 
 from regagents.classical.common import Result, downsampled
 from regagents.classical.elastix import Elastix
+from regagents.classical.greedy import Greedy
 from regagents.classical.mutual_information import MattesMI, evaluate_metric, multi_start, random_starts
-from regagents.classical.refinement import Refinement, normalized_information, refine_pose
+from regagents.classical.refinement import Refinement, refine_pose
 from regagents.classical.sift import SiftSimilarity
 
 __all__ = [
     "Elastix",
+    "Greedy",
     "MattesMI",
     "Refinement",
     "Result",
@@ -25,7 +27,6 @@ __all__ = [
     "downsampled",
     "evaluate_metric",
     "multi_start",
-    "normalized_information",
     "random_starts",
     "refine_pose",
 ]

@@ -78,6 +78,14 @@ def downsampled(image: sitk.Image, voxels: int) -> sitk.Image:
     return sitk.BinShrink(image, factors.tolist()) if factors.max() > 1 else image
 
 
+def blurred(image: sitk.Image, sigma: float) -> sitk.Image:
+    """Gaussian smoothing, sigma in mm, along the axes that are long enough for the recursive filter."""
+    for axis, size in enumerate(image.GetSize()):
+        if sigma > 0 and size >= SHORTEST_AXIS:
+            image = sitk.RecursiveGaussian(image, sigma=sigma, direction=axis)
+    return image
+
+
 def checked(who: str, fixed: sitk.Image, moving: sitk.Image, initial: NDArray[np.float64]) -> NDArray[np.float64]:
     """The initial pose, checked together with the images. Raises ValueError, which names the method ``who``."""
     n = fixed.GetDimension()
@@ -95,6 +103,15 @@ def checked(who: str, fixed: sitk.Image, moving: sitk.Image, initial: NDArray[np
     if pose.shape != (n + 1, n + 1) or not np.isfinite(pose).all():
         raise ValueError(f"{who}: initial has shape {pose.shape}; a {n}D pose is a finite ({n + 1}, {n + 1}) matrix.")
     return pose
+
+
+def jittered_lattice(shape: tuple[int, ...], samples: int, seed: int) -> NDArray[np.float64]:
+    """About ``samples`` voxel points (N, D), one at a random place in each cell of a regular lattice."""
+    last = np.asarray(shape, dtype=np.float64) - 1
+    pitch = max(1.0, float((np.prod(shape) / samples) ** (1 / len(shape))))
+    corners = np.stack(np.meshgrid(*(np.arange(0, n, pitch) for n in last), indexing="ij"), -1).reshape(-1, len(shape))
+    points = corners + pitch * np.random.default_rng(seed).random(corners.shape)
+    return points[(points <= last).all(1)]
 
 
 def turn_generators(n: int) -> NDArray[np.float64]:

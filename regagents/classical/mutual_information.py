@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 from collections.abc import Iterable, Iterator
 from dataclasses import dataclass, replace
 from time import perf_counter
@@ -95,17 +96,13 @@ class MattesMI:
             return Result(initial, float("inf"), perf_counter() - began, 0)
         motion = _MOTIONS[self.motion][fixed.GetDimension()]()
         motion.SetCenter(np.asarray(center, dtype=np.float64).tolist())
-        iterations = 0
-
-        def count() -> None:
-            nonlocal iterations
-            iterations += 1
-
+        counted = itertools.count()
         with one_thread():
             method = self._method(fixed)
             method.SetMovingInitialTransform(matrix_to_sitk(initial))
             method.SetInitialTransform(motion, True)
-            method.AddCommand(sitk.sitkIterationEvent, count)
+            # No Python code runs in the command, so that no signal's exception is lost in SimpleITK.
+            method.AddCommand(sitk.sitkIterationEvent, counted.__next__)
             try:
                 method.Execute(fixed, moving)
                 metric = method.GetMetricValue()
@@ -113,6 +110,7 @@ class MattesMI:
                 if _OFF_OVERLAP not in str(error):
                     raise
                 metric = float("inf")
+        iterations = next(counted)
         if not abs(metric) < _NO_VALUE:
             return Result(initial, float("inf"), perf_counter() - began, iterations)
         return Result(initial @ sitk_to_matrix(motion), metric, perf_counter() - began, iterations)

@@ -11,14 +11,24 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
-from regagents.classical.common import LEAST_OVERLAP, Result, checked, downsampled, is_flat, shift, turn_generators
+from regagents.classical.common import (
+    LEAST_OVERLAP,
+    Result,
+    blurred,
+    checked,
+    downsampled,
+    is_flat,
+    jittered_lattice,
+    shift,
+    turn_generators,
+)
 from regagents.common.threads import one_thread
 from regenv.data.io.images import normalize
-from regenv.data.io.resampling import SHORTEST_AXIS, matrix_to_sitk
 from regenv.grid import Grid
 from regenv.ops.sampling import sample
-from regenv.ops.similarity import mi, nmi
+from regenv.ops.similarity import mi
 
+MOTIONS = ("rigid", "similarity", "affine")
 _RIDGE = 0.01            # keeps the preconditioner regular where the image does not show a motion (a disc, a slab)
 _LEAST_CONTRAST = 1e-12  # variance of the fixed samples, intensities in [0, 1]
 
@@ -41,6 +51,10 @@ class Refinement:
         bins: of the joint histogram.
         seed: of the jitter.
         voxels: an image with more of them is first averaged down, by whole factors, to about this many.
+        motion: "rigid", "similarity" (and one scale) or "affine" (and a scale and a shear of every axis).
+
+    Raises:
+        ValueError: an unknown motion.
     """
 
     smoothing: tuple[float, ...] = (12.0, 8.0, 5.0, 0.0)
@@ -49,11 +63,16 @@ class Refinement:
     bins: int = 48
     seed: int = 0
     voxels: int = 450_000
+    motion: str = "rigid"
+
+    def __post_init__(self) -> None:
+        if self.motion not in MOTIONS:
+            raise ValueError(f"Refinement: motion is {self.motion!r}; take one of {', '.join(MOTIONS)}.")
 
     @one_thread()
     def register(self, fixed: sitk.Image, moving: sitk.Image, initial: NDArray[np.float64],
                  center: NDArray[np.float64] | None = None) -> Result:
-        """Refine a pose that is some millimetres and degrees off, by a rigid motion.
+        """Refine a pose that is some millimetres and degrees off.
 
         Args: as of :class:`~regagents.classical.common.PoseMethod`; ``center`` is not used: the motion turns about the
             centroid of the fixed image's edges, which decorrelates rotation and translation.
@@ -69,7 +88,8 @@ class Refinement:
         pose, evaluations, stage = initial, 0, None
         for smoothing, samples in zip(self.smoothing, self.samples, strict=True):
             sigma = smoothing / 3.0 * float(np.mean(fixed.GetSpacing()))
-            stage = _Objective.build(_blurred(fixed, sigma), _blurred(moving, sigma), samples, self.bins, self.seed)
+            stage = _Objective.build(blurred(fixed, sigma), blurred(moving, sigma), samples, self.bins, self.seed,
+                                     self.motion)
             if stage is None:
                 return Result(initial, float("inf"), perf_counter() - began, evaluations)
             pose, count = stage.descend(pose, self.iterations)
@@ -101,12 +121,13 @@ class _Objective:
     bins: int
 
     @classmethod
-    def build(cls, fixed: sitk.Image, moving: sitk.Image, samples: int, bins: int, seed: int) -> _Objective | None:
+    def build(cls, fixed: sitk.Image, moving: sitk.Image, samples: int, bins: int, seed: int,
+              motion: str) -> _Objective | None:
         """The objective of one stage; None if the fixed image is constant."""
         grid, moving_grid = Grid.from_sitk(fixed), Grid.from_sitk(moving)
         n = grid.ndim
         array = normalize(sitk.GetArrayFromImage(fixed))
-        points_vox = _jittered_lattice(grid.shape, samples, seed)
+        points_vox = jittered_lattice(grid.shape, samples, seed)
         values = _sampled(torch.from_numpy(array)[None, None], torch.from_numpy(points_vox))
         if float(values.var()) < _LEAST_CONTRAST:
             return None
@@ -121,19 +142,16 @@ class _Objective:
             return None
         center = strength @ points_mm / strength.sum()
         offsets = points_mm - center
-        turns, shifts = turn_generators(n), np.eye(n)
-        resisted = np.concatenate([np.stack([(offsets @ turn.T * edges).sum(1) for turn in turns], 1), edges], 1)
+        parts = generators(n, motion)
+        resisted = np.stack([((offsets @ part[:n, :n].T + part[:n, n]) * edges).sum(1) for part in parts], 1)
         normal = resisted.T @ resisted / strength.sum() * n
         radius = (offsets**2).sum(1).mean()
-        normal += _RIDGE * np.diag([radius] * len(turns) + [1.0] * n)
+        normal += _RIDGE * np.diag([radius] * (len(parts) - n) + [1.0] * n)
         whitening = np.linalg.inv(np.linalg.cholesky(normal)).T * np.mean(grid.spacing)
-        generators = np.zeros((len(turns) + n, n + 1, n + 1))
-        generators[:len(turns), :n, :n] = turns
-        generators[len(turns):, :n, n] = shifts
         homogeneous = np.concatenate([offsets, np.ones((len(offsets), 1))], 1)
         volume = torch.from_numpy(normalize(sitk.GetArrayFromImage(moving)))[None, None]
         return cls(values, torch.from_numpy(homogeneous), volume, torch.from_numpy(moving_grid.world_to_voxel), center,
-                   torch.from_numpy(whitening), torch.from_numpy(generators), bins)
+                   torch.from_numpy(whitening), torch.from_numpy(parts), bins)
 
     def __call__(self, motion: Tensor, pose: Tensor) -> Tensor:
         """Negated mutual information of ``pose @ exp(motion)``; ``pose`` starts at ``center``. ``inf`` off overlap."""
@@ -182,42 +200,24 @@ class _Objective:
         return torch.linalg.matrix_exp(torch.einsum("k,kij->ij", self.whitening @ motion, self.generators))
 
 
+def generators(n: int, motion: str) -> NDArray[np.float64]:
+    """Generators (P, D+1, D+1) of a motion: rotations; for "similarity" the scale, for "affine" the stretches along the
+    axes and the shears; then the translations."""
+    pairs = [(a, b) for a in range(n) for b in range(a, n)]
+    linear = {"rigid": np.zeros((0, n, n)), "similarity": np.eye(n)[None], "affine": np.zeros((len(pairs), n, n))}[motion]
+    for part, (a, b) in zip(linear, pairs, strict=False) if motion == "affine" else ():
+        part[a, b] = part[b, a] = 1.0
+    linear = np.concatenate([turn_generators(n), linear])
+    found = np.zeros((len(linear) + n, n + 1, n + 1))
+    found[:len(linear), :n, :n] = linear
+    found[np.arange(len(linear), len(found)), np.arange(n), n] = 1.0
+    return found
+
+
 def refine_pose(fixed: sitk.Image, moving: sitk.Image, initial: NDArray[np.float64],
-                center: NDArray[np.float64] | None = None) -> Result:
+                center: NDArray[np.float64] | None = None, motion: str = "rigid") -> Result:
     """Local refinement of an agent's pose with the standard settings of :class:`Refinement`."""
-    return Refinement().register(fixed, moving, initial, center)
-
-
-def normalized_information(fixed: sitk.Image, moving: sitk.Image, pull_back: NDArray[np.float64]) -> float:
-    """Normalised mutual information (Studholme et al. 1999) minus 1 over the overlap at a pose; 0 if the overlap is
-    below 5 %. Unlike mutual information it does not grow as the overlap shrinks, so distant poses can be compared."""
-    fixed, moving = downsampled(fixed, Refinement().voxels), downsampled(moving, Refinement().voxels)
-    warped = sitk.GetArrayFromImage(sitk.Resample(moving, fixed, matrix_to_sitk(pull_back), sitk.sitkLinear, np.inf))
-    inside = np.isfinite(warped)
-    values = sitk.GetArrayFromImage(moving)
-    span = float(values.max() - values.min())
-    if inside.mean() < LEAST_OVERLAP or span == 0:
-        return 0.0
-    pair = normalize(sitk.GetArrayFromImage(fixed))[inside], (warped[inside] - values.min()) / span
-    here, there = (torch.from_numpy(np.ascontiguousarray(one, dtype=np.float32))[None, None] for one in pair)
-    return float(nmi(here, there, bins=Refinement().bins)) - 1.0
-
-
-def _blurred(image: sitk.Image, sigma: float) -> sitk.Image:
-    """Gaussian smoothing, sigma in mm, along the axes that are long enough for the recursive filter."""
-    for axis, size in enumerate(image.GetSize()):
-        if sigma > 0 and size >= SHORTEST_AXIS:
-            image = sitk.RecursiveGaussian(image, sigma=sigma, direction=axis)
-    return image
-
-
-def _jittered_lattice(shape: tuple[int, ...], samples: int, seed: int) -> NDArray[np.float64]:
-    """About ``samples`` voxel points (N, D), one at a random place in each cell of a regular lattice."""
-    last = np.asarray(shape, dtype=np.float64) - 1
-    pitch = max(1.0, float((np.prod(shape) / samples) ** (1 / len(shape))))
-    corners = np.stack(np.meshgrid(*(np.arange(0, n, pitch) for n in last), indexing="ij"), -1).reshape(-1, len(shape))
-    points = corners + pitch * np.random.default_rng(seed).random(corners.shape)
-    return points[(points <= last).all(1)]
+    return Refinement(motion=motion).register(fixed, moving, initial, center)
 
 
 def _sampled(image: Tensor, points_vox: Tensor) -> Tensor:

@@ -55,8 +55,9 @@ class ImageExtractor(BaseFeaturesExtractor):
         super().__init__(observation_space, features_dim=head[-1])
         self.ndim = len(observation_space.shape) - 1
         self.byte = observation_space.dtype == np.uint8
-        with torch.no_grad():
-            width = layers(torch.zeros(1, *observation_space.shape)).shape[1]
+        shaping = nn.Sequential(*(layer for layer in layers if not isinstance(layer, (nn.ReLU, nn.BatchNorm3d))))
+        with torch.no_grad():   # relu without memory ("meta") would load torch's compiler, for seconds
+            width = shaping(torch.zeros(1, *observation_space.shape)).shape[1]
         dense: list[nn.Module] = []
         for before, after in zip([width, *head[:-1]], head, strict=True):
             dense += [nn.Linear(before, after), *([nn.BatchNorm1d(after)] if norm else []), activation()]

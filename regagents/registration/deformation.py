@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from dataclasses import dataclass
 
 import numpy as np
@@ -12,7 +13,12 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from regagents.agents import load_as
+from regagents.classical.common import FieldMethod
 from regagents.classical.convexadam import AdamInstance, ConvexAdam, CoupledConvex, Solver
+from regagents.classical.deformable import BSpline, Demons
+from regagents.classical.greedy import SETTINGS
+from regagents.classical.levels import AdamLevels
+from regagents.classical.syn import SyN
 from regagents.common.threads import one_thread
 from regagents.l2o import L2O
 from regenv.data.io.images import Image, ImageError
@@ -21,8 +27,47 @@ from regenv.grid import Grid
 from regenv.ops.regularity import folding, sd_log_jacobian
 from regenv.ops.sampling import LINEAR
 
-OPTIMISERS: dict[str, Solver] = {"adam": AdamInstance(), "convex": CoupledConvex(), "convexadam": ConvexAdam()}
-MOST_VOXELS, LEAST_VOXELS = 128, 8  # along an axis: of a classical optimiser's grid at most, of any grid at least
+LEAST_VOXELS = 8    # along an axis of any grid
+MEMORY = 2 << 30    # bytes that an optimiser may work with, unless told otherwise
+
+
+@dataclass(frozen=True)
+class Fields:
+    """A :class:`~regagents.classical.convexadam.Solver` of a method that takes two images at a time and no masks: what
+    lies outside its mask is 0 in an image."""
+
+    method: FieldMethod
+
+    def solve(self, fixed: Tensor, moving: Tensor, fixed_mask: Tensor | None = None,
+              moving_mask: Tensor | None = None) -> Tensor:
+        """Displacements (B, D, *shape), voxels, array-axis order."""
+        grid = Grid.centered(tuple(fixed.shape[2:]), 1.0)
+        images = [image if mask is None else image * mask.to(image.dtype)
+                  for image, mask in ((fixed, fixed_mask), (moving, moving_mask))]
+        fields = [self.method.register(*(framed(image[0].numpy(), grid, np.float32) for image in pair))
+                  for pair in zip(*images, strict=True)]
+        return torch.from_numpy(np.stack(fields))
+
+
+@dataclass(frozen=True)
+class Choice:
+    """An optimiser by name. Attributes: solver; memory: that it takes in 3D, bytes a voxel, measured."""
+
+    solver: Solver
+    memory: int
+
+
+OPTIMISERS: dict[str, Choice] = {
+    "demons": Choice(Fields(Demons()), 190),
+    "bspline": Choice(Fields(BSpline(control=8.0)), 190),
+    "syn": Choice(Fields(SyN()), 300),
+    "adam": Choice(AdamLevels(), 160),
+    "convex": Choice(CoupledConvex(), 240),
+    "convexadam": Choice(ConvexAdam(), 240),
+    "greedy": Choice(SETTINGS["generic"], SETTINGS["generic"].bytes_per_voxel),
+    **{f"greedy:{name}": Choice(solver, solver.bytes_per_voxel) for name, solver in SETTINGS.items()},
+}
+"""What finds displacements without training. After a colon: what its settings were tuned on."""
 
 
 @dataclass(frozen=True)
@@ -31,13 +76,25 @@ class Optimiser:
 
     Attributes:
         solver: finds displacements.
-        spacing: of the grid that it works on, mm; None: the image's own, within limits.
-        refine: whether Adam continues from its displacements on the image's own grid, within limits.
+        spacing: of the grid that it works on, mm; None: the finest of the image's own, or as fine as the memory allows.
+        refine: whether Adam continues from its displacements on that grid.
+        per_voxel: memory that it takes, or Adam after it, bytes a voxel.
+        memory: bytes that it may work with; the images and the field themselves come on top.
     """
 
     solver: Solver
     spacing: float | None = None
     refine: bool = False
+    per_voxel: int = 160
+    memory: int = MEMORY
+
+    def __post_init__(self) -> None:
+        if self.memory <= 0 or self.per_voxel <= 0:
+            raise ValueError(f"deform: memory is {self.memory} bytes, {self.per_voxel} a voxel; both must be positive.")
+
+    def finest(self, grid: Grid) -> float:
+        """Spacing of the finest isotropic grid over an image that the memory allows, mm."""
+        return max(min(grid.spacing), (math.prod(grid.extent) * self.per_voxel / self.memory) ** (1 / grid.ndim))
 
     @one_thread()
     def register(self, fixed: Image, moving: Image, pull_back: NDArray[np.float64],
@@ -49,7 +106,7 @@ class Optimiser:
             masks: of the fixed and of the moving image, the organ on which the displacement is found.
         Raises: ImageError: an axis has too few voxels.
         """
-        finest = max(min(fixed.grid.spacing), max(fixed.grid.extent) / MOST_VOXELS)
+        finest = self.finest(fixed.grid)
         grid = fixed.grid.resized(spacing=self.spacing or finest)
         if min(grid.shape) < LEAST_VOXELS:
             raise ImageError(f"{fixed.path}: in voxels of {grid.spacing[0]:.2f} mm its shape is {grid.shape}; "
@@ -108,17 +165,23 @@ class Deformation:
         return sitk.CompositeTransform([matrix_to_sitk(pull_back), field])
 
 
-def optimiser(name: str, ndim: int, refine: bool = True) -> Optimiser:
+def optimiser(name: str, ndim: int, refine: bool = True, memory: int = MEMORY) -> Optimiser:
     """An optimiser by name, or the learned one of a checkpoint (a path or shipped weights).
 
-    Args: refine: whether Adam refines what a learned one finds.
-    Raises: CheckpointError: bad weights, or an agent that is no learned optimiser. ValueError: another dimension.
+    Args:
+        refine: whether Adam refines what a learned one finds.
+        memory: bytes that it may work with; where the image's own grid needs more, it works on a coarser one.
+    Raises: CheckpointError: bad weights, or an agent that is no learned optimiser. ValueError: another dimension, an
+        unknown setting, or a method that is not installed.
     """
     if name in OPTIMISERS:
-        return Optimiser(OPTIMISERS[name])
+        if name == "syn" and not SyN.available():
+            raise ValueError("deform: optimiser is 'syn'; install it with `pip install antspyx`.")
+        return Optimiser(OPTIMISERS[name].solver, per_voxel=OPTIMISERS[name].memory, memory=memory)
+    if name.partition(":")[0] in OPTIMISERS:
+        raise ValueError(f"deform: optimiser is {name!r}; it must be one of {', '.join(OPTIMISERS)}.")
     agent = load_as(L2O, name)
     grid = agent.task().grid
     if grid.ndim != ndim:
         raise ValueError(f"{name}: the images are {ndim}D, but this agent registers {grid.ndim}D images.")
-    return Optimiser(agent.policy, grid.spacing[0], refine)
-
+    return Optimiser(agent.policy, grid.spacing[0], refine, memory=memory)

@@ -1,4 +1,5 @@
-"""Pipelines of agents: from two images and a starting pose to a final pose, by each agent's own environment.
+"""Pipelines of agents: from two images and a starting pose to the poses where the agents end, each in its own
+environment.
 
 Images of any spacing, origin and direction are reduced to the grid that the agent was trained on. The truth is unknown
 there; poses are relative to the current estimate. All starts of an agent run as one batch.
@@ -8,6 +9,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
+from itertools import permutations, product
 from pathlib import Path
 from typing import Any
 
@@ -17,27 +19,36 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from regagents.agents import load_as
-from regagents.classical import normalized_information, refine_pose
+from regagents.classical.common import shift
 from regagents.common.player import Player, player_of, selected
 from regagents.common.threads import one_thread
 from regagents.dsl.dsl import DSL
 from regenv.core import RegistrationCore, pose_of
 from regenv.data.io.images import Image
-from regenv.data.io.resampling import foreground_center, to_sitk
+from regenv.data.io.resampling import foreground_center
 from regenv.data.sources.files import image_pair
 from regenv.grid import Grid
-from regenv.ops.affine import about, transform_points
+from regenv.ops.affine import transform_points
+from regenv.parts.action import DiscreteSteps
 from regenv.parts.termination import Never
 from regenv.state import EpisodeState
 from regenv.task import is_linear
-from regenv.transforms.rigid import Rigid
 
 WINDOW, STILL_MM, PROBE_MM = 10, 1.5, 60.0  # a lane stands still if it moves by less than this over so many steps
-SCATTER_MM, SCATTER_DEGREES = 15.0, 20.0    # of starts about the given one, an axis
+MEET_MM, MEET_EVERY = 5.0, 5                # lanes as near as this go on as one; looked at every so many steps
 AGREE_MM = 10.0                             # between ends that belong to one group
-CANDIDATES, CLEARLY = 3, 1.02               # groups that are compared; factor by which a smaller one must be better
-Visited = tuple[str, int, NDArray[np.float64]]
-"""A stage, its step, and the pull-back (D+1, D+1) after it."""
+GROUPS = 4                                  # of ends that go on
+CIRCLE = 12                                 # starts over the whole circle in 2D
+
+
+@dataclass(frozen=True)
+class Visited:
+    """Where a lane was: a stage, its step, the action that led there ("" at the start), and the pull-back there."""
+
+    stage: str
+    step: int
+    action: str
+    pull_back: NDArray[np.float64]
 
 
 @dataclass(frozen=True)
@@ -46,31 +57,38 @@ class Pipeline:
 
     Args:
         stages: checkpoints, or names of shipped weights.
-        starts: poses scattered about the start, run as one batch; what they agree on goes on, see :func:`choose`.
+        turned: begin from the 24 rotations of the cube about the start (in 2D from 12 over the circle), as one batch;
+            else from the start alone.
+        rivals: other ways to a pose whose ends compete with the agents', names in
+            :data:`regagents.registration.candidates.RIVALS`.
         view: middle of the first agent's view, "foreground" or "grid" (of the fixed image).
         attention: later stages look at the region that the stage before found salient (Liao et al. 2017).
         steps: at most this many of each stage (default: the limit of the agent's environment).
     """
 
     stages: tuple[str, ...]
-    starts: int = 1
+    turned: bool = False
+    rivals: tuple[str, ...] = ("header", "center", "information", "phase", "sift")
     view: str = "foreground"
     attention: bool = False
     steps: tuple[int, ...] = ()
 
 
 AGENTS: dict[str, Pipeline] = {
-    "head": Pipeline(("head-geometric", "head-unit"), starts=16),
+    "head": Pipeline(("head-geometric", "head-unit"), turned=True),
     "spine": Pipeline(("spine-coarse", "spine-fine"), view="grid", attention=True, steps=(320, 100)),
-    "rigid2d": Pipeline(("rigid2d",), starts=4),
-    "none": Pipeline(()),
+    "rigid2d": Pipeline(("rigid2d",), turned=True),
+    "none": Pipeline((), rivals=()),
 }
-DEFAULT = {2: "rigid2d", 3: "head"}
+AUTO = {2: Pipeline(("rigid2d",), turned=True), 3: Pipeline(("head-geometric",), turned=True)}
+"""What "auto" means in each dimension: an agent of that dimension and every other way, so no anatomy is assumed."""
 
 
-def pipeline(agent: str | Path | Pipeline) -> Pipeline:
+def pipeline(agent: str | Path | Pipeline, ndim: int) -> Pipeline:
     """A pipeline by name, or of one checkpoint."""
-    return agent if isinstance(agent, Pipeline) else AGENTS.get(str(agent), Pipeline((str(agent),)))
+    if isinstance(agent, Pipeline):
+        return agent
+    return AUTO[ndim] if str(agent) == "auto" else AGENTS.get(str(agent), Pipeline((str(agent),)))
 
 
 def stages(chain: Pipeline, fixed: Image) -> list[DSL]:
@@ -89,30 +107,40 @@ def stages(chain: Pipeline, fixed: Image) -> list[DSL]:
     return agents
 
 
-def run(chain: Pipeline, fixed: Image, moving: Image, start: NDArray[np.float64], seed: int = 0,
+@dataclass(frozen=True, eq=False)
+class Ended:
+    """Where a group of lanes ended. Attributes: pull_back (D+1, D+1); path of one of them; share of all lanes."""
+
+    pull_back: NDArray[np.float64]
+    path: list[Visited]
+    share: float
+
+
+def run(chain: Pipeline, fixed: Image, moving: Image, start: NDArray[np.float64],
         tell: Callable[[str, float], None] = lambda name, share: None,
-        agents: Sequence[DSL] | None = None) -> tuple[NDArray[np.float64], list[Visited]]:
-    """A pipeline from one start: the final pull-back, and the poses of the chosen lane on the way.
+        agents: Sequence[DSL] | None = None) -> list[Ended]:
+    """Where a pipeline's lanes end, the largest group first; empty for a pipeline without agents.
 
     Args:
-        start: (D+1, D+1), mm. seed: of the scattered starts.
+        start: (D+1, D+1), mm.
         tell: called with a stage's name and the share of work done.
         agents: those of the pipeline if they are loaded already (see :func:`stages`).
     """
     center = foreground_center(fixed) if chain.view == "foreground" else fixed.grid.center
-    starts = scattered(start, center, chain.starts, seed)
-    path: list[Visited] = []
+    starts = turned(start, center) if chain.turned else start[None]
+    ended: list[Ended] = []
     for number, agent in enumerate(stages(chain, fixed) if agents is None else agents):
         name = str(chain.stages[number])
-        tell(name, 0.05 + 0.8 * number / len(chain.stages))
-        limit = chain.steps[number] if chain.steps else None
-        aligned = align(agent, fixed, moving, starts, limit, center)
-        best, pull_back = choose(fixed, moving, aligned)
-        path += [(name, step, aligned.path[step, best]) for step in range(aligned.steps[best] + 1)]
-        starts = pull_back[None]
+        tell(name, 0.05 + 0.5 * number / len(chain.stages))
+        aligned = align(agent, fixed, moving, starts, chain.steps[number] if chain.steps else None, center)
+        before = ended or [Ended(pose, [], 1 / len(starts)) for pose in starts]
+        ended = [Ended(pose, [*before[lane].path, *aligned.visited(name, lane)],
+                       sum(before[member].share for member in members))
+                 for members, lane, pose in groups(aligned)][:GROUPS]
+        starts = np.stack([group.pull_back for group in ended])
         if chain.attention and number + 1 < len(chain.stages):
-            center = fine_center(agent, fixed, moving, aligned.center, pull_back)
-    return starts[0], path
+            center = fine_center(agent, fixed, moving, aligned.center, starts[0])
+    return ended
 
 
 @dataclass(frozen=True)
@@ -123,13 +151,22 @@ class Aligned:
         pull_backs: (K, D+1, D+1), final poses: fixed world to moving world, mm.
         path: (T+1, K, D+1, D+1), the pose after every step.
         steps: (K,) steps until a lane stood still.
+        met: (K,) the lane that each one went on as, itself or one that it met.
+        actions: names of the actions, (T, K); "" where a lane took none.
         center: (D,) the point of the fixed world that rotations turn about, mm.
     """
 
     pull_backs: NDArray[np.float64]
     path: NDArray[np.float64]
     steps: NDArray[np.int64]
+    met: NDArray[np.int64]
+    actions: list[list[str]]
     center: NDArray[np.float64]
+
+    def visited(self, stage: str, lane: int) -> list[Visited]:
+        """The way of a lane."""
+        return [Visited(stage, step, self.actions[step - 1][lane] if step else "", self.path[step, lane])
+                for step in range(self.steps[lane] + 1)]
 
     def probes(self) -> NDArray[np.float64]:
         """Corners of a cube about the centre under each pose, (K, 2^D, D), moving world mm: poses are compared by
@@ -147,7 +184,8 @@ def align(agent: DSL, fixed: Image, moving: Image, starts: NDArray[np.float64], 
         fixed, moving: images of the agent's dimension.
         starts: (K, D+1, D+1) pull-backs, mm.
         steps: at most this many (default: the environment's limit). A lane ends early once it has not moved by more
-            than 1.5 mm net over the last 10 steps; its pose is then the mean over those steps.
+            than 1.5 mm net over the last 10 steps; its pose is then the mean over those steps. Lanes that come within
+            5 mm of each other go on as one, since an agent does the same from the same pose.
         center: middle of the agent's view in the fixed world, mm (default: the foreground's centroid).
     Raises: ValueError: the images have another dimension.
     """
@@ -163,8 +201,10 @@ def align(agent: DSL, fixed: Image, moving: Image, starts: NDArray[np.float64], 
     anchor, begin = anchor.to(agent.device), begin.to(agent.device)
     assert is_linear(task.transform)
     state = core.begin(pair, pose_of(task.transform, anchor, pair.center, begin), anchor)
-    path, taken, still = _rollout(player_of(agent), core, state, steps or task.max_episode_steps)
-    return Aligned(_settled(path, taken, still), path.cpu().numpy(), taken.cpu().numpy(), middle)
+    rolled = _Rollout(player_of(agent), core, state, steps or task.max_episode_steps).play()
+    path = rolled.poses()
+    return Aligned(_settled(path, rolled.taken, rolled.still)[rolled.met], path.cpu().numpy(),
+                   rolled.taken.cpu().numpy(), rolled.met, rolled.actions, middle)
 
 
 def _core_about(agent: DSL, center: NDArray[np.float64]) -> RegistrationCore:
@@ -175,35 +215,80 @@ def _core_about(agent: DSL, center: NDArray[np.float64]) -> RegistrationCore:
     return RegistrationCore(replace(task, grid=grid, termination=Never()), agent.device)
 
 
-@one_thread()
-@torch.inference_mode()
-def _rollout(player: Player, core: RegistrationCore, state: EpisodeState,
-             steps: int) -> tuple[Tensor, Tensor, Tensor]:
-    """Play every lane until it stands still: poses after every step (T+1, K, D+1, D+1), steps taken (K,), and whether
-    a lane stood still at the end (K,)."""
-    memory: Any = None
-    path = [state.pull_back]
-    probes = state.pair.center[:, None] + PROBE_MM * _corners(state.pair.ndim).to(state.pair.center)
-    seen = [transform_points(state.pull_back, probes)]
-    taken = torch.full((state.lanes,), steps, device=state.pose.device)
-    running = torch.ones_like(taken, dtype=torch.bool)
-    lanes = torch.arange(state.lanes, device=taken.device)
-    for step in range(1, steps + 1):
-        action, memory = player.play(core.observe(state), None, memory)
-        state = core.step(state, action)[0]
-        path.append(path[-1].index_copy(0, lanes, state.pull_back))
-        seen.append(transform_points(path[-1], probes))
-        if step >= WINDOW:
-            distance = torch.linalg.vector_norm(seen[step] - seen[step - WINDOW], dim=-1).mean(-1)
-            still = running & (distance < STILL_MM)
-            taken[still] = step
-            running = running & ~still
-            if not running.any():
+class _Rollout:
+    """Every lane played until it stands still or meets another one."""
+
+    def __init__(self, player: Player, core: RegistrationCore, state: EpisodeState, steps: int) -> None:
+        self.player, self.core, self.state, self.steps = player, core, state, steps
+        self.path = [state.pull_back]
+        self.probes = state.pair.center[:, None] + PROBE_MM * _corners(state.pair.ndim).to(state.pair.center)
+        self.seen = [transform_points(state.pull_back, self.probes)]
+        self.taken = torch.full((state.lanes,), steps, device=state.pose.device)
+        self.still = torch.zeros_like(self.taken, dtype=torch.bool)
+        self.lanes = torch.arange(state.lanes, device=self.taken.device)
+        self.met = np.arange(state.lanes)
+        self.actions: list[list[str]] = []
+        self.names = action_names(core)
+
+    def poses(self) -> Tensor:
+        """(T+1, K, D+1, D+1)."""
+        return torch.stack(self.path)
+
+    @one_thread()
+    @torch.inference_mode()
+    def play(self) -> _Rollout:
+        memory: Any = None
+        for step in range(1, self.steps + 1):
+            action, memory = self.player.play(self.core.observe(self.state), None, memory)
+            self.state = self.core.step(self.state, action)[0]
+            self._note(action)
+            ends = torch.zeros(len(self.lanes), dtype=torch.bool, device=self.lanes.device)
+            if step >= WINDOW:
+                moved = torch.linalg.vector_norm(self.seen[step] - self.seen[step - WINDOW], dim=-1).mean(-1)
+                ends = (moved < STILL_MM)[self.lanes]
+                self.still[self.lanes[ends]] = True
+            if step % MEET_EVERY == 0 and memory is None:   # a memory is not in the pose
+                ends = ends | self._meet(~ends)
+            self.taken[self.lanes[ends]] = step
+            if ends.any():
+                going = ~ends
+                self.state, memory, self.lanes = self.state.select(going), selected(memory, going), self.lanes[going]
+            if not len(self.lanes):
                 break
-            if still.any():
-                going = running[lanes]
-                state, memory, lanes = state.select(going), selected(memory, going), lanes[going]
-    return torch.stack(path), taken.clamp(max=len(path) - 1), ~running
+        self.taken = self.taken.clamp(max=len(self.path) - 1)
+        return self
+
+    def _note(self, action: Tensor) -> None:
+        self.path.append(self.path[-1].index_copy(0, self.lanes, self.state.pull_back))
+        self.seen.append(transform_points(self.path[-1], self.probes))
+        row = [""] * len(self.met)
+        if self.names:
+            for lane, taken in zip(self.lanes.tolist(), action.tolist(), strict=True):
+                row[lane] = self.names[taken]
+        self.actions.append(row)
+
+    def _meet(self, running: Tensor) -> Tensor:
+        """Which lanes (B,) are near an earlier one that runs, and so end here."""
+        here = self.seen[-1][self.lanes]
+        near = torch.linalg.vector_norm(here[:, None] - here[None], dim=-1).mean(-1) < MEET_MM
+        ends = torch.zeros_like(running)
+        for lane in running.nonzero()[:, 0].tolist():
+            if not ends[lane]:
+                joining = near[lane] & running & ~ends
+                joining[:lane + 1] = False
+                ends |= joining
+                for other in self.lanes[joining].tolist():
+                    self.met[self.met == other] = int(self.lanes[lane])
+        return ends
+
+
+def action_names(core: RegistrationCore) -> list[str]:
+    """What each discrete action does, such as "tx +4" (mm) or "rz -1" (degrees); empty for continuous actions."""
+    actions = core.task.actions
+    if not isinstance(actions, DiscreteSteps):
+        return []
+    names = core.task.transform.names
+    return [f"{names[int(np.abs(delta).argmax())]} {delta[np.abs(delta).argmax()]:+g}" for delta in actions.deltas]
 
 
 def _settled(path: Tensor, taken: Tensor, still: Tensor) -> NDArray[np.float64]:
@@ -257,49 +342,39 @@ def fine_center(agent: DSL, fixed: Image, moving: Image, center: NDArray[np.floa
     return saliency_center(agent, observation, core.task.grid)
 
 
-def choose(fixed: Image, moving: Image, aligned: Aligned) -> tuple[int, NDArray[np.float64]]:
-    """A lane near the pose that most lanes agree on, and that pose (D+1, D+1).
-
-    Lanes that end within 10 mm of each other form a group. Its mean pose varies less than a single lane's. If there are
-    several groups, the three largest are refined (the agent's own ends may lie 10 mm from the optimum) and compared by
-    normalised mutual information, which does not reward a small overlap. A group wins over a larger one only if it is
-    better by 2 %, because between two different heads a wrong pose may be 0.5 % better.
-    """
+def groups(aligned: Aligned) -> list[tuple[list[int], int, NDArray[np.float64]]]:
+    """Lanes that ended within 10 mm of each other, the largest group first: its lanes, one in its middle that was not
+    given up on the way, and its mean pose (D+1, D+1), which varies less than a single lane's."""
     probes = aligned.probes()
     near = np.linalg.norm(probes[:, None] - probes[None], axis=-1).mean(-1) <= AGREE_MM
-    free, groups = np.ones(len(near), dtype=bool), []
+    free, found = np.ones(len(near), dtype=bool), []
     while free.any():
-        votes = (near & free).sum(1) * free
-        lead = int(votes.argmax())
-        members = near[lead] & free
-        groups.append((int(members.sum()), lead, mean_pose(aligned.pull_backs[members])))
-        free &= ~members
-    best = sorted(groups, key=lambda group: -group[0])[:CANDIDATES]
-    if len(best) == 1:
-        return best[0][1:]
-    images = to_sitk(fixed), to_sitk(moving)
-    shared = [normalized_information(*images, refine_pose(*images, pose).pull_back) for _, _, pose in best]
-    won = 0
-    for number in range(1, len(best)):
-        if shared[number] > shared[won] * (CLEARLY if best[number][0] < best[won][0] else 1.0):
-            won = number
-    return best[won][1:]
+        lead = int(((near & free).sum(1) * free).argmax())
+        members = np.flatnonzero(near[lead] & free)
+        found.append((members.tolist(), int(aligned.met[lead]), mean_pose(aligned.pull_backs[members])))
+        free[members] = False
+    return sorted(found, key=lambda group: -len(group[0]))
 
 
-def scattered(start: NDArray[np.float64], center: NDArray[np.float64], count: int, seed: int) -> NDArray[np.float64]:
-    """The start and ``count - 1`` poses around it, (count, D+1, D+1)."""
-    n = len(center)
-    width = np.array([SCATTER_MM] * n + [SCATTER_DEGREES] * (1 if n == 2 else 3))
-    moves = np.random.default_rng(seed).uniform(-width, width, (count, len(width)))
-    moves[0] = 0
-    return moved_poses(start, center, moves)
+def turns(ndim: int) -> NDArray[np.float64]:
+    """Rotations (K, D, D) over all directions, the identity first: the 24 of the cube in 3D, 12 over the circle in
+    2D."""
+    if ndim == 2:
+        angles = 2 * np.pi * np.arange(CIRCLE) / CIRCLE
+        return np.stack([[[np.cos(angle), -np.sin(angle)], [np.sin(angle), np.cos(angle)]] for angle in angles])
+    signed = [np.diag(signs) @ np.eye(ndim)[list(order)] for order in permutations(range(ndim))
+              for signs in product((1.0, -1.0), repeat=ndim)]
+    found = [matrix for matrix in signed if np.linalg.det(matrix) > 0]
+    return np.stack(sorted(found, key=lambda matrix: -np.trace(matrix)))
 
 
-def moved_poses(start: NDArray[np.float64], center: NDArray[np.float64],
-                moves: NDArray[np.float64]) -> NDArray[np.float64]:
-    """Poses (K, D+1, D+1) ``start @ motion``, of rigid motions about ``center``, (K, P): mm, then degrees."""
-    motions: NDArray[np.float64] = about(center, Rigid(len(center)).matrix(torch.from_numpy(moves))).numpy()
-    return start @ motions
+def turned(start: NDArray[np.float64], center: NDArray[np.float64],
+           rotations: NDArray[np.float64] | None = None) -> NDArray[np.float64]:
+    """Poses (K, D+1, D+1): rotations (default :func:`turns`) about a point of the fixed world, then the start."""
+    rotations = turns(len(center)) if rotations is None else rotations
+    poses = np.repeat(np.eye(len(center) + 1)[None], len(rotations), axis=0)
+    poses[:, :-1, :-1] = rotations
+    return start @ shift(center) @ poses @ shift(-center)
 
 
 def centered(fixed: Image, moving: Image) -> NDArray[np.float64]:

@@ -1,13 +1,12 @@
-"""register(fixed, moving): any two images, an agent, a local refinement, and a deformation where asked for."""
+"""register(fixed, moving): any two images from any pose, a verdict, and a deformation where asked for."""
 
 from __future__ import annotations
 
-import csv
-import json
 import time
 import warnings
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field, replace
+from functools import cached_property
 from pathlib import Path
 from typing import Any
 
@@ -16,187 +15,184 @@ import SimpleITK as sitk
 import torch
 from numpy.typing import NDArray
 
-from regagents.classical import evaluate_metric, refine_pose
+from regagents.classical import downsampled, evaluate_metric
 from regagents.dsl.dsl import DSL
+from regagents.registration.candidates import Candidate, ranked
 from regagents.registration.deformation import Deformation, Optimiser, optimiser
-from regagents.registration.pipeline import DEFAULT, Pipeline, centered, pipeline, run, stages
-from regenv import render
-from regenv.atomic import whole_folder
+from regagents.registration.finish import FINE_SAMPLES, TRANSFORMS, finished
+from regagents.registration.pipeline import Pipeline, centered, pipeline, run, stages
+from regagents.registration.result import Result, composed
+from regagents.registration.score import FINE_VOXELS, Score
+from regagents.registration.verdict import evidence, verdict
 from regenv.data.io.errors import OffImageError
-from regenv.data.io.images import Image, ImageError, normalize, read_image, read_labels, read_mask
+from regenv.data.io.images import Image, ImageError, read_image, read_labels, read_mask
 from regenv.data.io.landmarks import PointsLike, corresponding
 from regenv.data.io.resampling import (
     SHORTEST_AXIS,
-    foreground_center,
     matrix_to_sitk,
     on_image,
     resampled,
     resampled_labels,
-    sampled,
     to_sitk,
 )
-from regenv.data.io.transforms import write_transform
+from regenv.data.io.transforms import read_transform
 from regenv.data.io.voxels import check_finite, whole_numbers
-from regenv.data.io.writing import write_image
+from regenv.grid import Grid
 from regenv.ops.overlap import dice
 
 ImageLike = str | Path | Image
 LARGEST = float(np.finfo(np.float32).max)
-WRITTEN = ("transform.tfm", "transform.h5", "warped.nii.gz", "overlay.png", "trace.csv", "metrics.json")
+POSE_VOXELS = 500_000    # of an image while its pose is sought
+TOLD_SAMPLES = 2_000    # points of the score along the agent's way
 Measure = tuple[str, Callable[[sitk.Transform], Any]]
 """A name in ``metrics``, and what it is as a function of the transform from fixed to moving world points."""
 
 
-@dataclass(frozen=True)
-class Result:
-    """A registration's outcome.
-
-    Attributes:
-        pull_back: (D+1, D+1), fixed world points to moving world points, mm, as ITK's Resample takes it.
-        deformation: the displacement that comes before the pose, where it was asked for.
-        warped: the moving image on the fixed grid.
-        trace: one row per step of the chosen lane: stage, step, and the pose's matrix, row-major (m00, m01, ...); then
-            the pose that the agent settled on and the refined one. The last row is ``pull_back``.
-        metrics: mutual information at the start, after the agent, after refinement and after the deformation; seconds
-            of each; TRE and Dice where landmarks and labels were given; what was decided in reading the images.
-    """
-
-    fixed: Image
-    moving: Image
-    pull_back: NDArray[np.float64]
-    warped: Image
-    trace: list[dict[str, Any]] = field(repr=False)
-    metrics: dict[str, Any] = field(default_factory=dict)
-    deformation: Deformation | None = None
-
-    @property
-    def transform(self) -> sitk.Transform:
-        """SimpleITK's transform from fixed to moving world points, mm: affine, or composite if it deforms."""
-        return _transform(self.pull_back, self.deformation)
-
-    def save(self, out: str | Path) -> Path:
-        """Write transform.tfm (the pose), warped.nii.gz, overlay.png, trace.csv and metrics.json into folder ``out``,
-        and with a deformation transform.h5 (pose and deformation).
-
-        After a failure none of them is written. An earlier run's files of these names are replaced, or removed where
-        this run has none; other files stay. metrics.json comes last: beside it the set is whole.
-        """
-        with whole_folder(out, WRITTEN) as folder:
-            write_transform(folder / "transform.tfm", self.pull_back)
-            if self.deformation is not None:
-                write_transform(folder / "transform.h5", self.transform)
-            write_image(folder / "warped.nii.gz", self.warped.array, self.warped.grid)
-            render.write_png(folder / "overlay.png", np.concatenate(self._pictures()))
-            with (folder / "trace.csv").open("w", newline="") as file:
-                writer = csv.DictWriter(file, fieldnames=list(self.trace[0]))
-                writer.writeheader()
-                writer.writerows(self.trace)
-            (folder / "metrics.json").write_text(json.dumps(self.metrics, indent=2, allow_nan=False) + "\n")
-        return Path(out)
-
-    def _pictures(self) -> list[NDArray[np.uint8]]:
-        """The fixed image with the moving one as it lies, and after registration."""
-        grid, moving = self.fixed.grid, to_sitk(self.moving)
-        return [render.frame(normalize(self.fixed.array), sampled(moving, grid, transform), spacing=grid.spacing,
-                             text=text)
-                for text, transform in (("before", None), ("after", self.transform))]
-
-
-def register(fixed: ImageLike, moving: ImageLike, agent: str | Path | Pipeline | None = None, refine: bool = True,
-             initial: NDArray[np.float64] | None = None, seed: int = 0,
+def register(fixed: ImageLike, moving: ImageLike, agent: str | Path | Pipeline = "auto", refine: bool = True,
+             initial: NDArray[np.float64] | str | Path | None = None,
              progress: Callable[[str, float], None] | None = None,
              landmarks: tuple[PointsLike, PointsLike] | None = None,
              labels: tuple[ImageLike, ImageLike] | None = None, deform: str | None = None,
-             masks: tuple[ImageLike, ImageLike] | None = None, fill: float | None = None) -> Result:
-    """Register two images: an agent finds the pose, a local search on mutual information refines it, and where asked
-    for an optimiser finds the displacements that are left.
+             masks: tuple[ImageLike, ImageLike] | None = None, fill: float | None = None,
+             transform: str = "rigid") -> Result:
+    """Register two images from any pose, and say whether that succeeded.
+
+    An agent looks from all directions, and its ends compete with the headers' pose, the foregrounds' centres and a
+    search by mutual information (in 2D also phase correlation and key-points). The pose that agrees best is refined;
+    where asked for an optimiser then finds the displacements that are left.
 
     Args:
         fixed, moving: paths or images, of any spacing, origin, direction; both 2D or both 3D.
-        agent: a name in AGENTS, a Pipeline, shipped weights or a checkpoint's path; "none" leaves the start to the
-            refinement. Default: by dimension.
-        refine: refine the agent's pose by mutual information, and a learned optimiser's deformation by Adam.
-        initial: (D+1, D+1) pull-back to start from, mm. Default: the two foregrounds' centres on each other.
-        seed: of the scattered starts.
+        agent: "auto"; a name in AGENTS, a Pipeline, shipped weights or a checkpoint's path; "none" leaves the start to
+            the refinement.
+        refine: refine the pose, and a learned optimiser's deformation by Adam. Else the best of the agent's own ends.
+        initial: where the search begins, and stays near: a pull-back (D+1, D+1), mm, "header" (the images as they lie),
+            "center" (the foregrounds' centres on each other), or the file of a linear transform. Default: anywhere.
         progress: called with a stage's name and the share of work done.
         landmarks: corresponding points of the fixed and of the moving image, files or (N, D) world mm. The agent never
             sees them; they give ``metrics["tre_mm"]`` before and after.
         labels: label images of the fixed and of the moving image; likewise, they give ``metrics["dice"]`` of every
             label.
-        deform: an optimiser of :data:`regagents.registration.deformation.OPTIMISERS`, "adam", "convex" or
-            "convexadam", or the weights of a learned one, such as "lung3d-l2o".
-        masks: of the fixed and of the moving image, the organ on which the deformation is found. Default everywhere.
+        deform: an optimiser of :data:`regagents.registration.deformation.OPTIMISERS`, such as "greedy" or "adam", or
+            the weights of a learned one, such as "lung3d-l2o".
+        masks: of the fixed and of the moving image, the part that is registered: they take the foregrounds' place in
+            the score, the refinement and the deformation. Default: the foregrounds, found by Otsu's threshold.
         fill: value of the warped image where the moving one does not reach. Default: the moving image's least value.
+        transform: "rigid", "similarity" or "affine".
     Raises:
-        ImageError: bad or mismatching images, landmarks, labels or masks. CheckpointError: bad weights. ValueError: an
-            agent of another dimension, an initial pose of another shape, masks without a deformation, a fill that is
-            not finite.
+        ImageError: bad or mismatching images, landmarks, labels, masks or file of a transform. CheckpointError: bad
+            weights. ValueError: an agent of another dimension, an initial pose of another shape, an unknown transform,
+            a fill that is not finite.
     """
     if fill is not None and not abs(fill) <= LARGEST:
         raise ValueError(f"register: fill is {fill}; it must be a finite number of 32 bits.")
+    if transform not in TRANSFORMS:
+        raise ValueError(f"register: transform is {transform!r}; take one of {', '.join(TRANSFORMS)}.")
     a, b = _read(fixed, moving)
-    if masks and deform is None:
-        raise ValueError("register: masks tell where the deformation is found; name one, such as deform=\"adam\".")
-    measures = [*([_tre(a, b, *landmarks)] if landmarks else []), *([_dice(a, b, *labels)] if labels else [])]
+    points = corresponding(landmarks, (a, b)) if landmarks else None
+    classes = (_labels_of(a, labels[0]), _labels_of(b, labels[1])) if labels else None
+    measures = [*([_tre(*points)] if points else []), *([_dice(a, *classes)] if classes else [])]
     inside = (_mask_of(a, masks[0]), _mask_of(b, masks[1])) if masks else None
     solver = None if deform is None else optimiser(deform, a.grid.ndim, refine)
-    chain = pipeline(DEFAULT[a.grid.ndim] if agent is None else agent)
+    chain = pipeline(agent, a.ndim)
+    if initial is not None:
+        chain = replace(chain, turned=False, rivals=())
     agents = stages(chain, a)
-    start = centered(a, b) if initial is None else _checked_pose(initial, a.grid.ndim)
-    work = _Registration(a, b, progress or (lambda name, share: None))
-    pull_back = work.pose(chain, agents, start, seed)
+    small = reduced_image(a), reduced_image(b)
+    start = _start(*small, initial)
+    work = _Registration(*small, inside, progress or (lambda name, share: None))
+    pull_back = work.pose(chain, agents, start)
     if refine:
-        pull_back = work.refined(pull_back)
-    deformation = None if solver is None else work.deformed(solver, str(deform), pull_back, inside)
-    transform = _transform(pull_back, deformation)
-    warped = resampled(b, a.grid, transform, fill)
+        pull_back = work.refined(transform)
+    deformation = None if solver is None else work.deformed(solver, str(deform), a, b, pull_back)
+    through = composed(pull_back, deformation)
     metrics = {"fixed": a.path, "moving": b.path, "agent": [str(name) for name in chain.stages],
-               "starts": chain.starts, "seed": seed, "similarity": work.similarity, "seconds": work.seconds,
+               "transform": transform, "similarity": work.similarity, "seconds": work.seconds,
+               "candidates": [_told(one) for one in work.candidates], "verdict": work.verdict(pull_back, deformation),
                "pull_back": pull_back.tolist(), "notes": [*a.notes, *b.notes]}
     if deformation is not None:
         metrics["deformation"] = {"by": deform, "spacing": deformation.grid.spacing, "folding": deformation.folding,
                                   "sd_log_jacobian": deformation.sd_log_jacobian}
-    metrics |= _measured(measures, start, pull_back, transform)
+    metrics |= _measured(measures, start, pull_back, through)
     work.tell("done", 1.0)
-    return Result(a, b, pull_back, warped, work.trace, metrics, deformation)
+    return Result(a, b, pull_back, resampled(b, a.grid, through, fill), work.trace, metrics, deformation,
+                  labels=classes[1] if classes else None, landmarks=points)
 
 
-@dataclass(frozen=True)
+@dataclass
 class _Registration:
-    """The steps of a registration, each of which notes what :class:`Result` tells of it."""
+    """The steps of a registration, each of which notes what :class:`Result` tells of it.
+
+    Attributes: fixed, moving: as :func:`reduced_image` makes them.
+    """
 
     fixed: Image
     moving: Image
+    masks: tuple[Image, Image] | None
     tell: Callable[[str, float], None]
     similarity: dict[str, float | None] = field(default_factory=dict)
     seconds: dict[str, float] = field(default_factory=dict)
     trace: list[dict[str, Any]] = field(default_factory=list)
+    candidates: list[Candidate] = field(default_factory=list)
+    affine: NDArray[np.float64] | None = None
 
-    def pose(self, chain: Pipeline, agents: Sequence[DSL], start: NDArray[np.float64],
-             seed: int) -> NDArray[np.float64]:
-        """The pose that a pipeline finds."""
+    @cached_property
+    def score(self) -> Score:
+        return Score.of(self.fixed, self.moving, self.masks)
+
+    @cached_property
+    def fine(self) -> Score:
+        return Score.of(self.fixed, self.moving, self.masks, FINE_VOXELS, FINE_SAMPLES)
+
+    def pose(self, chain: Pipeline, agents: Sequence[DSL], start: NDArray[np.float64]) -> NDArray[np.float64]:
+        """The best of the agent's ends as it left them; the start for a pipeline without agents."""
         begun = time.perf_counter()
-        pull_back, path = run(chain, self.fixed, self.moving, start, seed, self.tell, agents)
-        self.trace.extend(_row(*visited) for visited in path)
+        ended = run(chain, self.fixed, self.moving, start, self.tell, agents)
+        self.seconds["agent"] = time.perf_counter() - begun
+        self.tell("candidates", 0.6)
+        self.candidates = ranked(self.fixed, self.moving, self.score, start, ended, chain.rivals)
+        own = [one.pull_back for one in ended] or [start]
+        agreement = self.score.at(np.stack(own)).score
+        pull_back = own[int(agreement.argmax())]
+        best = self.candidates[0]
+        path = best.path or (ended[int(agreement.argmax())].path if ended else [])
+        thin = self.score.thinned(TOLD_SAMPLES)
+        self.trace.extend(_row(visited.stage, visited.step, visited.action,
+                               float(thin.at(visited.pull_back[None]).score[0]), visited.pull_back) for visited in path)
         self.similarity["start"] = self._similarity(start)
         self._settle("agent", pull_back)
-        self.seconds["agent"] = time.perf_counter() - begun
+        self.seconds["candidates"] = time.perf_counter() - begun - self.seconds["agent"]
         return pull_back
 
-    def refined(self, pull_back: NDArray[np.float64]) -> NDArray[np.float64]:
-        """The nearest optimum of mutual information."""
-        self.tell("refinement", 0.9)
-        found = refine_pose(to_sitk(self.fixed), to_sitk(self.moving), pull_back, foreground_center(self.fixed))
+    def refined(self, transform: str) -> NDArray[np.float64]:
+        """The transform asked for near the best candidate."""
+        self.tell("refinement", 0.8)
+        begun = time.perf_counter()
+        best = self.candidates[0]
+        near = best.pull_back if best.climbed is None else best.climbed
+        self._settle("candidates", near)
+        found = finished(self.fixed, self.moving, near, transform, self.score, self.fine, self.masks is not None)
+        self.affine = found.affine
         self._settle("refinement", found.pull_back)
-        self.seconds["refinement"] = found.seconds
+        self.seconds["refinement"] = time.perf_counter() - begun
         return found.pull_back
 
-    def deformed(self, solver: Optimiser, name: str, pull_back: NDArray[np.float64],
-                 masks: tuple[Image, Image] | None) -> Deformation:
-        """The displacement that is left when the pose is right."""
-        self.tell(name, 0.95)
+    def verdict(self, pull_back: NDArray[np.float64], deformation: Deformation | None) -> dict[str, Any]:
+        """Whether the pose is right."""
+        self.tell("verdict", 0.97)
         begun = time.perf_counter()
-        deformation = solver.register(self.fixed, self.moving, pull_back, masks)
+        folding = 0.0 if deformation is None else deformation.folding
+        affine = pull_back if self.affine is None else self.affine
+        found = verdict(evidence(self.score, self.fine, pull_back, affine, self.candidates, folding), self.fixed.ndim)
+        self.seconds["verdict"] = time.perf_counter() - begun
+        return found
+
+    def deformed(self, solver: Optimiser, name: str, fixed: Image, moving: Image,
+                 pull_back: NDArray[np.float64]) -> Deformation:
+        """The displacement that is left when the pose is right, of the images at their own resolution."""
+        self.tell(name, 0.9)
+        begun = time.perf_counter()
+        deformation = solver.register(fixed, moving, pull_back, self.masks)
         self.seconds["deformation"] = time.perf_counter() - begun
         self.similarity["deformation"] = self._similarity(deformation.through(pull_back))
         return deformation
@@ -204,13 +200,20 @@ class _Registration:
     def _settle(self, stage: str, pull_back: NDArray[np.float64]) -> None:
         """Note the pose that a stage ends with."""
         self.similarity[stage] = self._similarity(pull_back)
-        self.trace.append(_row(stage, 0, pull_back))
+        self.trace.append(_row(stage, 0, "", float(self.score.at(pull_back[None]).score[0]), pull_back))
 
     def _similarity(self, through: NDArray[np.float64] | sitk.Transform) -> float | None:
         """Mutual information of the two images, at the same voxels of both for every stage; None where there is none,
         since JSON knows no infinity."""
         value = -evaluate_metric(to_sitk(self.fixed), to_sitk(self.moving), through)
         return value if np.isfinite(value) else None
+
+
+def reduced_image(image: Image) -> Image:
+    """An image as the search for a pose sees it: intensities in [0, 1], averaged down to at most 500,000 voxels. What
+    stages need of it (its foreground, coarser copies) is then cheap, and made once."""
+    small = downsampled(to_sitk(image), POSE_VOXELS)
+    return Image(sitk.GetArrayFromImage(small), Grid.from_sitk(small), image.path)
 
 
 def _measured(measures: Sequence[Measure], start: NDArray[np.float64], pull_back: NDArray[np.float64],
@@ -225,8 +228,9 @@ def _read(fixed: ImageLike, moving: ImageLike) -> tuple[Image, Image]:
     """Both images, checked."""
     a, b = (image if isinstance(image, Image) else read_image(image) for image in (fixed, moving))
     if a.grid.ndim != b.grid.ndim:
-        raise ImageError(f"{b.path}: moving image is {b.grid.ndim}D but fixed image {a.path} is {a.grid.ndim}D; "
-                         "both must have the same dimension.")
+        raise ImageError(f"{b.path}: moving image is {b.grid.ndim}D but fixed image {a.path} is {a.grid.ndim}D; a "
+                         "slice cannot be registered into a volume. Save a slab of 4 slices or more with its spacing, "
+                         "or register the matching slice as 2D.")
     for image in (a, b):
         _check_registrable(image)
     return a, b
@@ -240,6 +244,21 @@ def _check_registrable(image: Image) -> None:
         raise ImageError(f"{image.path}: some voxels are NaN or infinite; all must be finite. Replace them.")
 
 
+def _start(fixed: Image, moving: Image, initial: NDArray[np.float64] | str | Path | None) -> NDArray[np.float64]:
+    """The pose that ``initial`` means."""
+    n = fixed.grid.ndim
+    if initial is None or (isinstance(initial, str) and initial == "center"):
+        return centered(fixed, moving)
+    if isinstance(initial, str) and initial == "header":
+        return np.eye(n + 1)
+    if isinstance(initial, (str, Path)):
+        pose = read_transform(initial)
+        if len(pose) != n + 1:
+            raise ImageError(f"{initial}: the transform is {len(pose) - 1}D, but the images are {n}D.")
+        return pose
+    return _checked_pose(initial, n)
+
+
 def _checked_pose(initial: NDArray[np.float64], ndim: int) -> NDArray[np.float64]:
     pose = np.asarray(initial, dtype=np.float64)
     if pose.shape != (ndim + 1, ndim + 1) or not np.isfinite(pose).all():
@@ -248,10 +267,8 @@ def _checked_pose(initial: NDArray[np.float64], ndim: int) -> NDArray[np.float64
     return pose
 
 
-def _tre(fixed: Image, moving: Image, fixed_points: PointsLike, moving_points: PointsLike) -> Measure:
+def _tre(points: NDArray[np.float64], targets: NDArray[np.float64]) -> Measure:
     """Mean distance of corresponding landmarks in the moving world, mm, as a function of the transform."""
-    points, targets = corresponding((fixed_points, moving_points), (fixed, moving))
-
     def measure(transform: sitk.Transform) -> float:
         moved = np.array([transform.TransformPoint(point) for point in points.tolist()])
         return float(np.linalg.norm(moved - targets, axis=1).mean())
@@ -259,9 +276,8 @@ def _tre(fixed: Image, moving: Image, fixed_points: PointsLike, moving_points: P
     return "tre_mm", measure
 
 
-def _dice(fixed: Image, moving: Image, fixed_labels: ImageLike, moving_labels: ImageLike) -> Measure:
-    """Dice of every label of the fixed label image, as a function of the transform; None where a label is absent."""
-    a, b = (_labels_of(image, given) for image, given in ((fixed, fixed_labels), (moving, moving_labels)))
+def _dice(fixed: Image, a: Image, b: Image) -> Measure:
+    """Dice of every label of the fixed label image ``a``, as a function of the transform; None where one is absent."""
     classes = [int(value) for value in np.unique(a.array) if value != 0]
 
     def measure(transform: sitk.Transform) -> dict[str, float | None]:
@@ -289,16 +305,19 @@ def _mask_of(image: Image, given: ImageLike) -> Image:
     try:
         on_image(mask, image)
     except OffImageError as error:
-        warnings.warn(f"{error} Nothing is deformed.", stacklevel=3)
+        warnings.warn(f"{error} The whole image is registered, and nothing is deformed.", stacklevel=3)
     return mask
 
 
-def _transform(pull_back: NDArray[np.float64], deformation: Deformation | None) -> sitk.Transform:
-    return matrix_to_sitk(pull_back) if deformation is None else deformation.through(pull_back)
-
-
-def _row(stage: str, step: int, pull_back: NDArray[np.float64]) -> dict[str, Any]:
+def _row(stage: str, step: int, action: str, score: float, pull_back: NDArray[np.float64]) -> dict[str, Any]:
     """A row of the trace."""
     n = len(pull_back) - 1
-    return {"stage": stage, "step": step,
+    return {"stage": stage, "step": step, "action": action, "score": float(score),
             **{f"m{i}{j}": pull_back[i, j] for i in range(n) for j in range(n + 1)}}
+
+
+def _told(candidate: Candidate) -> dict[str, Any]:
+    """What is told of a candidate."""
+    pose = candidate.pull_back if candidate.climbed is None else candidate.climbed
+    return {"name": ", ".join(candidate.names), "score": candidate.score, "information": candidate.information,
+            "overlap": candidate.overlap, "share": candidate.share, "pull_back": pose.tolist()}

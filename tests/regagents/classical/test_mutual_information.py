@@ -1,6 +1,9 @@
 """Registration by mutual information: known poses are found, failures are results, the same call gives the same answer.
 """
 
+import os
+import signal
+import threading
 from itertools import islice
 
 import numpy as np
@@ -120,3 +123,24 @@ def test_errors_name_the_field_and_the_way_out() -> None:
         MattesMI(metric="ssim")
     with pytest.raises(ValueError, match="initials is empty"):
         multi_start(volume, volume, [], np.zeros(3), seconds=1)
+
+
+class Asked(BaseException):
+    """What a signal raises here."""
+
+
+def test_a_signal_during_the_search_is_not_lost_in_it() -> None:
+    fixed, moving, _, grid = pair(2, seed=3, translation=5, rotation=5)
+
+    def raise_asked(*_: object) -> None:
+        raise Asked
+
+    before = signal.signal(signal.SIGUSR1, raise_asked)
+    try:
+        for moment in (0.02, 0.035, 0.05, 0.065, 0.08):     # most of them within SimpleITK
+            threading.Timer(moment, os.kill, (os.getpid(), signal.SIGUSR1)).start()
+            with pytest.raises(Asked):
+                for _ in range(1000):
+                    MattesMI().register(fixed, moving, np.eye(3), grid.center)
+    finally:
+        signal.signal(signal.SIGUSR1, before)

@@ -8,6 +8,7 @@ import numpy as np
 import pytest
 import SimpleITK as sitk
 
+from regagents.classical.syn import SyN
 from regagents.common.checkpoints import CheckpointError
 from regagents.registration import deformation as dense
 from regagents.registration.register import register
@@ -57,7 +58,7 @@ def error(transform: sitk.Transform, pose: np.ndarray, points: np.ndarray) -> fl
 
 
 @NDIM
-@pytest.mark.parametrize("name", ["adam", "convexadam"])
+@pytest.mark.parametrize("name", ["adam", "convexadam", "demons", "bspline", "greedy", "greedy:brain", "greedy:lung"])
 def test_a_known_deformation_is_found_about_a_pose(ndim: int, name: str) -> None:
     fixed, moving, pose, points = pair(ndim)
     found = dense.optimiser(name, ndim).register(fixed, moving, pose)
@@ -146,6 +147,30 @@ def test_what_cannot_be_deformed_is_named(tmp_path: Path) -> None:
         dense.optimiser("adam", 2).register(thin, moving, pose)
 
 
+def test_memory_limits_the_grid_and_nothing_else_does() -> None:
+    """A brain of 1 mm is registered as it is; with an eighth of the memory, or eight times the voxels, at 2 mm."""
+    brain = Grid.centered((190, 230, 190), 1.0)
+    for name in dense.OPTIMISERS:
+        if name != "syn" or SyN.available():
+            needed = int(brain.shape[0] * brain.shape[1] * brain.shape[2] * dense.OPTIMISERS[name].memory)
+            assert dense.optimiser(name, 3, memory=2 * needed).finest(brain) == 1.0
+            assert dense.optimiser(name, 3, memory=needed // 8).finest(brain) == pytest.approx(2.0, rel=1e-3)
+    assert dense.optimiser("greedy", 3).finest(brain) == 1.0
+    fixed, moving, pose, _ = pair(3)
+    few = dense.optimiser("greedy", 3, memory=1 << 20).register(fixed, moving, pose)
+    assert np.prod(few.grid.shape) * dense.OPTIMISERS["greedy"].memory < 1.1 * (1 << 20)
+    with pytest.raises(ValueError, match="memory is 0"):
+        dense.optimiser("greedy", 3, memory=0)
+    with pytest.raises(ValueError, match=r"'greedy:knee'; it must be one of .*greedy:lung"):
+        dense.optimiser("greedy:knee", 3)
+
+
+@pytest.mark.skipif(SyN.available(), reason="antspyx is installed")
+def test_what_is_not_installed_is_named_before_work_starts() -> None:
+    with pytest.raises(ValueError, match="pip install antspyx"):
+        dense.optimiser("syn", 3)
+
+
 @pytest.mark.slow
 def test_a_real_pair_of_lungs_is_registered(shared_data: Path) -> None:
     """Ten landmark pairs, 34.9 mm apart; an affine registration leaves 4.6 to 5.3 mm, elastix's B-spline 2.0 mm."""
@@ -168,7 +193,10 @@ def cropped(image: Image, by: int, offset: float) -> Image:
     return Image(np.rint(image.array[(slice(by, -by),) * grid.ndim] * 300) + np.float32(offset), inner, image.path)
 
 
-@pytest.mark.parametrize(("ndim", "name"), [*((n, name) for n in (2, 3) for name in dense.OPTIMISERS),
+HERE = [name for name in dense.OPTIMISERS if ":" not in name and (name != "syn" or SyN.available())]
+
+
+@pytest.mark.parametrize(("ndim", "name"), [*((n, name) for n in (2, 3) for name in HERE),
                                             (3, "lung3d-l2o")])
 def test_a_constant_added_to_both_images_changes_nothing(ndim: int, name: str) -> None:
     """Beyond the moving image there is its background, whatever number the scanner gives it."""

@@ -1,0 +1,252 @@
+"""How well two images agree at a pose, so that poses from different methods, near or far apart, can be ranked, and the
+best pose near each of them."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, replace
+
+import numpy as np
+import SimpleITK as sitk
+import torch
+from numpy.typing import NDArray
+from torch import Tensor
+
+from regagents.classical.common import blurred, downsampled, jittered_lattice, shift
+from regagents.classical.refinement import generators
+from regagents.common.threads import one_thread
+from regenv.data.io.images import Image, normalize
+from regenv.data.io.resampling import SHORTEST_AXIS, resampled_labels, to_sitk
+from regenv.grid import Grid
+from regenv.ops.sampling import sample
+
+VOXELS = {2: 10_000, 3: 40_000}     # images with more are averaged down to about so many
+FINE_VOXELS = {2: 60_000, 3: 250_000}
+BLUR_VOXELS = 1.0       # of an image that small: what two people's scans share is coarse
+CLOSING_VOXELS = 2      # of the foreground, before its holes are filled
+EDGE_SHARPNESS = 4.0    # of the step from inside to outside of a field of view, per voxel
+STRETCH_COST = 0.1      # of the squared logarithms of the stretches along the axes
+FLATTEST = 0.05         # determinant of a pose that the ascent may look at, and the inverse of the greatest
+GAIN, ITERATIONS = 30.0, 40     # of the objective, so that L-BFGS's first step is neither tiny nor wild; of the descent
+TINY = 1e-12
+
+
+@dataclass(frozen=True, eq=False)
+class Agreement:
+    """What :class:`Score` finds at K poses.
+
+    Attributes:
+        information: (K,) normalised mutual information less 1 over the union of the foregrounds, in [0, 1].
+        overlap: (K,) share of the smaller foreground that lies on the other, in [0, 1].
+        covered: (K,) share of the smaller foreground that lies within the other image's field of view, in [0, 1].
+        stretching: (K,) see :func:`stretching`.
+    """
+
+    information: NDArray[np.float64]
+    overlap: NDArray[np.float64]
+    covered: NDArray[np.float64]
+    stretching: NDArray[np.float64]
+
+    @property
+    def score(self) -> NDArray[np.float64]:
+        """(K,) information times overlap, less what stretching costs: higher is better."""
+        return self.information * self.overlap - STRETCH_COST * self.stretching
+
+
+@dataclass(frozen=True, eq=False)
+class Foreground:
+    """One image and points on its foreground.
+
+    Attributes:
+        values: (1, 2, *shape), intensity in [0, 1] and 1 on the foreground. grid: of both.
+        points_mm: (N, D+1) float64, homogeneous, one in each cell of a lattice. at_points: (N,) the intensity there.
+        volume: of the foreground, mm^D.
+    """
+
+    values: Tensor
+    grid: Grid
+    points_mm: Tensor
+    at_points: Tensor
+    volume: float
+
+    @classmethod
+    def of(cls, image: Image, voxels: int, samples: int, mask: Image | None = None) -> Foreground:
+        """The foreground by Otsu's threshold, closed, its holes filled, or a given mask; the whole image where that is
+        empty."""
+        small = downsampled(to_sitk(image), voxels)
+        small = blurred(small, BLUR_VOXELS * float(np.mean(small.GetSpacing())))
+        grid = Grid.from_sitk(small)
+        inside = (sitk.GetArrayFromImage(_filled(small)) if mask is None else
+                  resampled_labels(mask, grid, np.eye(grid.ndim + 1)).array) > 0
+        if not inside.any():
+            inside = np.ones_like(inside)
+        points = jittered_lattice(grid.shape, max(1, int(inside.size * samples / inside.sum())), seed=0)
+        points = points[inside[tuple(np.rint(points).astype(np.int64).T)]]
+        if not len(points):
+            points = np.argwhere(inside).astype(np.float64)
+        homogeneous = np.concatenate([grid.to_world(points), np.ones((len(points), 1))], 1)
+        both = np.stack([normalize(sitk.GetArrayFromImage(small)), inside.astype(np.float32)])[None]
+        found = cls(torch.from_numpy(np.ascontiguousarray(both, dtype=np.float32)), grid,
+                    torch.from_numpy(homogeneous), torch.empty(0), float(inside.sum()) * float(np.prod(grid.spacing)))
+        return replace(found, at_points=found.at(found.points_mm[None])[0][0])
+
+    def thinned(self, samples: int) -> Foreground:
+        """The same foreground with fewer points, drawn with a fixed seed."""
+        count = len(self.points_mm)
+        kept = torch.from_numpy(np.random.default_rng(0).permutation(count)[:samples])
+        return replace(self, points_mm=self.points_mm[kept], at_points=self.at_points[kept])
+
+    def at(self, points_mm: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+        """Intensity, foreground and whether the image reaches there (0 to 1), each (K, N), at points (K, N, D+1)."""
+        n, shape = self.grid.ndim, tuple(self.values.shape[2:])
+        points_vox = (points_mm @ torch.from_numpy(self.grid.world_to_voxel[:n].T)).to(torch.float32)
+        found = sample(self.values.expand(len(points_vox), -1, *shape),
+                       points_vox.view(len(points_vox), *(1,) * (n - 1), -1, n), padding="border").flatten(2)
+        depth = torch.minimum(points_vox + 0.5, torch.tensor(shape) - 0.5 - points_vox).amin(-1)
+        reached = torch.sigmoid(EDGE_SHARPNESS * depth)
+        return found[:, 0], found[:, 1] * reached, reached
+
+
+def _filled(image: sitk.Image) -> sitk.Image:
+    """The foreground of an image, 0 or 1."""
+    mask = sitk.OtsuThreshold(image, 0, 1)
+    if min(image.GetSize()) >= SHORTEST_AXIS:
+        mask = sitk.BinaryMorphologicalClosing(mask, [CLOSING_VOXELS] * image.GetDimension(), sitk.sitkBall, 1)
+    return sitk.BinaryFillhole(mask)
+
+
+@dataclass(frozen=True, eq=False)
+class Score:
+    """Agreement of two images at any pose, as a smooth function of it.
+
+    Normalised mutual information (Studholme et al. 1999) over the union of the two foregrounds, within both fields of
+    view: every part of either object takes part, wherever it lies, so a pose gains nothing by moving objects off each
+    other. Two objects side by side would still inform about each other (where one is, the other is not); hence the
+    factor :attr:`Agreement.overlap` where distant poses are ranked.
+    """
+
+    fixed: Foreground
+    moving: Foreground
+    bins: int = 24
+
+    @classmethod
+    @one_thread()
+    def of(cls, fixed: Image, moving: Image, masks: tuple[Image, Image] | None = None,
+           voxels: dict[int, int] = VOXELS, samples: int = 12_000) -> Score:
+        """Args: masks: in place of the foregrounds; voxels: images with more are averaged down first; samples: points
+        on each foreground, about."""
+        pairs = zip((fixed, moving), masks or (None, None), strict=True)
+        return cls(*(Foreground.of(image, voxels[image.ndim], samples, mask) for image, mask in pairs))
+
+    def thinned(self, samples: int) -> Score:
+        """The same score from fewer points on each foreground."""
+        return replace(self, fixed=self.fixed.thinned(samples), moving=self.moving.thinned(samples))
+
+    @one_thread()
+    @torch.inference_mode()
+    def at(self, pull_backs: NDArray[np.float64]) -> Agreement:
+        """Agreement at K poses, (K, D+1, D+1), fixed world to moving world points, mm."""
+        found = [self._measure(torch.from_numpy(np.ascontiguousarray(pose))[None]) for pose in pull_backs]
+        stretched = np.array([float(stretching(torch.from_numpy(np.ascontiguousarray(pose)))) for pose in pull_backs])
+        return Agreement(*(torch.cat(part).clamp(0, 1).numpy() for part in zip(*found, strict=True)), stretched)
+
+    @one_thread()
+    def climb(self, pull_back: NDArray[np.float64], motion: str,
+              iterations: int = ITERATIONS) -> NDArray[np.float64]:
+        """The best pose near a pose (D+1, D+1), by L-BFGS on the information less what stretching costs.
+
+        Args: motion: "rigid", "similarity" or "affine": what may change about the pose.
+        Returns: (D+1, D+1), never worse than the pose given.
+        """
+        start = torch.from_numpy(np.ascontiguousarray(pull_back))
+        center = self.fixed.points_mm[:, :-1].mean(0)
+        radius = float((self.fixed.points_mm[:, :-1] - center).norm(dim=1).mean())
+        before, after = (torch.from_numpy(shift(sign * center.numpy())) for sign in (1, -1))
+        parts = generators(self.fixed.grid.ndim, motion)
+        linear = np.abs(parts[:, :-1, :-1]).sum((1, 2)) > 0
+        parts[linear] /= radius
+        basis = torch.from_numpy(parts * float(np.mean(self.fixed.grid.spacing)))
+        best, found = -float("inf"), start
+        with torch.inference_mode(False), torch.enable_grad():
+            move = torch.zeros(len(basis), dtype=torch.float64, requires_grad=True)
+            optimizer = torch.optim.LBFGS([move], max_iter=iterations, history_size=8, tolerance_change=1e-6,
+                                          tolerance_grad=1e-7, line_search_fn="strong_wolfe")
+
+            def closure() -> Tensor:
+                nonlocal best, found
+                optimizer.zero_grad()
+                pose = start @ before @ torch.linalg.matrix_exp(torch.einsum("k,kij->ij", move, basis)) @ after
+                if not FLATTEST < float(torch.linalg.det(pose.detach()).abs()) < 1 / FLATTEST:
+                    return move.sum() * 0 + GAIN
+                value = self._measure(pose[None])[0][0] - STRETCH_COST * stretching(pose)
+                if value.item() > best:
+                    best, found = value.item(), pose.detach()
+                loss = -GAIN * value
+                loss.backward()
+                return loss
+
+            optimizer.step(closure)
+        return found.numpy()
+
+    def _measure(self, poses: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+        """Information, overlap and coverage, (K,) each, at poses (K, D+1, D+1) float64."""
+        here, there = self.fixed, self.moving
+        b_at_a, shared, reached_a = there.at(here.points_mm @ poses.mT)
+        a_at_b, doubled, reached_b = here.at(there.points_mm @ torch.linalg.inv(poses).mT)
+        volume_a = torch.full((len(poses),), here.volume, dtype=torch.float64)
+        volume_b = there.volume / torch.linalg.det(poses).abs()
+        share_a, share_b = volume_a[:, None] / len(here.points_mm), volume_b[:, None] / len(there.points_mm)
+        information = soft_information(
+            torch.cat([here.at_points.expand_as(b_at_a), a_at_b], 1),
+            torch.cat([b_at_a, there.at_points.expand_as(a_at_b)], 1),
+            torch.cat([share_a * reached_a, share_b * reached_b * (1 - doubled).clamp(min=0)], 1) + TINY, self.bins)
+        smaller = torch.minimum(volume_a, volume_b)
+        seen = torch.where(volume_a <= volume_b, (share_a * reached_a).sum(1), (share_b * reached_b).sum(1))
+        return information, ((share_a * shared).sum(1) / smaller).clamp(max=1), seen / smaller
+
+
+def soft_information(a: Tensor, b: Tensor, weight: Tensor, bins: int) -> Tensor:
+    """Normalised mutual information less 1 of weighted samples of two intensities, (K,), smooth in both.
+
+    Each sample is shared among its two neighbouring bins of either intensity: linear Parzen windows on both sides, since
+    here both change with the pose.
+
+    Args: a, b: (K, N) in [0, 1]; weight: (K, N), positive; bins: of each intensity.
+    """
+    places = [values.clamp(0, 1).double() * (bins - 1) for values in (a, b)]
+    lower = [place.detach().floor().clamp(max=bins - 2).to(torch.int64) for place in places]
+    upper = [place - below for place, below in zip(places, lower, strict=True)]
+    joint = torch.zeros(len(a), bins * bins, dtype=torch.float64)
+    for up_a in (0, 1):
+        for up_b in (0, 1):
+            share = (upper[0] if up_a else 1 - upper[0]) * (upper[1] if up_b else 1 - upper[1])
+            joint = joint.scatter_add(1, (lower[0] + up_a) * bins + lower[1] + up_b, weight * share)
+    joint = (joint / joint.sum(1, keepdim=True)).unflatten(1, (bins, bins))
+    both = _entropy(joint.flatten(1))
+    return (_entropy(joint.sum(2)) + _entropy(joint.sum(1)) + TINY) / (both + TINY) - 1
+
+
+def _entropy(probability: Tensor) -> Tensor:
+    return -(probability * (probability + TINY).log()).sum(-1)
+
+
+def stretching(pose: Tensor) -> Tensor:
+    """How much a linear map (D+1, D+1) stretches: near the sum of the squared logarithms of its stretches along the
+    principal axes, without their decomposition, which has no gradient where two are alike."""
+    metric = pose[:-1, :-1].mT @ pose[:-1, :-1]
+    unit = torch.eye(len(metric), dtype=metric.dtype)
+    return ((metric - unit).square().sum() + (torch.linalg.inv(metric) - unit).square().sum()) / 8
+
+
+def stretches(pull_back: NDArray[np.float64]) -> NDArray[np.float64]:
+    """Natural logarithms of a linear map's stretches along its principal axes, (D,)."""
+    return np.log(np.linalg.svd(pull_back[:-1, :-1], compute_uv=False))
+
+
+def rigid_part(pull_back: NDArray[np.float64], center: NDArray[np.float64]) -> NDArray[np.float64]:
+    """The rigid pose (D+1, D+1) with the rotation nearest to a linear map's that takes ``center`` (D,) to where the
+    map takes it."""
+    u, _, vt = np.linalg.svd(pull_back[:-1, :-1])
+    pose = np.eye(len(pull_back))
+    pose[:-1, :-1] = u @ vt
+    pose[:-1, -1] = pull_back[:-1, :-1] @ center + pull_back[:-1, -1] - pose[:-1, :-1] @ center
+    return pose
