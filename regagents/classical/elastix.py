@@ -15,7 +15,8 @@ from regagents.classical.common import Result, checked, is_flat
 from regenv.data.io.resampling import sitk_to_matrix
 from regenv.grid import Grid
 
-_TRANSFORMS = {"rigid": "EulerTransform", "similarity": "SimilarityTransform"}
+_TRANSFORMS = {"rigid": "EulerTransform", "similarity": "SimilarityTransform", "affine": "AffineTransform"}
+INITIALIZERS = ("GeometricalCenter", "CenterOfGravity")
 
 
 @dataclass(frozen=True)
@@ -23,8 +24,9 @@ class Elastix:
     """elastix's own multi-resolution mutual information with adaptive stochastic gradient descent.
 
     Args:
-        motion: "rigid" or "similarity".
+        motion: "rigid", "similarity" or "affine".
         resolutions: levels of the pyramid. iterations: of each. samples: of each iteration. bins: of the histogram.
+        initializer: elastix's own, of :data:`INITIALIZERS`, which then takes the place of the initial pose.
     """
 
     motion: str = "similarity"
@@ -32,8 +34,12 @@ class Elastix:
     iterations: int = 500
     samples: int = 4096
     bins: int = 32
+    initializer: str | None = None
 
     def __post_init__(self) -> None:
+        if self.initializer not in (None, *INITIALIZERS):
+            raise ValueError(f"Elastix: initializer is {self.initializer!r}; it must be one of "
+                             f"{', '.join(INITIALIZERS)}, or None.")
         if self.motion not in _TRANSFORMS:
             raise ValueError(f"Elastix: motion is {self.motion!r}; it must be one of {', '.join(_TRANSFORMS)}.")
 
@@ -55,25 +61,30 @@ class Elastix:
         initial = checked("Elastix", fixed, moving, initial)
         if is_flat(fixed, moving):
             return Result(initial, float("inf"), perf_counter() - began, 0)
-        settings, start = itk.ParameterObject.New(), itk.ParameterObject.New()
+        settings, given = itk.ParameterObject.New(), {}
         settings.AddParameterMap(self._settings(itk))
-        start.AddParameterMap(_affine_map(itk, initial, fixed))
+        if self.initializer is None:
+            given["initial_transform_parameter_object"] = itk.ParameterObject.New()
+            given["initial_transform_parameter_object"].AddParameterMap(_affine_map(itk, initial, fixed))
         try:
             _, found = itk.elastix_registration_method(
                 _itk(itk, fixed), _itk(itk, moving), parameter_object=settings, log_to_console=False,
-                initial_transform_parameter_object=start, number_of_threads=1)
+                number_of_threads=1, **given)
         except RuntimeError:
             return Result(initial, float("inf"), perf_counter() - began, 0)
         motion = _matrix(found.GetParameterMap(found.GetNumberOfParameterMaps() - 1), fixed.GetDimension())
-        return Result(motion @ initial, 0.0, perf_counter() - began, self.iterations * self.resolutions)
+        pull_back = motion @ initial if self.initializer is None else motion
+        return Result(pull_back, 0.0, perf_counter() - began, self.iterations * self.resolutions)
 
     def _settings(self, itk: Any) -> Any:
         settings = itk.ParameterObject.New().GetDefaultParameterMap("rigid", self.resolutions)
-        changes = {"Transform": _TRANSFORMS[self.motion], "AutomaticTransformInitialization": "false",
+        own = {} if self.initializer is None else {"AutomaticTransformInitializationMethod": self.initializer}
+        changes = {"Transform": _TRANSFORMS[self.motion],
+                   "AutomaticTransformInitialization": "false" if self.initializer is None else "true",
                    "AutomaticScalesEstimation": "true", "MaximumNumberOfIterations": self.iterations,
                    "NumberOfSpatialSamples": self.samples, "NumberOfHistogramBins": self.bins,
                    "NewSamplesEveryIteration": "true", "HowToCombineTransforms": "Compose",
-                   "WriteResultImage": "false", "RequiredRatioOfValidSamples": 0.05}
+                   "WriteResultImage": "false", "RequiredRatioOfValidSamples": 0.05, **own}
         for key, value in changes.items():
             settings[key] = [str(value)]
         return settings
@@ -109,12 +120,13 @@ def _affine_map(itk: Any, matrix: NDArray[np.float64], fixed: sitk.Image) -> Any
 
 
 def _matrix(parameters: Any, n: int) -> NDArray[np.float64]:
-    """The matrix (D+1, D+1) of elastix's parameter map of an Euler or similarity transform."""
+    """The matrix (D+1, D+1) of elastix's parameter map of an Euler, similarity or affine transform."""
     numbers = [float(value) for value in parameters["TransformParameters"]]
     kind = {name: key for key, name in _TRANSFORMS.items()}[parameters["Transform"][0]]
     makers: dict[tuple[str, int], Any] = {
         ("rigid", 2): sitk.Euler2DTransform, ("rigid", 3): sitk.Euler3DTransform,
-        ("similarity", 2): sitk.Similarity2DTransform, ("similarity", 3): sitk.Similarity3DTransform}
+        ("similarity", 2): sitk.Similarity2DTransform, ("similarity", 3): sitk.Similarity3DTransform,
+        ("affine", 2): lambda: sitk.AffineTransform(2), ("affine", 3): lambda: sitk.AffineTransform(3)}
     transform = makers[kind, n]()
     transform.SetCenter([float(value) for value in parameters["CenterOfRotationPoint"]])
     transform.SetParameters(numbers)

@@ -10,7 +10,7 @@ from tests.regagents.classical.images import FAR_MM, FOUND_MM, error_mm, pair
 
 
 @pytest.mark.parametrize("ndim", [2, 3])
-@pytest.mark.parametrize("motion", ["rigid", "similarity"])
+@pytest.mark.parametrize("motion", ["rigid", "similarity", "affine"])
 def test_elastix_finds_a_known_pose_from_a_given_start(ndim: int, motion: str) -> None:
     pytest.importorskip("itk")
     fixed, moving, truth, grid = pair(ndim, seed=1, translation=30, rotation=40)
@@ -18,6 +18,20 @@ def test_elastix_finds_a_known_pose_from_a_given_start(ndim: int, motion: str) -
     found = Elastix(motion).register(fixed, moving, near, grid.center)
     assert error_mm(near, truth, grid) > 3
     assert error_mm(found.pull_back, truth, grid) < FOUND_MM
+
+
+def test_elastix_starts_from_its_own_initializer_and_not_from_the_given_pose() -> None:
+    pytest.importorskip("itk")
+    fixed, moving, truth, grid = pair(3, seed=1, translation=15, rotation=5)
+    far = np.eye(4)
+    far[:3, 3] = FAR_MM
+    found = Elastix("rigid", initializer="CenterOfGravity").register(fixed, moving, far, grid.center)
+    assert error_mm(found.pull_back, truth, grid) < FOUND_MM
+
+
+def test_an_initializer_that_elastix_has_not_is_refused() -> None:
+    with pytest.raises(ValueError, match="initializer is 'Middle'"):
+        Elastix(initializer="Middle")
 
 
 def test_elastix_gives_back_the_start_where_it_cannot_register() -> None:
