@@ -80,7 +80,7 @@ def demo(arguments: argparse.Namespace) -> None:
             bar.set_description_str(stage)
             bar.update(round(100 * share) - bar.n)
 
-        result = register(fixed, moved(colin, motion), agent=arguments.agent, seed=arguments.seed, progress=progress,
+        result = register(fixed, moved(colin, motion), agent=arguments.agent, progress=progress,
                           landmarks=(points, truth))
     out = result.save(arguments.out)
 

@@ -22,6 +22,7 @@ from regagents.classical.common import (
     shift,
     turn_generators,
 )
+from regagents.common.descent import descend
 from regagents.common.threads import one_thread
 from regenv.data.io.images import normalize
 from regenv.grid import Grid
@@ -30,6 +31,7 @@ from regenv.ops.similarity import mi
 
 MOTIONS = ("rigid", "similarity", "affine")
 _RIDGE = 0.01            # keeps the preconditioner regular where the image does not show a motion (a disc, a slab)
+TOLERANCE = 1e-5         # of mutual information; the descent ends where an iteration gains less
 _LEAST_CONTRAST = 1e-12  # variance of the fixed samples, intensities in [0, 1]
 
 
@@ -38,11 +40,11 @@ class Refinement:
     """Local refinement to the nearest optimum of mutual information, with its exact gradient.
 
     The metric is taken at a jittered lattice of points of the fixed image. The points are the same wherever the search
-    begins, so the metric is one smooth function of the pose; they lie off the voxels, so interpolation favours no
-    pose. L-BFGS with a strong Wolfe line search descends in whitened coordinates, in which the Gauss-Newton matrix of
-    the mean squared error, ``H = sum_x (J^T grad I)(J^T grad I)^T``, is the identity. A few dozen evaluations reach
-    the optimum. Between two different heads the unsmoothed metric has many optima a millimetre apart; the coarse
-    stages bring starts some millimetres apart to one pose before the last stage begins.
+    begins, so the metric is one smooth function of the pose; they lie off the voxels, so interpolation favours no pose.
+    L-BFGS descends in whitened coordinates, in which the Gauss-Newton matrix of the mean squared error, ``H = sum_x
+    (J^T grad I)(J^T grad I)^T``, is the identity. A few dozen evaluations reach the optimum. Between two different
+    heads the unsmoothed metric has many optima a millimetre apart; the coarse stages bring starts some millimetres
+    apart to one pose before the last stage begins.
 
     Args:
         smoothing: Gaussian sigma of each stage, mm at a working spacing of 3 mm (scaled with the working spacing).
@@ -168,26 +170,16 @@ class _Objective:
     def descend(self, initial: NDArray[np.float64], iterations: int) -> tuple[NDArray[np.float64], int]:
         """The best pose that L-BFGS meets from ``initial``, and the number of evaluations."""
         pose = torch.from_numpy(initial @ shift(self.center))
-        motion = torch.zeros(len(self.whitening), dtype=torch.float64, requires_grad=True)
-        best, best_motion, count = float("inf"), motion.detach().clone(), 0
-        optimizer = torch.optim.LBFGS([motion], max_iter=iterations, max_eval=2 * iterations, tolerance_grad=1e-6,
-                                      tolerance_change=1e-5, history_size=8, line_search_fn="strong_wolfe")
+        motion, count = np.zeros(len(self.whitening)), 0
 
-        def closure() -> Tensor:
-            nonlocal best, best_motion, count
-            optimizer.zero_grad()
-            value = self(motion, pose)
-            value.backward()
-            count += 1
-            if value.item() < best:
-                best, best_motion = value.item(), motion.detach().clone()
-            return value
+        def loss(move: Tensor) -> Tensor:
+            value = self(move, pose)
+            return value if value.isfinite() else move.sum() * 0    # of images that tell nothing of each other
 
-        with torch.enable_grad():
-            if np.isfinite(self.at(initial)):
-                optimizer.step(closure)
-        moved = pose @ self._exponential(best_motion)
-        return moved.detach().numpy() @ shift(-self.center), count
+        if np.isfinite(self.at(initial)):
+            motion, count = descend(loss, len(motion), iterations, 2 * iterations, TOLERANCE)
+        moved = pose @ self._exponential(torch.from_numpy(motion))
+        return moved.numpy() @ shift(-self.center), count
 
     def at(self, pose: NDArray[np.float64]) -> float:
         """Negated mutual information at a pose."""

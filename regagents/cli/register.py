@@ -24,6 +24,16 @@ def add(commands: Commands) -> None:
     command.add_argument("fixed", metavar="FIXED", help="image file, or folder of a DICOM series")
     command.add_argument("moving", metavar="MOVING", help="likewise")
     command.add_argument("-o", "--out", metavar="OUT", required=True, help="folder for the results")
+    add_options(command)
+    command.add_argument("--masks", nargs=2, metavar=("FIXED", "MOVING"), help="what is to be aligned: mask images")
+    command.add_argument("--landmarks", nargs=2, metavar=("FIXED", "MOVING"),
+                         help="corresponding points (CSV, .fcsv): measure the TRE")
+    command.add_argument("--labels", nargs=2, metavar=("FIXED", "MOVING"), help="label images: measure the Dice")
+    command.set_defaults(command=run)
+
+
+def add_options(command: argparse.ArgumentParser) -> None:
+    """What applies to any pair of images: of ``register``, and of ``batch`` for all of its pairs."""
     command.add_argument("--agent", metavar="NAME|PATH", default="auto", help="agent or checkpoint (see `regagents "
                          "agents`); default auto")
     command.add_argument("--init", metavar="FILE|header|center", help="where the search begins: a transform, the "
@@ -33,18 +43,13 @@ def add(commands: Commands) -> None:
     command.add_argument("--no-refine", action="store_true", help="keep the agent's own pose (and deformation)")
     command.add_argument("--deform", metavar="NAME|PATH", help="then deform: adam, convex, convexadam, or weights of a "
                          "learned optimiser; writes transform.h5, too")
-    command.add_argument("--masks", nargs=2, metavar=("FIXED", "MOVING"), help="what is to be aligned: mask images")
     command.add_argument("--fill", metavar="VALUE", type=float, help="of warped.nii.gz where MOVING does not reach "
                          "(default: MOVING's least value)")
     command.add_argument("--spacing", metavar="MM", type=float, help="spacing of images whose file has none (PNG)")
     command.add_argument("--time", metavar="N", type=int, help="which volume of FIXED and MOVING, from 0, where they "
                          "are 4D")
-    command.add_argument("--landmarks", nargs=2, metavar=("FIXED", "MOVING"),
-                         help="corresponding points (CSV, .fcsv): measure the TRE")
-    command.add_argument("--labels", nargs=2, metavar=("FIXED", "MOVING"), help="label images: measure the Dice")
     command.add_argument("--strict", action="store_true", help=f"exit status {NOT_ALIGNED} unless the verdict is "
                          "aligned")
-    command.set_defaults(command=run)
 
 
 def run(arguments: argparse.Namespace) -> int:

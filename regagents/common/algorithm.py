@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import time
 from collections.abc import Mapping
+from functools import cached_property
 from pathlib import Path
 from typing import Any, ClassVar, Self
 
@@ -52,7 +53,6 @@ class Algorithm(BaseAlgorithm):
     """Attributes that SB3's ``save`` does not pickle."""
 
     policy: Any
-    optimizer: torch.optim.Optimizer
     updates: int
     curriculum: Curriculum | None
     card: dict[str, Any]
@@ -74,15 +74,20 @@ class Algorithm(BaseAlgorithm):
         self.begin_training()
 
     def begin_training(self) -> None:
-        """Make the optimizer, and the counters that SB3's ``load`` has not set."""
-        self.optimizer = self.make_optimizer()
+        """Set the counters that SB3's ``load`` has not set."""
         self.updates = getattr(self, "updates", 0)
         self.card = getattr(self, "card", {})
 
     # ------------------------------------------------------------------------------------------------------- training
 
+    @cached_property
+    def optimizer(self) -> torch.optim.Optimizer:
+        """That of :meth:`make_optimizer`, made where training first asks for it: torch then loads its compiler, for
+        seconds, which an agent that only plays does not need."""
+        return self.make_optimizer()
+
     def make_optimizer(self) -> torch.optim.Optimizer:
-        """The optimizer of :attr:`network`."""
+        """A new optimizer of :attr:`network`."""
         raise NotImplementedError
 
     def train_until(self, total: int, callbacks: BaseCallback, log_interval: int) -> None:

@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+import math
+from collections.abc import Iterable, Mapping, Sequence
 from typing import Any
 
 import gymnasium as gym
@@ -43,6 +44,26 @@ class Conv3d(nn.Conv3d):
 CONV = {2: nn.Conv2d, 3: Conv3d}
 
 
+def flat_width(layers: Iterable[nn.Module], shape: Sequence[int]) -> int:
+    """Features that convolutions and poolings make of an image (C, *shape). Layers of other kinds keep its shape.
+
+    By arithmetic: an image without memory ("meta") would load much of torch's compiler, for seconds.
+
+    Raises ValueError: the image is smaller than a kernel.
+    """
+    channels, sides = shape[0], list(shape[1:])
+    for layer in layers:
+        if not isinstance(layer, (*CONV.values(), *POOL.values())):
+            continue
+        kernel, stride, padding = ((value,) * len(sides) if isinstance(value, int) else value
+                                   for value in (layer.kernel_size, layer.stride, layer.padding))
+        sides = [(n + 2 * p - k) // s + 1 for n, k, s, p in zip(sides, kernel, stride, padding, strict=True)]
+        if min(sides) < 1:
+            raise ValueError(f"the image's shape is {tuple(shape[1:])}; it is too small for the network's kernels.")
+        channels = getattr(layer, "out_channels", channels)
+    return channels * math.prod(sides)
+
+
 class ImageExtractor(BaseFeaturesExtractor):
     """Base of the extractors: (B, C, *shape) observations, uint8 or float32, to features (B, features_dim).
 
@@ -55,9 +76,7 @@ class ImageExtractor(BaseFeaturesExtractor):
         super().__init__(observation_space, features_dim=head[-1])
         self.ndim = len(observation_space.shape) - 1
         self.byte = observation_space.dtype == np.uint8
-        shaping = nn.Sequential(*(layer for layer in layers if not isinstance(layer, (nn.ReLU, nn.BatchNorm3d))))
-        with torch.no_grad():   # relu without memory ("meta") would load torch's compiler, for seconds
-            width = shaping(torch.zeros(1, *observation_space.shape)).shape[1]
+        width = flat_width(layers, observation_space.shape)
         dense: list[nn.Module] = []
         for before, after in zip([width, *head[:-1]], head, strict=True):
             dense += [nn.Linear(before, after), *([nn.BatchNorm1d(after)] if norm else []), activation()]
@@ -124,9 +143,7 @@ class LiaoCNN(ImageExtractor):
             layers += [CONV[ndim](channels, width, 3, padding=1), NORM[ndim](width), nn.ReLU()]
             layers += [POOL[ndim](2)] if number < 2 else []
             channels = width
-        network = nn.Sequential(*layers, nn.Flatten()).eval()
-        super().__init__(observation_space, network, [512, 512, 64], norm=True)
-        self.train()
+        super().__init__(observation_space, nn.Sequential(*layers, nn.Flatten()), [512, 512, 64], norm=True)
 
 
 class SunCNN(ImageExtractor):

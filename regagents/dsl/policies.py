@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from functools import cached_property
 from typing import Any, ClassVar
 
 import torch
@@ -63,6 +64,18 @@ class DSLPolicy(DQNPolicy):
         """Set the factors (A,) from outputs to values of both networks."""
         for network in (self.q_net, self.q_net_target):
             network.action_weights.copy_(torch.as_tensor(action_weights))
+
+    def _build(self, lr_schedule: Any) -> None:
+        """As SB3's, without the optimizer."""
+        self.first_rate = lr_schedule(1)
+        self.q_net, self.q_net_target = self.make_q_net(), self.make_q_net()
+        self.q_net_target.load_state_dict(self.q_net.state_dict())
+        self.q_net_target.set_training_mode(False)
+
+    @cached_property
+    def optimizer(self) -> torch.optim.Optimizer:  # type: ignore[override]
+        """SB3's optimizer, of DQN, made where that first asks for it: torch then loads its compiler, for seconds."""
+        return self.optimizer_class(self.q_net.parameters(), lr=self.first_rate, **self.optimizer_kwargs)  # type: ignore[call-arg]
 
     def make_q_net(self) -> ValueNetwork:
         """As SB3's, on the device that torch chooses for new tensors; the algorithm moves the whole policy."""

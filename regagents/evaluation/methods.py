@@ -24,7 +24,9 @@ from regagents.dsl import DSL
 from regagents.evaluation.dense import searched, solved
 from regagents.evaluation.pairs import Case, Chunk
 from regagents.evaluation.tuned import motion_of, tuned_fields, tuned_mi
+from regagents.registration.candidates import best_end
 from regagents.registration.pipeline import AGENTS, Pipeline, pipeline, run, stages
+from regagents.registration.score import Score
 from regenv.core import RegistrationCore
 from regenv.data.io.images import Image
 from regenv.data.io.resampling import to_sitk
@@ -139,7 +141,10 @@ class Optimiser:
 
 @dataclass(frozen=True)
 class Chain:
-    """A pipeline of DSL agents, as ``register`` runs it, pair by pair. Args: agents: its stages, loaded."""
+    """The agents of a pipeline alone, as ``register`` without refinement runs them, pair by pair, without their rivals.
+
+    Args: agents: its stages, loaded.
+    """
 
     name: str
     chain: Pipeline
@@ -147,8 +152,11 @@ class Chain:
     learned: ClassVar[bool] = True
 
     def __call__(self, chunk: Chunk) -> Found:
-        return Found(np.stack([run(self.chain, case.fixed, case.moving, case.start, case.seed, agents=self.agents)[0]
-                               for case in chunk.cases]))
+        return Found(np.stack([self._end(case) for case in chunk.cases]))
+
+    def _end(self, case: Case) -> NDArray[np.float64]:
+        ended = run(self.chain, case.fixed, case.moving, case.start, agents=self.agents)
+        return best_end(ended, case.start, Score.of(case.fixed, case.moving))
 
 
 @dataclass(frozen=True)
@@ -299,7 +307,7 @@ def method_named(name: str | Pipeline, task: Task) -> Method:
 
 
 def _chain(name: str | Pipeline, task: Task) -> Method:
-    chain = pipeline(name)
+    chain = pipeline(name, task.grid.ndim)
     if not task.transform.linear:
         raise ValueError(f"{name_of(name)}: it finds a pose, but the pairs need a "
                          f"{type(task.transform).__name__}.")

@@ -7,6 +7,7 @@ from dataclasses import dataclass
 from regagents.classical import MattesMI
 from regagents.classical.convexadam import AdamInstance, ConvexAdam
 from regagents.classical.deformable import BSpline, Demons
+from regagents.classical.greedy import SETTINGS, ByDimension
 from regagents.classical.syn import SyN
 from regenv.data.pairs import PairSource
 from regenv.data.sources.brains import Brains
@@ -33,17 +34,19 @@ class Tuned:
     syn: SyN
     adam: AdamInstance = ADAM
     convexadam: ConvexAdam = CONVEX_ADAM
+    greedy: ByDimension = SETTINGS["generic"]
     masked: bool = False
 
 
 FIELDS: dict[tuple[type[PairSource], int], Tuned] = {
     (Digits, 2): Tuned(Demons(smoothing=0.5, iterations=200, levels=2), BSpline(control=3.5), SYN[2]),
-    (Brains, 2): Tuned(Demons(smoothing=0.7), BSpline(control=6.0, levels=1), SYN[2]),
-    (Livers, 3): Tuned(Demons(smoothing=0.7, levels=2), BSpline(control=4.0), SYN[3]),
+    (Brains, 2): Tuned(Demons(smoothing=0.7), BSpline(control=6.0, levels=1), SYN[2], greedy=SETTINGS["brain"]),
+    (Livers, 3): Tuned(Demons(smoothing=0.7, levels=2), BSpline(control=4.0), SYN[3], greedy=SETTINGS["organ"]),
     (OrganPairs, 2): Tuned(Demons(smoothing=1.0), BSpline(8.0), SYN[2]),
     (OrganPairs, 3): Tuned(Demons(smoothing=1.0, iterations=40), BSpline((4.0, 8.0, 8.0)), SYN[3]),
-    (Lungs, 2): Tuned(Demons(), BSpline(control=8.0), SYN[2], masked=True),
-    (Lungs, 3): Tuned(Demons(), BSpline(control=8.0, sampling=0.1), SYN[3], masked=True),
+    (Lungs, 2): Tuned(Demons(), BSpline(control=8.0), SYN[2], greedy=SETTINGS["lung"], masked=True),
+    (Lungs, 3): Tuned(Demons(), BSpline(control=8.0, sampling=0.1), SYN[3], greedy=SETTINGS["lung"],
+                      masked=True),
 }
 OTHERS = {2: FIELDS[Brains, 2], 3: FIELDS[Livers, 3]}  # for sources on which nothing was tuned
 

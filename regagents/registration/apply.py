@@ -20,7 +20,6 @@ from numpy.typing import NDArray
 from regagents.registration import fields
 from regagents.registration.statement import BACKWARD, FORWARD, check_free, read_statement, write_statement
 from regenv.atomic import atomic
-from regenv.data.io.dicom import read_series
 from regenv.data.io.displacements import Field
 from regenv.data.io.errors import ImageError
 from regenv.data.io.formats import inspect
@@ -238,6 +237,8 @@ def header_of(path: Path, time: int | None = None) -> Header:
     if not path.exists():
         raise ImageError(f"{path}: no such file or folder. Check the path.")
     if path.is_dir() or path.name.lower().endswith(DICOM_SUFFIXES):
+        from regenv.data.io.dicom import read_series  # a quarter of a second, which few need
+
         return read_series(path, None, MAX_BYTES)
     return inspect(path, MAX_BYTES, time)
 

@@ -16,8 +16,9 @@ from regenv.data.io.resampling import foreground_center, matrix_to_sitk, sampled
 from regenv.grid import Grid
 
 COARSE_SAMPLES, COARSE_ITERATIONS = 3_000, 20   # of the score and its ascent while candidates are compared
-COMPARED, FEWEST_OF_AGENT = 6, 2        # candidates that are brought to their best pose; of an agent among them
-SEARCHED = 3                            # poses of a search over rotations that become candidates
+COMPARED, FEWEST_OF_AGENT = {2: 12, 3: 6}, 2    # candidates that are brought to their best pose; an agent's of them
+MOTION = {2: "rigid", 3: "similarity"}  # by which: people differ in size, slices of a person do not
+SEARCHED = {2: 8, 3: 3}                 # poses of a search over rotations that become candidates
 TILTS = ((0.0, 0.0, 0.0), (45.0, 0.0, 0.0), (0.0, 45.0, 0.0), (0.0, 0.0, 45.0))   # of the cube, degrees
 PHASE_TURNS, PHASE_SIZE = 36, 128       # rotations and pixels an axis of a phase correlation
 
@@ -31,7 +32,7 @@ class Candidate:
         pull_back: (D+1, D+1), mm, as the way found it.
         share: of an agent's lanes that ended there.
         path: of the agent.
-        climbed: the best pose near it, a similarity; None before it is sought.
+        climbed: the best pose near it; None before it is sought.
         score, information, overlap: there.
         names: every way that led there.
     """
@@ -67,7 +68,7 @@ def information(fixed: Image, moving: Image, score: Score) -> Sequence[NDArray[n
     rotations = np.concatenate([turns(n) @ tilt for tilt in tilts])
     poses = turned(centered(fixed, moving), middle, rotations)
     best = np.argsort(-score.at(poses).score, kind="stable")
-    return list(poses[best[:SEARCHED]])
+    return list(poses[best[:SEARCHED[n]]])
 
 
 def phase(fixed: Image, moving: Image, score: Score) -> Sequence[NDArray[np.float64]]:
@@ -126,11 +127,18 @@ def ranked(fixed: Image, moving: Image, score: Score, start: NDArray[np.float64]
                      if apart(pose, candidate.pull_back, score) < AGREE_MM / 2), None)
         if near is not None:
             best[near] = _joined(best[near], candidate)
-        elif len(tried) < COMPARED:
+        elif len(tried) < COMPARED[fixed.ndim]:
             tried.append(candidate.pull_back)
-            climbed = coarse.climb(candidate.pull_back, "similarity", COARSE_ITERATIONS)
+            climbed = coarse.climb(candidate.pull_back, MOTION[fixed.ndim], COARSE_ITERATIONS)
             best.append(replace(candidate, climbed=climbed, names=(candidate.name,)))
     return _merged(best, score)
+
+
+def best_end(ended: Sequence[Ended], start: NDArray[np.float64], score: Score) -> NDArray[np.float64]:
+    """The pose of the agents' ends that agrees best, as they left it; the start where there are no agents."""
+    own = np.stack([one.pull_back for one in ended]) if ended else start[None]
+    best: NDArray[np.float64] = own[int(score.at(own).score.argmax())] if len(own) > 1 else own[0]
+    return best
 
 
 def _merged(candidates: Sequence[Candidate], score: Score) -> list[Candidate]:

@@ -20,10 +20,12 @@ from torch import Tensor
 
 from regagents.agents import load_as
 from regagents.classical.common import shift
+from regagents.common.algorithm import Algorithm
 from regagents.common.player import Player, player_of, selected
 from regagents.common.threads import one_thread
 from regagents.dsl.dsl import DSL
-from regenv.core import RegistrationCore, pose_of
+from regagents.registration.poses import anchored, mean_pose
+from regenv.core import RegistrationCore
 from regenv.data.io.images import Image
 from regenv.data.io.resampling import foreground_center
 from regenv.data.sources.files import image_pair
@@ -91,16 +93,22 @@ def pipeline(agent: str | Path | Pipeline, ndim: int) -> Pipeline:
     return AUTO[ndim] if str(agent) == "auto" else AGENTS.get(str(agent), Pipeline((str(agent),)))
 
 
-def stages(chain: Pipeline, fixed: Image) -> list[DSL]:
-    """The agents of a pipeline. Raises CheckpointError for bad weights, ValueError for agents of another dimension and
-    for agents that deform."""
-    agents = [load_as(DSL, name) for name in chain.stages]
-    for name, agent in zip(chain.stages, agents, strict=True):
+def stages(chain: Pipeline, fixed: Image) -> list[Algorithm]:
+    """The agents of a pipeline: of any algorithm, as long as they end in a pose.
+
+    Raises CheckpointError for bad weights, ValueError for agents of another dimension, for agents that deform, and
+    where attention needs the saliency of an agent that has none.
+    """
+    agents = [load_as(Algorithm, name) for name in chain.stages]
+    for place, (name, agent) in enumerate(zip(chain.stages, agents, strict=True)):
         task = agent.task()
         ndim, moves = task.grid.ndim, type(task.transform).__name__
         if not task.transform.linear:
             raise ValueError(f"{name}: agent deforms (its poses are those of {moves}); a pipeline needs agents of "
-                             "rigid ids. `regagents evaluate` measures agents that deform.")
+                             "rigid or similarity ids. `regagents evaluate` measures agents that deform.")
+        if chain.attention and place + 1 < len(agents) and not isinstance(agent, DSL):
+            raise ValueError(f"{name}: algorithm is {type(agent).__name__}; attention needs the saliency of a DSL "
+                             "agent at every stage but the last. Choose one, or leave attention out.")
         if ndim != fixed.grid.ndim:
             raise ValueError(f"{fixed.path}: image is {fixed.grid.ndim}D, but agent {name} registers {ndim}D images. "
                              f"Choose an agent for {fixed.grid.ndim}D.")
@@ -118,7 +126,7 @@ class Ended:
 
 def run(chain: Pipeline, fixed: Image, moving: Image, start: NDArray[np.float64],
         tell: Callable[[str, float], None] = lambda name, share: None,
-        agents: Sequence[DSL] | None = None) -> list[Ended]:
+        agents: Sequence[Algorithm] | None = None) -> list[Ended]:
     """Where a pipeline's lanes end, the largest group first; empty for a pipeline without agents.
 
     Args:
@@ -139,6 +147,7 @@ def run(chain: Pipeline, fixed: Image, moving: Image, start: NDArray[np.float64]
                  for members, lane, pose in groups(aligned)][:GROUPS]
         starts = np.stack([group.pull_back for group in ended])
         if chain.attention and number + 1 < len(chain.stages):
+            assert isinstance(agent, DSL)   # as stages() sees to
             center = fine_center(agent, fixed, moving, aligned.center, starts[0])
     return ended
 
@@ -176,16 +185,17 @@ class Aligned:
         return np.einsum("kij,pj->kpi", self.pull_backs[:, :n, :n], points) + self.pull_backs[:, None, :n, n]
 
 
-def align(agent: DSL, fixed: Image, moving: Image, starts: NDArray[np.float64], steps: int | None = None,
+def align(agent: Algorithm, fixed: Image, moving: Image, starts: NDArray[np.float64], steps: int | None = None,
           center: NDArray[np.float64] | None = None) -> Aligned:
     """Run an agent greedily from each start.
 
     Args:
         fixed, moving: images of the agent's dimension.
         starts: (K, D+1, D+1) pull-backs, mm.
-        steps: at most this many (default: the environment's limit). A lane ends early once it has not moved by more
-            than 1.5 mm net over the last 10 steps; its pose is then the mean over those steps. Lanes that come within
-            5 mm of each other go on as one, since an agent does the same from the same pose.
+        steps: at most this many (default: as many as the agent plays, or the environment's limit). A lane ends early
+            once it has not moved by more than 1.5 mm net over the last 10 steps; its pose is then the mean over those
+            steps. Lanes that come within 5 mm of each other go on as one, since an agent without memory does the same
+            from the same pose.
         center: middle of the agent's view in the fixed world, mm (default: the foreground's centroid).
     Raises: ValueError: the images have another dimension.
     """
@@ -195,19 +205,18 @@ def align(agent: DSL, fixed: Image, moving: Image, starts: NDArray[np.float64], 
     middle = foreground_center(fixed) if center is None else np.asarray(center, dtype=np.float64)
     core = _core_about(agent, middle)
     pair = image_pair(fixed, moving, core.task.grid, len(starts)).to(agent.device)
-    anchor = torch.eye(task.grid.ndim + 1, dtype=torch.float64).repeat(len(starts), 1, 1)
-    anchor[:, :-1, -1] = torch.from_numpy(foreground_center(moving) - middle)
-    begin = torch.from_numpy(np.ascontiguousarray(starts, dtype=np.float64))
-    anchor, begin = anchor.to(agent.device), begin.to(agent.device)
+    begin, target = (torch.from_numpy(np.ascontiguousarray(values, dtype=np.float64)).to(agent.device)
+                     for values in (starts, foreground_center(moving)))
     assert is_linear(task.transform)
-    state = core.begin(pair, pose_of(task.transform, anchor, pair.center, begin), anchor)
-    rolled = _Rollout(player_of(agent), core, state, steps or task.max_episode_steps).play()
+    anchor, pose = anchored(task.transform, begin, pair.center, target)
+    state = core.begin(pair, pose, anchor)
+    rolled = _Rollout(player_of(agent), core, state, steps or agent.steps_played or task.max_episode_steps).play()
     path = rolled.poses()
     return Aligned(_settled(path, rolled.taken, rolled.still)[rolled.met], path.cpu().numpy(),
                    rolled.taken.cpu().numpy(), rolled.met, rolled.actions, middle)
 
 
-def _core_about(agent: DSL, center: NDArray[np.float64]) -> RegistrationCore:
+def _core_about(agent: Algorithm, center: NDArray[np.float64]) -> RegistrationCore:
     """The agent's own environment with its view about a point of the fixed world; it never says that an episode ends.
     """
     task = agent.task()
@@ -296,14 +305,6 @@ def _settled(path: Tensor, taken: Tensor, still: Tensor) -> NDArray[np.float64]:
     back = torch.arange(min(WINDOW, path.shape[0]), device=path.device)[:, None] * still
     index = (taken[None] - back).clamp(min=0)
     return mean_pose(path[index, torch.arange(path.shape[1], device=path.device)].cpu().numpy())
-
-
-def mean_pose(poses: NDArray[np.float64]) -> NDArray[np.float64]:
-    """Mean of rigid poses (N, ..., D+1, D+1) over the first axis: the rotation nearest to the mean matrix."""
-    mean: NDArray[np.float64] = poses.mean(0)
-    u, _, vt = np.linalg.svd(mean[..., :-1, :-1])
-    mean[..., :-1, :-1] = u @ vt
-    return mean
 
 
 def _corners(ndim: int) -> Tensor:

@@ -16,8 +16,8 @@ import torch
 from numpy.typing import NDArray
 
 from regagents.classical import downsampled, evaluate_metric
-from regagents.dsl.dsl import DSL
-from regagents.registration.candidates import Candidate, ranked
+from regagents.common.algorithm import Algorithm
+from regagents.registration.candidates import Candidate, best_end, ranked
 from regagents.registration.deformation import Deformation, Optimiser, optimiser
 from regagents.registration.finish import FINE_SAMPLES, TRANSFORMS, finished
 from regagents.registration.pipeline import Pipeline, centered, pipeline, run, stages
@@ -89,7 +89,7 @@ def register(fixed: ImageLike, moving: ImageLike, agent: str | Path | Pipeline =
     if transform not in TRANSFORMS:
         raise ValueError(f"register: transform is {transform!r}; take one of {', '.join(TRANSFORMS)}.")
     a, b = _read(fixed, moving)
-    points = corresponding(landmarks, (a, b)) if landmarks else None
+    points = _points(a, b, landmarks) if landmarks else None
     classes = (_labels_of(a, labels[0]), _labels_of(b, labels[1])) if labels else None
     measures = [*([_tre(*points)] if points else []), *([_dice(a, *classes)] if classes else [])]
     inside = (_mask_of(a, masks[0]), _mask_of(b, masks[1])) if masks else None
@@ -144,18 +144,15 @@ class _Registration:
     def fine(self) -> Score:
         return Score.of(self.fixed, self.moving, self.masks, FINE_VOXELS, FINE_SAMPLES)
 
-    def pose(self, chain: Pipeline, agents: Sequence[DSL], start: NDArray[np.float64]) -> NDArray[np.float64]:
+    def pose(self, chain: Pipeline, agents: Sequence[Algorithm], start: NDArray[np.float64]) -> NDArray[np.float64]:
         """The best of the agent's ends as it left them; the start for a pipeline without agents."""
         begun = time.perf_counter()
         ended = run(chain, self.fixed, self.moving, start, self.tell, agents)
         self.seconds["agent"] = time.perf_counter() - begun
         self.tell("candidates", 0.6)
         self.candidates = ranked(self.fixed, self.moving, self.score, start, ended, chain.rivals)
-        own = [one.pull_back for one in ended] or [start]
-        agreement = self.score.at(np.stack(own)).score
-        pull_back = own[int(agreement.argmax())]
-        best = self.candidates[0]
-        path = best.path or (ended[int(agreement.argmax())].path if ended else [])
+        pull_back = best_end(ended, start, self.score)
+        path = self.candidates[0].path or next((one.path for one in ended), [])
         thin = self.score.thinned(TOLD_SAMPLES)
         self.trace.extend(_row(visited.stage, visited.step, visited.action,
                                float(thin.at(visited.pull_back[None]).score[0]), visited.pull_back) for visited in path)
@@ -265,6 +262,13 @@ def _checked_pose(initial: NDArray[np.float64], ndim: int) -> NDArray[np.float64
         raise ValueError(f"register: initial has shape {pose.shape}; a {ndim}D pose is a finite "
                          f"({ndim + 1}, {ndim + 1}) matrix.")
     return pose
+
+
+def _points(fixed: Image, moving: Image,
+            given: tuple[PointsLike, PointsLike]) -> tuple[NDArray[np.float64], NDArray[np.float64]]:
+    """Corresponding landmarks of both images, (N, D) each, mm."""
+    here, there = corresponding(given, (fixed, moving))
+    return here, there
 
 
 def _tre(points: NDArray[np.float64], targets: NDArray[np.float64]) -> Measure:

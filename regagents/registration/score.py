@@ -13,13 +13,14 @@ from torch import Tensor
 
 from regagents.classical.common import blurred, downsampled, jittered_lattice, shift
 from regagents.classical.refinement import generators
+from regagents.common.descent import descend
 from regagents.common.threads import one_thread
 from regenv.data.io.images import Image, normalize
 from regenv.data.io.resampling import SHORTEST_AXIS, resampled_labels, to_sitk
 from regenv.grid import Grid
 from regenv.ops.sampling import sample
 
-VOXELS = {2: 10_000, 3: 40_000}     # images with more are averaged down to about so many
+VOXELS = {2: 30_000, 3: 40_000}     # images with more are averaged down to about so many
 FINE_VOXELS = {2: 60_000, 3: 250_000}
 BLUR_VOXELS = 1.0       # of an image that small: what two people's scans share is coarse
 CLOSING_VOXELS = 2      # of the foreground, before its holes are filled
@@ -134,8 +135,9 @@ class Score:
            voxels: dict[int, int] = VOXELS, samples: int = 12_000) -> Score:
         """Args: masks: in place of the foregrounds; voxels: images with more are averaged down first; samples: points
         on each foreground, about."""
-        pairs = zip((fixed, moving), masks or (None, None), strict=True)
-        return cls(*(Foreground.of(image, voxels[image.ndim], samples, mask) for image, mask in pairs))
+        here, there = masks or (None, None)
+        return cls(Foreground.of(fixed, voxels[fixed.ndim], samples, here),
+                   Foreground.of(moving, voxels[moving.ndim], samples, there))
 
     def thinned(self, samples: int) -> Score:
         """The same score from fewer points on each foreground."""
@@ -147,7 +149,8 @@ class Score:
         """Agreement at K poses, (K, D+1, D+1), fixed world to moving world points, mm."""
         found = [self._measure(torch.from_numpy(np.ascontiguousarray(pose))[None]) for pose in pull_backs]
         stretched = np.array([float(stretching(torch.from_numpy(np.ascontiguousarray(pose)))) for pose in pull_backs])
-        return Agreement(*(torch.cat(part).clamp(0, 1).numpy() for part in zip(*found, strict=True)), stretched)
+        information, overlap, covered = (torch.cat(part).clamp(0, 1).numpy() for part in zip(*found, strict=True))
+        return Agreement(information, overlap, covered, stretched)
 
     @one_thread()
     def climb(self, pull_back: NDArray[np.float64], motion: str,
@@ -165,27 +168,17 @@ class Score:
         linear = np.abs(parts[:, :-1, :-1]).sum((1, 2)) > 0
         parts[linear] /= radius
         basis = torch.from_numpy(parts * float(np.mean(self.fixed.grid.spacing)))
-        best, found = -float("inf"), start
-        with torch.inference_mode(False), torch.enable_grad():
-            move = torch.zeros(len(basis), dtype=torch.float64, requires_grad=True)
-            optimizer = torch.optim.LBFGS([move], max_iter=iterations, history_size=8, tolerance_change=1e-6,
-                                          tolerance_grad=1e-7, line_search_fn="strong_wolfe")
 
-            def closure() -> Tensor:
-                nonlocal best, found
-                optimizer.zero_grad()
-                pose = start @ before @ torch.linalg.matrix_exp(torch.einsum("k,kij->ij", move, basis)) @ after
-                if not FLATTEST < float(torch.linalg.det(pose.detach()).abs()) < 1 / FLATTEST:
-                    return move.sum() * 0 + GAIN
-                value = self._measure(pose[None])[0][0] - STRETCH_COST * stretching(pose)
-                if value.item() > best:
-                    best, found = value.item(), pose.detach()
-                loss = -GAIN * value
-                loss.backward()
-                return loss
+        def pose(move: Tensor) -> Tensor:
+            return start @ before @ torch.linalg.matrix_exp(torch.einsum("k,kij->ij", move, basis)) @ after
 
-            optimizer.step(closure)
-        return found.numpy()
+        def loss(move: Tensor) -> Tensor:
+            moved = pose(move)
+            if not FLATTEST < float(torch.linalg.det(moved.detach()).abs()) < 1 / FLATTEST:
+                return move.sum() * 0 + GAIN
+            return -GAIN * (self._measure(moved[None])[0][0] - STRETCH_COST * stretching(moved))
+
+        return pose(torch.from_numpy(descend(loss, len(basis), iterations, iterations + iterations // 4)[0])).numpy()
 
     def _measure(self, poses: Tensor) -> tuple[Tensor, Tensor, Tensor]:
         """Information, overlap and coverage, (K,) each, at poses (K, D+1, D+1) float64."""
@@ -207,8 +200,8 @@ class Score:
 def soft_information(a: Tensor, b: Tensor, weight: Tensor, bins: int) -> Tensor:
     """Normalised mutual information less 1 of weighted samples of two intensities, (K,), smooth in both.
 
-    Each sample is shared among its two neighbouring bins of either intensity: linear Parzen windows on both sides, since
-    here both change with the pose.
+    Each sample is shared among its two neighbouring bins of either intensity: linear Parzen windows on both sides,
+    since here both change with the pose.
 
     Args: a, b: (K, N) in [0, 1]; weight: (K, N), positive; bins: of each intensity.
     """

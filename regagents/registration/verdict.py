@@ -82,14 +82,14 @@ def wrong_poses(pose: NDArray[np.float64], score: Score) -> NDArray[np.float64]:
     rotations = regular[rng.integers(len(regular), size=WRONG)]
     found = turned(pose, middle, rotations)
     for wrong in found:
-        wrong[:] = wrong @ shift(rng.uniform(-1, 1, n) * WRONG_SHIFT * radius)
+        wrong[:] = wrong @ shift(WRONG_SHIFT * radius * rng.uniform(-1, 1, n))
     return found
 
 
 def mirrored(score: Score, pose: NDArray[np.float64]) -> float:
     """Logarithm of the best score near the pose's mirror images, through the planes of the fixed image's axes, over the
     best near the pose itself."""
-    middle = score.fixed.points_mm[:, :-1].mean(0).numpy()
+    middle: NDArray[np.float64] = score.fixed.points_mm[:, :-1].mean(0).numpy()
     poses = []
     for flipped in (None, *range(len(middle))):
         flip = np.eye(len(middle) + 1)

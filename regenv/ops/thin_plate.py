@@ -6,7 +6,6 @@ import numpy as np
 import torch
 import torch.nn.functional as F
 from numpy.typing import NDArray
-from scipy.interpolate import RBFInterpolator
 
 from regenv.ops.sampling import LINEAR
 
@@ -23,6 +22,8 @@ def thin_plate(points: NDArray[np.float64], values: NDArray[np.float64], shape: 
     Returns: (K, *shape) float64.
     Raises: ValueError: too few points, or smoothing or spacing out of range.
     """
+    from scipy.interpolate import RBFInterpolator  # half a second, which few need
+
     ndim = len(shape)
     if len(points) <= ndim:
         raise ValueError(f"thin_plate: there are {len(points)} points; it needs more than {ndim}.")

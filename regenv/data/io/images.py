@@ -19,7 +19,6 @@ import numpy as np
 from numpy.typing import ArrayLike, NDArray
 
 from regenv.data.io import headers
-from regenv.data.io.dicom import read_series
 from regenv.data.io.errors import ImageError, reason, shown
 from regenv.data.io.formats import inspect
 from regenv.data.io.headers import MAX_BYTES, Header
@@ -117,6 +116,8 @@ def _read(path: Path, spacing: float | Sequence[float] | None, time: int | None,
         if not path.exists():
             raise ImageError(f"{path}: no such file or folder. Check the path.")
         if path.is_dir() or path.name.lower().endswith(_DICOM_SUFFIXES):
+            from regenv.data.io.dicom import read_series  # a quarter of a second, which few need
+
             header = read_series(path, spacing, max_bytes)
             headers.volume_number(path, "size", header.size, 1, time)
         else:
@@ -165,7 +166,7 @@ def normalize(array: ArrayLike, low: float = 0.5, high: float = 99.5) -> NDArray
         float32, same shape; all 0 for a constant image.
     """
     values = np.asarray(array, dtype=np.float32)
-    finite = values[np.isfinite(values)]
+    finite = _finite(values)
     if finite.size == 0:
         return np.zeros_like(values)
     least, most = float(finite.min()), float(finite.max())
@@ -177,5 +178,14 @@ def normalize(array: ArrayLike, low: float = 0.5, high: float = 99.5) -> NDArray
     bottom, top = (float(p) for p in np.percentile(foreground, (low, high)))
     if not top > bottom:        # two values only, such as a mask
         bottom, top = least, most
-    scaled = np.nan_to_num((values - bottom) / (top - bottom), nan=0.0, posinf=0.0, neginf=0.0)
+    scaled = values - np.float32(bottom)
+    scaled /= np.float32(top - bottom)
+    if _finite(scaled).size < scaled.size:
+        scaled = np.nan_to_num(scaled, copy=False, nan=0.0, posinf=0.0, neginf=0.0)
     return np.clip(scaled, 0.0, 1.0, out=scaled)
+
+
+def _finite(values: NDArray[np.float32]) -> NDArray[np.float32]:
+    """The finite ones among values, (N,); the values' own memory where all are."""
+    finite = np.isfinite(values)
+    return values.ravel() if finite.all() else values[finite]

@@ -54,12 +54,19 @@ def write_image(path: str | Path, array: NDArray[Any], grid: Grid) -> None:
                 found = sitk.ReadImage(str(temporary))
         except RuntimeError as error:
             raise unwritten(path, reason(error)) from error
-        values, kept = sitk.GetArrayFromImage(found), np.isfinite(array)    # the library of NIfTI reads NaN as 0
-        if values.shape != array.shape or not np.array_equal(array[kept], values[kept]):    # such as on a full disk
+        if not _same_values(array, sitk.GetArrayViewFromImage(found)):     # such as on a full disk
             raise unwritten(path, "what can be read back is not what was written")
         if path.suffix.lower() != ".png" and not _same_place(found, image):
             raise ImageError(f"{path}: direction is {grid.direction} and origin {grid.origin} mm, which this format "
                              "does not hold. Write .mha or .nrrd.")
+
+
+def _same_values(array: NDArray[Any], found: NDArray[Any]) -> bool:
+    """Whether an array's finite values are found again; the library of NIfTI reads NaN as 0."""
+    if np.array_equal(array, found):
+        return True
+    kept = np.isfinite(array)
+    return found.shape == array.shape and np.array_equal(array[kept], found[kept])
 
 
 def _same_place(one: sitk.Image, other: sitk.Image) -> bool:

@@ -21,7 +21,11 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from regenv.ops.kernels.layout import MOMENTS, bits, homogeneous
+from regenv.ops.kernels.lncc_cpu import lncc_force
+from regenv.ops.kernels.smoothing_cpu import central_force, smoothed
 from regenv.ops.kernels.threads import run
+
+__all__ = ["central_force", "fused_warp", "lncc_force", "smoothed", "vjp", "warp", "warp_labels"]
 
 BLOCK = 1024  # voxels, of whole rows of one lane
 _PAIR, _FUSED = ir.VectorType(ir.FloatType(), 2), ("contract",)

@@ -13,9 +13,10 @@ import triton.language as tl
 from torch import Tensor
 
 from regenv.ops.kernels.layout import MOMENTS, bits, homogeneous
-from regenv.ops.kernels.reference import vjp
+from regenv.ops.kernels.lncc_cuda import lncc_force
+from regenv.ops.kernels.reference import central_force, smoothed, vjp
 
-__all__ = ["fused_warp", "vjp", "warp", "warp_labels"]
+__all__ = ["central_force", "fused_warp", "lncc_force", "smoothed", "vjp", "warp", "warp_labels"]
 
 BLOCK = 512
 _SIZES = ("channels", "blocks", "height", "width", "d", "h", "w")  # a size of 1 would be a constant of another type

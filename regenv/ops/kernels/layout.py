@@ -6,6 +6,7 @@ import torch
 from torch import Tensor
 
 MOMENTS = 5
+LOCALLY_FLAT = 1e-8  # product of a window's two variances, in units of the images' own: below it, no contrast
 _WORDS = {1: torch.int8, 2: torch.int16, 4: torch.int32, 8: torch.int64}
 
 

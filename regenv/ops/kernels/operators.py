@@ -60,6 +60,62 @@ def check_float(name: str, image: Tensor) -> None:
         raise ValueError(f"{name}: the image is of type {image.dtype}; it must be float. Labels need mode=\"nearest\".")
 
 
+def check_lncc(fixed: Tensor, warped: Tensor, mask: Tensor | None) -> None:
+    """Raise ValueError unless two images and a mask fit together."""
+    check("lncc_force", fixed, None, None, fixed.shape[2:])
+    if mask is not None and (mask.shape[1:] != (1, *fixed.shape[2:]) or len(mask) not in (1, len(fixed))):
+        raise ValueError(f"lncc_force: the fixed image is {tuple(fixed.shape)}, the mask {tuple(mask.shape)}; the mask "
+                         f"must be {(len(fixed), 1, *fixed.shape[2:])}.")
+    _check_alike("lncc_force", fixed, warped, mask)
+
+
+def _check_alike(name: str, first: Tensor, second: Tensor, mask: Tensor | None = None) -> None:
+    """Raise ValueError unless two images have one shape and one device, and their values are float."""
+    if first.shape != second.shape:
+        raise ValueError(f"{name}: the images are {tuple(first.shape)} and {tuple(second.shape)}; both must have one "
+                         "shape.")
+    for image in (first, second):
+        check_float(name, image)
+    for other in (second, mask):
+        if other is not None and other.device != first.device:
+            raise ValueError(f"{name}: tensors are on {first.device} and {other.device}; move one of them.")
+
+
+@custom_op("regenv::lncc_force", mutates_args=(),
+           schema="(Tensor fixed, Tensor warped, Tensor? mask, Tensor standard, int window) -> (Tensor, Tensor)")
+def lncc_force(fixed: Tensor, warped: Tensor, mask: Tensor | None, standard: Tensor,
+               window: int) -> tuple[Tensor, Tensor]:
+    """Sums of local correlations and their gradient, in one pass: ``reference.lncc_force``."""
+    check_lncc(fixed, warped, mask)
+    if standard.shape != (*fixed.shape[:2], 4) or standard.device != fixed.device:
+        raise ValueError(f"lncc_force: standard is {tuple(standard.shape)} on {standard.device}; it must be "
+                         f"{(*fixed.shape[:2], 4)} on {fixed.device}.")
+    if mask is not None and len(mask) != len(fixed):
+        mask = mask.expand(len(fixed), *mask.shape[1:])
+    if window < 1 or window % 2 == 0:
+        raise ValueError(f"lncc_force: window is {window}; it must be a positive odd number of voxels.")
+    return backend(fixed.device, fixed).lncc_force(fixed, warped, mask, standard, window)
+
+
+@custom_op("regenv::smoothed", mutates_args=(), schema="(Tensor image, Tensor taps) -> Tensor")
+def smoothed(image: Tensor, taps: Tensor) -> Tensor:
+    """An image filtered along every axis, at the border repeated."""
+    check("smoothed", image, None, None, image.shape[2:])
+    check_float("smoothed", image)
+    if taps.ndim != 1 or len(taps) < 1 or taps.device != image.device:
+        raise ValueError(f"smoothed: the filter is {tuple(taps.shape)} on {taps.device}; it must be (radius + 1,) on "
+                         f"{image.device}.")
+    return backend(image.device, image).smoothed(image, taps)
+
+
+@custom_op("regenv::central_force", mutates_args=(), schema="(Tensor force, Tensor image) -> Tensor")
+def central_force(force: Tensor, image: Tensor) -> Tensor:
+    """A force times the central differences of an image, summed over its channels."""
+    check("central_force", image, None, None, image.shape[2:])
+    _check_alike("central_force", force, image)
+    return backend(image.device, image).central_force(force, image)
+
+
 @custom_op("regenv::warp_affine", mutates_args=(), schema="(Tensor image, Tensor matrix, SymInt[] shape) -> Tensor")
 def warp_affine(image: Tensor, matrix: Tensor, shape: tuple[int, ...]) -> Tensor:
     """An image through an affine map, linear, 0 outside."""
@@ -95,10 +151,15 @@ def warp_labels(labels: Tensor, matrix: Tensor | None, displacement: Tensor | No
     return backend(labels.device, displacement).warp_labels(labels, matrix, displacement, tuple(shape))
 
 
-@custom_op("regenv::fused_warp", mutates_args=(),
-           schema="(Tensor fixed, Tensor moving, Tensor? matrix, Tensor? displacement, str view) "
-                  "-> (Tensor, Tensor)")
-def fused_warp(fixed: Tensor, moving: Tensor, matrix: Tensor | None, displacement: Tensor | None,
+# An operator of custom_op loads torch's compiler when it is first called, for seconds. This one, which all agents call,
+# does not.
+torch.library.define("regenv::fused_warp", "(Tensor fixed, Tensor moving, Tensor? matrix, Tensor? displacement, "
+                     "str view) -> (Tensor, Tensor)", tags=(torch.Tag.pt2_compliant_tag,))
+fused_warp = torch.ops.regenv.fused_warp
+
+
+@torch.library.impl("regenv::fused_warp", "default")
+def _(fixed: Tensor, moving: Tensor, matrix: Tensor | None, displacement: Tensor | None,
                view: str) -> tuple[Tensor, Tensor]:
     """The step of an environment in one pass: warp, observation, and the sums that rewards are made of."""
     check("fused_warp", moving, matrix, displacement, fixed.shape[2:])
@@ -145,13 +206,30 @@ def _(labels: Tensor, matrix: Tensor | None, displacement: Tensor | None, shape:
     return labels.new_empty((*labels.shape[:2], *shape))
 
 
-@fused_warp.register_fake
+@torch.library.register_fake("regenv::fused_warp")
 def _(fixed: Tensor, moving: Tensor, matrix: Tensor | None, displacement: Tensor | None,
       view: str) -> tuple[Tensor, Tensor]:
     lanes, channels = moving.shape[:2]
     shape = (lanes, (2 if view == "pair" else 1) * channels, *fixed.shape[2:])
     return (fixed.new_empty(shape, dtype=torch.float32),
             fixed.new_empty((lanes, channels, MOMENTS), dtype=torch.float64))
+
+
+@lncc_force.register_fake
+def _(fixed: Tensor, warped: Tensor, mask: Tensor | None, standard: Tensor, window: int) -> tuple[Tensor, Tensor]:
+    kind = torch.promote_types(fixed.dtype, torch.float32)
+    return fixed.new_empty(fixed.shape[:2], dtype=torch.float64), fixed.new_empty(fixed.shape, dtype=kind)
+
+
+@smoothed.register_fake
+def _(image: Tensor, taps: Tensor) -> Tensor:
+    return image.new_empty(image.shape, dtype=torch.promote_types(image.dtype, torch.float32))
+
+
+@central_force.register_fake
+def _(force: Tensor, image: Tensor) -> Tensor:
+    return image.new_empty((len(image), image.ndim - 2, *image.shape[2:]),
+                           dtype=torch.promote_types(image.dtype, torch.float32))
 
 
 @warp_vjp.register_fake

@@ -1,4 +1,4 @@
-"""Registration end to end: what is written, measured and refused."""
+"""Registration end to end: from any pose, from a pose that is given, what is written, measured and refused."""
 
 from __future__ import annotations
 
@@ -10,15 +10,18 @@ import numpy as np
 import pytest
 import SimpleITK as sitk
 
-from regagents.registration import register as registration
 from regagents.registration.pipeline import WINDOW, Pipeline
 from regagents.registration.register import register
+from regagents.registration.score import stretches
 from regenv.data.io import Image, ImageError, write_image
-from regenv.data.io.transforms import read_transform
+from regenv.data.io.transforms import read_transform, write_transform
 from regenv.grid import Grid
-from tests.regagents.toys import blobs, checkpoint, grids, image_pair
+from tests.regagents.registration.phantoms import GRIDS, error_mm, moved, seen
+from tests.regagents.toys import blobs, checkpoint, grids, image_pair, rigid
 
-FILES = {"transform.tfm", "warped.nii.gz", "overlay.png", "trace.csv", "metrics.json"}
+FILES = {"transform.tfm", "transform.json", "warped.nii.gz", "overlay.png", "trace.csv", "report.html", "metrics.json"}
+POINTS = {"points_warped.csv"}
+ANYWHERE = Pipeline((), rivals=("header", "center", "information"))     # every way but a network
 FOUND_MM = 0.5
 EXACT = 1e-9
 SAME_VOXEL = 1e-3   # of intensities up to 800
@@ -38,10 +41,10 @@ def images(ndim: int) -> tuple[Image, Image]:
 def test_registers_files_and_writes_everything(tmp_path: Path, ndim: int) -> None:
     fixed, moving, truth = image_pair(tmp_path, ndim)
     points = grids(ndim)[0].center + np.random.default_rng(0).uniform(-25, 25, (12, ndim))
-    result = register(fixed, moving, Pipeline((str(checkpoint(tmp_path / "toy.safetensors", ndim)),), starts=2),
+    result = register(fixed, moving, Pipeline((str(checkpoint(tmp_path / "toy.safetensors", ndim)),)),
                       landmarks=(points, points @ truth[:-1, :-1].T + truth[:-1, -1]))
     out = result.save(tmp_path / "a" / "out")
-    assert {path.name for path in out.iterdir()} == FILES
+    assert {path.name for path in out.iterdir()} == FILES | POINTS
     assert result.metrics["tre_mm"]["before"] > 20
     assert result.metrics["tre_mm"]["after"] < FOUND_MM
     assert np.abs(read_transform(out / "transform.tfm") - result.pull_back).max() < EXACT
@@ -57,9 +60,13 @@ def test_registers_files_and_writes_everything(tmp_path: Path, ndim: int) -> Non
     picture = sitk.GetArrayFromImage(sitk.ReadImage(str(out / "overlay.png")))
     assert picture.ndim == 3 and picture.std() > 0
     metrics = json.loads((out / "metrics.json").read_text())
-    assert metrics["similarity"]["refinement"] >= metrics["similarity"]["agent"]
+    assert metrics == result.metrics
+    assert metrics["similarity"]["refinement"] >= metrics["similarity"]["start"]
+    assert np.array_equal(metrics["pull_back"], result.pull_back)
+    assert metrics["verdict"]["state"] in ("aligned", "doubtful", "failed")
     rows = list(csv.DictReader((out / "trace.csv").open()))
-    assert [row["stage"] for row in rows[-2:]] == ["agent", "refinement"]
+    assert [row["stage"] for row in rows[-3:]] == ["agent", "candidates", "refinement"]
+    assert all(np.isfinite(float(row["score"])) for row in rows)
     last = [[float(rows[-1][f"m{i}{j}"]) for j in range(ndim + 1)] for i in range(ndim)]
     assert np.array_equal(last, result.pull_back[:-1])
 
@@ -71,13 +78,95 @@ def test_without_refinement_the_agents_pose_is_kept(tmp_path: Path, images: tupl
     expected[0, -1] = 0.1 * np.mean(np.arange(1, WINDOW + 1))
     assert np.abs(result.pull_back - expected).max() < EXACT
     assert "refinement" not in result.metrics["similarity"]
+    actions = [row["action"] for row in result.trace]
+    assert actions == ["", *["tx +0.1"] * WINDOW, ""]
+    assert [row["step"] for row in result.trace] == [*range(WINDOW + 1), 0]
 
 
-def test_same_seed_same_bits(tmp_path: Path) -> None:
+def test_twice_the_same_bits(tmp_path: Path) -> None:
     fixed, moving, _ = image_pair(tmp_path, 2)
-    chain = Pipeline((str(checkpoint(tmp_path / "toy.safetensors", 2)),), starts=3)
-    first, second = (register(fixed, moving, chain, seed=5) for _ in range(2))
+    chain = Pipeline((str(checkpoint(tmp_path / "toy.safetensors", 2)),), turned=True)
+    first, second = (register(fixed, moving, chain) for _ in range(2))
     assert np.array_equal(first.pull_back, second.pull_back)
+    assert first.trace == second.trace and first.metrics["verdict"] == second.metrics["verdict"]
+
+
+@pytest.mark.parametrize("degrees", [(163.0,), (180.0, 0.0, 0.0), (35.0, -80.0, 140.0)])
+def test_an_image_comes_home_from_any_pose(degrees: tuple[float, ...]) -> None:
+    """The moving image is turned and shifted by its header alone, so the truth is exact."""
+    ndim = 2 if len(degrees) == 1 else 3
+    truth = rigid([90.0, -70.0, 40.0][:ndim] + list(degrees), np.zeros(ndim))
+    fixed = seen(GRIDS[ndim])
+    result = register(fixed, moved(fixed, truth), ANYWHERE)
+    assert error_mm(result.pull_back, truth) < FOUND_MM
+    metrics = result.metrics
+    assert metrics["verdict"]["state"] == "aligned" and metrics["verdict"]["probability"] > 0.5
+    assert "information" in metrics["candidates"][0]["name"]
+    told = [one["score"] for one in metrics["candidates"]]
+    assert told == sorted(told, reverse=True)
+    assert [row["stage"] for row in result.trace] == ["agent", "candidates", "refinement"]
+
+
+def test_an_affine_map_is_found_where_it_is_asked_for() -> None:
+    truth = rigid([20.0, -15.0, 100.0], np.zeros(2)) @ np.diag([1.15, 0.9, 1.0])
+    fixed = seen(GRIDS[2])
+    moving = seen(Grid.centered((80, 80), 2.0, truth[:2, 2]), truth)
+    found = {name: register(fixed, moving, ANYWHERE, transform=name).pull_back
+             for name in ("rigid", "similarity", "affine")}
+    assert error_mm(found["affine"], truth) < FOUND_MM
+    assert np.ptp(stretches(found["similarity"])) == pytest.approx(0.0, abs=1e-9)
+    assert stretches(found["rigid"]) == pytest.approx(0.0, abs=1e-9)
+    with pytest.raises(ValueError, match="transform is 'elastic'; take one of rigid, similarity, affine"):
+        register(fixed, moving, ANYWHERE, transform="elastic")
+
+
+def test_the_search_begins_where_it_is_told_and_stays_near(tmp_path: Path) -> None:
+    """An image turned upside down and back: another pose would fit, but the one that is given is near its own."""
+    fixed = seen(GRIDS[2])
+    truth = rigid([30.0, -20.0, 4.0], np.zeros(2))
+    moving = moved(fixed, truth)
+    write_transform(tmp_path / "start.tfm", truth)
+    for initial, wanted in ((truth, truth), (str(tmp_path / "start.tfm"), truth), (tmp_path / "start.tfm", truth),
+                            ("header", np.eye(3))):
+        result = register(fixed, moving, ANYWHERE, initial=initial, refine=False)
+        assert error_mm(result.pull_back, wanted) < 1e-6
+        assert {one["name"] for one in result.metrics["candidates"]} == {"start"}
+    centers = register(fixed, moving, ANYWHERE, initial="center", refine=False).pull_back
+    assert error_mm(centers, truth) < 3.0 and centers[:2, :2] == pytest.approx(np.eye(2))
+    assert error_mm(register(fixed, moving, ANYWHERE, initial="center").pull_back, truth) < FOUND_MM
+
+
+def test_what_cannot_be_a_start_is_refused(tmp_path: Path) -> None:
+    fixed = seen(GRIDS[2])
+    write_transform(tmp_path / "volume.tfm", np.eye(4))
+    with pytest.raises(ImageError, match=r"volume\.tfm: the transform is 3D, but the images are 2D"):
+        register(fixed, fixed, ANYWHERE, initial=tmp_path / "volume.tfm")
+    with pytest.raises(ImageError, match="nowhere"):
+        register(fixed, fixed, ANYWHERE, initial="nowhere.tfm")
+    for bad in (np.eye(4), np.full((3, 3), np.nan)):
+        with pytest.raises(ValueError, match=r"a 2D pose is a finite \(3, 3\) matrix"):
+            register(fixed, fixed, ANYWHERE, initial=bad)
+
+
+def test_a_mask_says_what_is_registered() -> None:
+    """Beside the object lies another one that does not come along; the masks leave it out."""
+    grid = Grid.centered((56, 112), 2.0)
+    truth = rigid([8.0, -5.0, 12.0], np.zeros(2))
+    beside = np.eye(3)
+    beside[0, 2] = 78.0
+    fixed, other = seen(grid), seen(grid, beside)
+    moving = seen(grid, truth)
+    masks = tuple(Image((image.array > 0.05).astype(np.uint8), grid, "mask") for image in (fixed, moving))
+    both = [Image(image.array + other.array, grid, image.path) for image in (fixed, moving)]
+    result = register(*both, "none", initial="header", masks=masks)
+    assert error_mm(result.pull_back, truth) < FOUND_MM
+
+
+def test_two_unlike_images_are_not_aligned(rng: np.random.Generator) -> None:
+    one, other = (Image(rng.normal(size=(40, 44)).astype(np.float32), Grid.centered((40, 44), 2.0), "noise")
+                  for _ in range(2))
+    told = register(one, other, ANYWHERE).metrics["verdict"]
+    assert told["state"] != "aligned" and told["reasons"]
 
 
 def test_labels_give_dice(tmp_path: Path) -> None:
@@ -110,7 +199,7 @@ def test_saving_again_replaces_and_keeps_other_files(tmp_path: Path) -> None:
     (out / "notes.txt").write_text("mine")
     (out / "metrics.json").write_text("old")
     result.save(out)
-    assert json.loads((out / "metrics.json").read_text())["seed"] == 0
+    assert json.loads((out / "metrics.json").read_text()) == result.metrics
     assert (out / "notes.txt").read_text() == "mine"
 
 
@@ -122,7 +211,7 @@ def test_failed_save_leaves_nothing(tmp_path: Path, monkeypatch: pytest.MonkeyPa
     if existing:
         out.mkdir()
     before = set(tmp_path.rglob("*"))
-    monkeypatch.setattr(registration.json, "dumps", lambda *a, **k: 1 / 0)  # the last file of the five
+    monkeypatch.setattr("regagents.registration.result.json.dumps", lambda *a, **k: 1 / 0)  # the last of the files
     with pytest.raises(ZeroDivisionError):
         result.save(out)
     assert set(tmp_path.rglob("*")) == before
@@ -131,7 +220,7 @@ def test_failed_save_leaves_nothing(tmp_path: Path, monkeypatch: pytest.MonkeyPa
 def test_images_of_two_dimensions_are_refused(tmp_path: Path) -> None:
     flat, _, _ = image_pair(tmp_path, 2)
     volume, _, _ = image_pair(tmp_path, 3)
-    with pytest.raises(ImageError, match=r"moving image is 3D but fixed image .*fixed2d.* is 2D"):
+    with pytest.raises(ImageError, match=r"moving image is 3D but fixed image .*fixed2d.* is 2D.*register the matching slice"):
         register(flat, volume, "head")
 
 
