@@ -56,7 +56,7 @@ def frame(fixed: Any, warped: Any, mode: str = "overlay", text: str | None = Non
     Raises:
         ValueError: unknown mode, unequal shapes, or neither 2D nor 3D.
     """
-    a, b = _pixels(fixed), _pixels(warped)
+    a, b = _array(fixed), _array(warped)
     if mode not in MODES:
         raise ValueError(f"render: mode is {mode!r}; choose one of {', '.join(MODES)}.")
     if a.shape != b.shape or a.ndim not in (2, 3):
@@ -138,20 +138,23 @@ def write_png(path: str | PathLike[str], picture: NDArray[np.uint8]) -> None:
         raise OSError(f"{fspath(path)}: it cannot be written. Check the folder and the free space.")
 
 
-def _pixels(image: Any) -> NDArray[np.float32]:
-    array = np.asarray(image.detach().cpu() if isinstance(image, Tensor) else image, dtype=np.float32)
-    return np.nan_to_num(array).clip(0, 1)
+def _array(image: Any) -> NDArray[Any]:
+    return np.asarray(image.detach().cpu() if isinstance(image, Tensor) else image)
 
 
-def _sections(a: NDArray[np.float32], b: NDArray[np.float32],
+def _pixels(image: NDArray[Any]) -> NDArray[np.float32]:
+    return np.nan_to_num(image.astype(np.float32)).clip(0, 1)
+
+
+def _sections(a: NDArray[Any], b: NDArray[Any],
               sides: tuple[float, ...]) -> list[tuple[NDArray[np.float32], NDArray[np.float32], float, float]]:
     """The slices to show of both images, and each one's height and width, mm."""
     if a.ndim == 2:
-        return [(a, b, a.shape[0] * sides[0], a.shape[1] * sides[1])]
+        return [(_pixels(a), _pixels(b), a.shape[0] * sides[0], a.shape[1] * sides[1])]
     sections = []
     for axis in range(3):
         rows, columns = (i for i in range(3) if i != axis)
-        x, y = (np.take(image, image.shape[axis] // 2, axis) for image in (a, b))
+        x, y = (_pixels(np.take(image, image.shape[axis] // 2, axis)) for image in (a, b))
         if rows == 0:  # array axis 0 is z, which runs upwards; picture rows run downwards
             x, y = x[::-1], y[::-1]
         sections.append((x, y, a.shape[rows] * sides[rows], a.shape[columns] * sides[columns]))

@@ -196,7 +196,8 @@ def generators(n: int, motion: str) -> NDArray[np.float64]:
     """Generators (P, D+1, D+1) of a motion: rotations; for "similarity" the scale, for "affine" the stretches along the
     axes and the shears; then the translations."""
     pairs = [(a, b) for a in range(n) for b in range(a, n)]
-    linear = {"rigid": np.zeros((0, n, n)), "similarity": np.eye(n)[None], "affine": np.zeros((len(pairs), n, n))}[motion]
+    linear = {"rigid": np.zeros((0, n, n)), "similarity": np.eye(n)[None],
+              "affine": np.zeros((len(pairs), n, n))}[motion]
     for part, (a, b) in zip(linear, pairs, strict=False) if motion == "affine" else ():
         part[a, b] = part[b, a] = 1.0
     linear = np.concatenate([turn_generators(n), linear])

@@ -41,7 +41,8 @@ def add_options(command: argparse.ArgumentParser) -> None:
     command.add_argument("--transform", choices=TRANSFORMS, default="rigid", help="what the refinement may change "
                          "(default rigid)")
     command.add_argument("--no-refine", action="store_true", help="keep the agent's own pose (and deformation)")
-    command.add_argument("--deform", metavar="NAME|PATH", help="then deform: adam, convex, convexadam, or weights of a "
+    command.add_argument("--deform", metavar="NAME|PATH", help="then deform: greedy (greedy:brain, "
+                         ":lung, :organ), demons, bspline, syn, adam, convex, convexadam, or weights of a "
                          "learned optimiser; writes transform.h5, too")
     command.add_argument("--fill", metavar="VALUE", type=float, help="of warped.nii.gz where MOVING does not reach "
                          "(default: MOVING's least value)")

@@ -55,9 +55,9 @@ def flat_width(layers: Iterable[nn.Module], shape: Sequence[int]) -> int:
     for layer in layers:
         if not isinstance(layer, (*CONV.values(), *POOL.values())):
             continue
-        kernel, stride, padding = ((value,) * len(sides) if isinstance(value, int) else value
-                                   for value in (layer.kernel_size, layer.stride, layer.padding))
-        sides = [(n + 2 * p - k) // s + 1 for n, k, s, p in zip(sides, kernel, stride, padding, strict=True)]
+        settings: tuple[Any, ...] = (layer.kernel_size, layer.stride, layer.padding)
+        each = ((value,) * len(sides) if isinstance(value, int) else value for value in settings)
+        sides = [(n + 2 * p - k) // s + 1 for n, k, s, p in zip(sides, *each, strict=True)]
         if min(sides) < 1:
             raise ValueError(f"the image's shape is {tuple(shape[1:])}; it is too small for the network's kernels.")
         channels = getattr(layer, "out_channels", channels)

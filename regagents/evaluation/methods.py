@@ -264,6 +264,7 @@ FIELDS: dict[str, Callable[[Task], Method]] = {
     "bspline": lambda task: ClassicalField("bspline", tuned_fields(task).bspline),
     "adam": lambda task: Optimiser("adam", tuned_fields(task).adam, tuned_fields(task).masked),
     "convexadam": lambda task: Optimiser("convexadam", tuned_fields(task).convexadam, tuned_fields(task).masked),
+    "greedy": lambda task: Optimiser("greedy", tuned_fields(task).greedy, tuned_fields(task).masked),
     "syn": _syn,
 }
 

@@ -20,7 +20,7 @@ COMPARED, FEWEST_OF_AGENT = {2: 12, 3: 6}, 2    # candidates that are brought to
 MOTION = {2: "rigid", 3: "similarity"}  # by which: people differ in size, slices of a person do not
 SEARCHED = {2: 8, 3: 3}                 # poses of a search over rotations that become candidates
 TILTS = ((0.0, 0.0, 0.0), (45.0, 0.0, 0.0), (0.0, 45.0, 0.0), (0.0, 0.0, 45.0))   # of the cube, degrees
-PHASE_TURNS, PHASE_SIZE = 36, 128       # rotations and pixels an axis of a phase correlation
+PHASE_TURNS, PHASE_SIZE, STRONGEST = 36, 128, 3     # rotations and pixels an axis of a phase correlation; peaks kept
 
 
 @dataclass(frozen=True, eq=False)
@@ -72,7 +72,8 @@ def information(fixed: Image, moving: Image, score: Score) -> Sequence[NDArray[n
 
 
 def phase(fixed: Image, moving: Image, score: Score) -> Sequence[NDArray[np.float64]]:
-    """The translation by phase correlation (Kuglin and Hines 1975) after each of 36 rotations; the strongest. 2D."""
+    """The translation by phase correlation (Kuglin and Hines 1975) after each of 36 rotations; the three with
+    the strongest peaks. 2D."""
     import cv2
 
     if fixed.ndim != 2:
@@ -86,11 +87,11 @@ def phase(fixed: Image, moving: Image, score: Score) -> Sequence[NDArray[np.floa
     found = []
     for pose in turned(centered(fixed, moving), middle, np.stack([_turn(angle) for angle in angles])):
         there = sampled(to_sitk(moving), grid, matrix_to_sitk(pose))
-        (x, y), response = cv2.phaseCorrelate(here, there, window)
+        (x, y), response = cv2.phaseCorrelate(here.copy(), there, window)   # which multiplies both by the window
         move = np.eye(3)
         move[:2, 2] = np.array([x, y]) * size
         found.append((response, pose @ move))
-    return [max(found, key=lambda one: one[0])[1]]
+    return [pose for _, pose in sorted(found, key=lambda one: -one[0])[:STRONGEST]]
 
 
 def sift(fixed: Image, moving: Image, score: Score) -> Sequence[NDArray[np.float64]]:

@@ -5,7 +5,7 @@ from __future__ import annotations
 import csv
 import json
 from collections.abc import Iterable, Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
@@ -19,10 +19,11 @@ from regagents.registration.deformation import Deformation
 from regenv import render
 from regenv.atomic import whole_folder
 from regenv.data.io.displacements import Field
-from regenv.data.io.images import Image, normalize
+from regenv.data.io.images import Image
 from regenv.data.io.resampling import framed, matrix_to_sitk, resampled_labels, sampled, to_sitk
 from regenv.data.io.transforms import kind, write_transform
 from regenv.data.io.writing import write_image
+from regenv.grid import Grid
 
 WRITTEN = ("transform.tfm", "transform.h5", "transform.json", "warped.nii.gz", "labels_warped.nii.gz",
            "points_warped.csv", "displacement.nii.gz", "jacobian.nii.gz", "overlay.png", "trace.csv", "report.html",
@@ -122,9 +123,24 @@ class Result:
     def _pictures(self) -> list[NDArray[np.uint8]]:
         """The fixed image with the moving one as it lies, and after registration."""
         grid, moving = self.fixed.grid, to_sitk(self.moving)
-        return [render.frame(normalize(self.fixed.array), sampled(moving, grid, transform), spacing=grid.spacing,
-                             text=text)
+        fixed = sitk.GetArrayViewFromImage(to_sitk(self.fixed))
+        return [render.frame(fixed, _middle_slices(moving, grid, transform), spacing=grid.spacing, text=text)
                 for text, transform in (("before", None), ("after", self.transform))]
+
+
+def _middle_slices(image: sitk.Image, grid: Grid, transform: sitk.Transform | None) -> NDArray[np.float32]:
+    """An image on a grid, (*grid.shape), in three dimensions in the middle slices alone, which are what a picture
+    shows; 0 elsewhere."""
+    if grid.ndim == 2:
+        return sampled(image, grid, transform)
+    found = np.zeros(grid.shape, dtype=np.float32)
+    for axis, size in enumerate(grid.shape):
+        first = np.zeros(grid.ndim)
+        first[axis] = size // 2
+        shape = tuple(1 if other == axis else n for other, n in enumerate(grid.shape))
+        middle = replace(grid, shape=shape, origin=tuple(grid.to_world(first).tolist()))
+        found[(slice(None),) * axis + (slice(size // 2, size // 2 + 1),)] = sampled(image, middle, transform)
+    return found
 
 
 def _write_table(path: Path, rows: Iterable[Mapping[str, Any]]) -> None:

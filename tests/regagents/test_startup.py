@@ -16,6 +16,9 @@ from regagents.a3c.workers import WorkerError
 from regagents.cli import common
 from regagents.common.jobs import ENGINES, JobError
 from regenv import shell
+from regenv.data.io.writing import write_image
+from regenv.grid import Grid
+from tests.regagents.toys import blobs
 
 HELP_SECONDS = 0.4  # of the processor
 
@@ -88,3 +91,16 @@ def test_every_public_name_is_there_and_no_other() -> None:
     assert set(regagents.__all__) <= set(dir(regagents))
     with pytest.raises(AttributeError, match=r"regagents.*regster"):
         regagents.regster  # noqa: B018
+
+
+# ------------------------------------------------------------------------------------------------ what work needs not
+
+def test_a_registration_loads_neither_torchs_compiler_nor_readers_of_other_formats(tmp_path: Path) -> None:
+    grid = Grid.centered((64, 60), 2.0)
+    for name in ("fixed", "moving"):
+        write_image(tmp_path / f"{name}.nii", blobs(grid), grid)
+    code = ("import sys; from regagents.cli import main; status = main(sys.argv[1:]); "
+            "print(status, *({'torch._dynamo', 'sympy', 'pydicom', 'scipy.interpolate'} & set(sys.modules)))")
+    done = subprocess.run([sys.executable, "-c", code, "register", *(str(tmp_path / f"{name}.nii") for name in (
+        "fixed", "moving")), "-o", str(tmp_path / "out")], capture_output=True, text=True, check=False)
+    assert done.stdout.splitlines()[-1:] == ["0"], done.stdout + done.stderr

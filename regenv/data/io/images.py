@@ -178,8 +178,8 @@ def normalize(array: ArrayLike, low: float = 0.5, high: float = 99.5) -> NDArray
     bottom, top = (float(p) for p in np.percentile(foreground, (low, high)))
     if not top > bottom:        # two values only, such as a mask
         bottom, top = least, most
-    scaled = values - np.float32(bottom)
-    scaled /= np.float32(top - bottom)
+    scaled = values - bottom
+    scaled /= top - bottom
     if _finite(scaled).size < scaled.size:
         scaled = np.nan_to_num(scaled, copy=False, nan=0.0, posinf=0.0, neginf=0.0)
     return np.clip(scaled, 0.0, 1.0, out=scaled)

@@ -159,8 +159,8 @@ fused_warp = torch.ops.regenv.fused_warp
 
 
 @torch.library.impl("regenv::fused_warp", "default")
-def _(fixed: Tensor, moving: Tensor, matrix: Tensor | None, displacement: Tensor | None,
-               view: str) -> tuple[Tensor, Tensor]:
+def _fused_warp(fixed: Tensor, moving: Tensor, matrix: Tensor | None, displacement: Tensor | None,
+                view: str) -> tuple[Tensor, Tensor]:
     """The step of an environment in one pass: warp, observation, and the sums that rewards are made of."""
     check("fused_warp", moving, matrix, displacement, fixed.shape[2:])
     if fixed.shape[:2] != moving.shape[:2] or fixed.device != moving.device:

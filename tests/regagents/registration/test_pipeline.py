@@ -224,7 +224,7 @@ def test_ends_near_each_other_are_a_group_and_the_largest_comes_first() -> None:
     assert found[0][0] == [3, 4, 5, 6, 7]
     assert sorted(lane for members, _, _ in found for lane in members) == list(range(8))
     assert [len(members) for members, _, _ in found] == [5, 1, 1, 1]
-    members, lane, pose = found[0]
+    _members, lane, pose = found[0]
     assert lane in (4, 7)
     assert pose[:3, 3] == pytest.approx(poses[3:, :3, 3].mean(0))
     assert pose[:3, :3] == pytest.approx(np.eye(3))

@@ -12,8 +12,9 @@ import SimpleITK as sitk
 
 from regagents.registration.deformation import Deformation
 from regagents.registration.result import WRITTEN, Result
-from regenv.data.io.images import Image
-from regenv.data.io.resampling import framed, resampled
+from regenv.data.io.images import Image, normalize
+from regenv.data.io.resampling import framed, resampled, sampled
+from regenv.render import frame
 from tests.regagents.toys import blobs, grids, rigid
 
 ALWAYS = {"transform.tfm", "transform.json", "warped.nii.gz", "overlay.png", "trace.csv", "report.html", "metrics.json"}
@@ -103,3 +104,15 @@ def test_a_failed_save_leaves_nothing(tmp_path: Path, monkeypatch: pytest.Monkey
     with pytest.raises(ZeroDivisionError):
         result.save(tmp_path / "out")
     assert not list(tmp_path.iterdir())
+
+
+@pytest.mark.parametrize("ndim", [2, 3])
+def test_the_picture_shows_the_fixed_image_and_the_moving_one_before_and_after(tmp_path: Path, ndim: int) -> None:
+    """As drawn of whole images: saving looks at the middle slices alone."""
+    result = outcome(ndim)
+    written = sitk.GetArrayFromImage(sitk.ReadImage(str(result.save(tmp_path / "out") / "overlay.png")))
+    grid = result.fixed.grid
+    moving = framed(normalize(result.moving.array), result.moving.grid)
+    shown = [frame(normalize(result.fixed.array), sampled(moving, grid, transform), spacing=grid.spacing, text=text)
+             for text, transform in (("before", None), ("after", result.transform))]
+    np.testing.assert_array_equal(written, np.concatenate(shown))

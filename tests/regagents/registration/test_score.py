@@ -213,7 +213,8 @@ def test_spacing_and_handedness_do_not_matter(ndim: int, axis: int) -> None:
     """The same object on grids of other spacing, one of them left-handed: the score is one of the world."""
     direction = np.eye(ndim)[[1, 0, 2][:ndim]]
     direction[:, axis] *= -1 if axis else 1
-    odd = Grid.centered((52, 31, 43)[:ndim], (3.6, 2.0, 2.8)[:ndim], [2.0, -1.0, 3.0][:ndim], direction.ravel().tolist())
+    odd = Grid.centered((52, 31, 43)[:ndim], (3.6, 2.0, 2.8)[:ndim], [2.0, -1.0, 3.0][:ndim],
+                        direction.ravel().tolist())
     truth = pose_of(ndim)
     plain = Score.of(seen(GRIDS[ndim]), seen(GRIDS[ndim], truth)).at(truth[None])
     for pair in ((seen(odd), seen(GRIDS[ndim], truth)), (seen(GRIDS[ndim]), seen(odd, truth))):

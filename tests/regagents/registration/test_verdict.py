@@ -97,7 +97,7 @@ def test_far_away_poses_have_evidence_too() -> None:
 def test_the_state_follows_from_the_models_probability(monkeypatch: pytest.MonkeyPatch, overlap: float, mirror: float,
                                                        state: str) -> None:
     monkeypatch.setattr(judge, "fitted", lambda: MODEL)
-    found = {name: 0.0 for name in FEATURES} | {"overlap": overlap, "mirror": mirror}
+    found = dict.fromkeys(FEATURES, 0.0) | {"overlap": overlap, "mirror": mirror}
     told = verdict(found, 3)
     logit = 0.5 + 2 * (overlap - 0.5) / 0.25 - mirror / 2
     assert told["probability"] == pytest.approx(1 / (1 + np.exp(-logit)))
