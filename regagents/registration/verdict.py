@@ -82,7 +82,7 @@ def wrong_poses(pose: NDArray[np.float64], score: Score) -> NDArray[np.float64]:
     rotations = regular[rng.integers(len(regular), size=WRONG)]
     found = turned(pose, middle, rotations)
     for wrong in found:
-        away: NDArray[np.float64] = WRONG_SHIFT * radius * rng.uniform(-1, 1, size=n)
+        away = np.asarray(rng.uniform(-1, 1, n)) * (WRONG_SHIFT * radius)
         wrong[:] = wrong @ shift(away)
     return found
 
