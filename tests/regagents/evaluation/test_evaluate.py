@@ -32,7 +32,7 @@ SAME_MM = 1e-6
 def report(tmp_path_factory: pytest.TempPathFactory) -> Report:
     toy = str(checkpoint(tmp_path_factory.mktemp("weights") / "toy.safetensors", 2))
     seen: list[float] = []
-    found = evaluate(ENV, ["initial", "mi", Pipeline((toy,), starts=2), "mi-multistart"], PAIRS, SEED, KWARGS,
+    found = evaluate(ENV, ["initial", "mi", Pipeline((toy,)), "mi-multistart"], PAIRS, SEED, KWARGS,
                      refine=True, progress=lambda _, share: seen.append(share))
     assert seen == sorted(seen) and seen[-1] == 1.0
     return found
