@@ -103,7 +103,7 @@ def test_deforming_ids_are_measured_by_their_labels(tmp_path: Path) -> None:
     digits = compare("RegDenseDigits-v0", ["ppo"], 32, 2, 1, 7, {"max_episode_steps": 2}, out=tmp_path / "digits",
                      held_out={"source": {"name": "digits", "split": "test"}})
     assert digits.measure == "Dice" and [entry.method for entry in digits.entries if entry.method != "syn"] == [
-        "initial", "demons", "bspline", "adam", "convexadam", "ppo"]
+        "initial", "demons", "bspline", "adam", "convexadam", "greedy", "ppo"]
     assert all((entry.scores >= 0).all() and (entry.scores <= 1).all() for entry in digits.entries)
     tuned = evaluate("RegDenseDigits-v0", ["demons"], 2, 7, {"source": {"name": "digits", "split": "test"}}).rows[0]
     assert digits.entries[1].scores[0].tolist() == tuned.values("dice").tolist()
