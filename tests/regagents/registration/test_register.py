@@ -10,6 +10,7 @@ import numpy as np
 import pytest
 import SimpleITK as sitk
 
+from regagents.cli import main
 from regagents.registration.pipeline import WINDOW, Pipeline
 from regagents.registration.register import register
 from regagents.registration.score import stretches
@@ -167,6 +168,18 @@ def test_two_unlike_images_are_not_aligned(rng: np.random.Generator) -> None:
                   for _ in range(2))
     told = register(one, other, ANYWHERE).metrics["verdict"]
     assert told["state"] != "aligned" and told["reasons"]
+
+
+def test_noise_is_registered_with_another_exit_status_where_that_is_asked_for(
+        tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    for seed, name in enumerate(("a", "b")):
+        values = np.random.default_rng(seed).normal(size=(40, 44)).astype(np.float32)
+        write_image(tmp_path / f"{name}.nii.gz", values, Grid.centered((40, 44), 2.0))
+    command = ["register", str(tmp_path / "a.nii.gz"), str(tmp_path / "b.nii.gz"), "-o", str(tmp_path / "OUT"),
+               "--agent", "none", "--no-refine"]
+    assert main(command) == 0 and main([*command, "--strict"]) == 3
+    state = json.loads((tmp_path / "OUT" / "metrics.json").read_text())["verdict"]["state"]
+    assert state in ("doubtful", "failed") and f"verdict: {state}" in capsys.readouterr().out
 
 
 def test_labels_give_dice(tmp_path: Path) -> None:
