@@ -3,7 +3,7 @@
     python benchmarks/verdict_pairs.py            # first: registers the pairs and keeps their evidence
     python benchmarks/verdict_fit.py              # then: fits on the calibration split, and writes the page anew
 
-A logistic regression with a ridge, its strength chosen by cross-validation over the anatomies and kinds. Only the
+A logistic regression with a ridge; its features and strength are chosen by cross-validation over the kinds. Only the
 calibration split is looked at. "aligned" begins where at most one in 20 of the calibration's registrations would be a
 silent failure, by predictions of models that had not seen its kind; below "doubtful" nine of ten have failed.
 """
@@ -14,6 +14,7 @@ import argparse
 import json
 import sys
 from collections.abc import Sequence
+from dataclasses import dataclass
 from datetime import date
 from pathlib import Path
 from typing import Any
@@ -29,47 +30,71 @@ from sklearn.preprocessing import StandardScaler
 from regagents.registration import verdict
 from regenv.atomic import atomic
 
-USED = ("distance", "lead", "mirror", "overlap")   # more of them fit the calibration better and the test worse
+AGAINST = ("mirror", "stretch")     # what is larger for wrong poses; all else is smaller
 STRENGTHS = (0.01, 0.03, 0.1, 0.3, 1.0, 3.0)
 SILENT, FAILED = 0.05, 0.9
-UNSURE_MM = (8.0, 60.0)     # errors between two heads that tell of the reference as much as of the registration
+WORTH = 0.005   # decrease of the loss that a feature must bring
 FOLDS = 6
+SEARCH = ("lead", "share")  # what depends on how was searched: with --init or another agent it means something else
+NAMES = tuple(name for name in verdict.FEATURES if name not in SEARCH)
 
 
 def registrations(ledger: Path) -> list[dict[str, Any]]:
-    """Rows of both splits, whichever version of the registration made them.
+    """Rows of both splits."""
+    return [json.loads(line)["result"] for line in ledger.read_text().splitlines()[1:]]
 
-    Left out are heads with an error between 8 and 60 mm: the reference pose of two people is an optimum of mutual
-    information over whole heads, which itself may lie so far from where their brains meet.
-    """
-    rows = [json.loads(line)["result"] for line in ledger.read_text().splitlines()[1:]]
-    return [row for row in rows if not (row["possible"] and row["anatomy"] == "head" and row["error_mm"] is not None
-                                        and UNSURE_MM[0] < row["error_mm"] < UNSURE_MM[1])]
+
+@dataclass(frozen=True)
+class Data:
+    """Evidence (N, F) of the features, scaled; which registrations are right (N,); and their kinds (N,)."""
+
+    values: np.ndarray
+    right: np.ndarray
+    kinds: np.ndarray
+
+    def unseen(self, features: Sequence[int], strength: float) -> np.ndarray:
+        """Probabilities (N,) by models that have not seen a registration's kind."""
+        return cross_val_predict(LogisticRegression(C=strength, max_iter=1000), self.values[:, features], self.right,
+                                 groups=self.kinds, cv=GroupKFold(FOLDS), method="predict_proba")[:, 1]
+
+    def model(self, features: Sequence[int], strength: float) -> LogisticRegression:
+        return LogisticRegression(C=strength, max_iter=1000).fit(self.values[:, features], self.right)
+
+    def sound(self, features: Sequence[int], strength: float) -> bool:
+        """Whether every feature speaks in the direction that it means."""
+        signs = [-1 if NAMES[feature] in AGAINST else 1 for feature in features]
+        return bool((self.model(features, strength).coef_[0] * signs > 0).all())
+
+    def chosen(self) -> tuple[list[int], float]:
+        """Features, added one by one while kinds that were not seen are told better, and the ridge's strength."""
+        best, loss = ([], 1.0), float("inf")
+        while True:
+            tried = [([*best[0], feature], strength) for feature in range(len(NAMES)) if feature not in best[0]
+                     for strength in STRENGTHS if self.sound([*best[0], feature], strength)]
+            losses = [log_loss(self.right, self.unseen(*one)) for one in tried]
+            if not losses or min(losses) > loss - WORTH:
+                return best
+            best, loss = tried[int(np.argmin(losses))], min(losses)
 
 
 def fit(rows: Sequence[dict[str, Any]]) -> dict[str, Any]:
     """The model as verdict.json holds it."""
-    values = np.array([[row["verdict"]["evidence"][name] for name in USED] for row in rows])
-    right = np.array([row["right"] for row in rows])
-    groups = np.unique([f"{row['kind']} {row['anatomy']}" for row in rows], return_inverse=True)[1]
-    scaler = StandardScaler().fit(values)
-    scaled = scaler.transform(values)
-
-    def unseen(strength: float) -> np.ndarray:
-        return cross_val_predict(LogisticRegression(C=strength, max_iter=1000), scaled, right, groups=groups,
-                                 cv=GroupKFold(FOLDS), method="predict_proba")[:, 1]
-
-    strength = min(STRENGTHS, key=lambda one: log_loss(right, unseen(one)))
-    told = unseen(strength)
-    model = LogisticRegression(C=strength, max_iter=1000).fit(scaled, right)
+    scaler = StandardScaler()
+    values = scaler.fit_transform([[row["verdict"]["evidence"][name] for name in NAMES] for row in rows])
+    kinds = np.unique([f"{row['kind']} {row['anatomy']}" for row in rows], return_inverse=True)[1]
+    data = Data(values, np.array([row["right"] for row in rows]), kinds)
+    features, strength = data.chosen()
+    told, wrong = data.unseen(features, strength), ~data.right
     limits = np.unique(np.append(told, 1.0))
-    aligned = next(float(limit) for limit in limits if (~right & (told >= limit)).mean() <= SILENT and limit >= 0.5)
+    aligned = next(float(limit) for limit in limits if (wrong & (told >= limit)).mean() <= SILENT and limit >= 0.5)
     below = [float(limit) for limit in limits
-             if limit <= aligned and (told < limit).any() and (~right)[told < limit].mean() >= FAILED]
-    return {"features": list(USED), "mean": scaler.mean_.tolist(), "deviation": scaler.scale_.tolist(),
-            "weights": model.coef_[0].tolist(), "intercept": float(model.intercept_[0]), "aligned": aligned,
-            "doubtful": max(below, default=aligned), "registrations": len(rows), "right": int(right.sum()),
-            "auc_of_unseen_kinds": float(roc_auc_score(right, told)), "strength": strength}
+             if limit <= aligned and (told < limit).any() and wrong[told < limit].mean() >= FAILED]
+    model = data.model(features, strength)
+    return {"features": [NAMES[feature] for feature in features], "mean": scaler.mean_[features].tolist(),
+            "deviation": scaler.scale_[features].tolist(), "weights": model.coef_[0].tolist(),
+            "intercept": float(model.intercept_[0]), "aligned": aligned, "doubtful": max(below, default=aligned),
+            "registrations": len(rows), "right": int(data.right.sum()),
+            "auc_of_unseen_kinds": float(roc_auc_score(data.right, told)), "strength": strength}
 
 
 def main(argv: Sequence[str] | None = None) -> int:
@@ -85,8 +110,8 @@ def main(argv: Sequence[str] | None = None) -> int:
     verdict.fitted.cache_clear()
     print(json.dumps(model, indent=1))
 
-    def judge(found: dict[str, float], ndim: int) -> tuple[str, float]:
-        judged = verdict.verdict(found, ndim)
+    def judge(found: dict[str, float], _: int) -> tuple[str, float]:
+        judged = verdict.verdict(found)
         return judged["state"], judged["probability"]
 
     told = verdict_pairs.judged(rows, judge)

@@ -149,7 +149,7 @@ def page(rows: Sequence[dict[str, Any]], without: int, command: str, agent: str)
     parts = ["# The verdict on labelled registrations", "",
              f"Made by `{command}` on {machine()}, one thread a run. Agent {agent}. Right: within {NEAR_MM[3]:g} mm of "
              f"the truth in the mean over the fixed foreground, in 2D {NEAR_MM[2]:g} mm; between two people the truth "
-             "is the pose that searches from good starts agree on; of breathing lungs and of two people's pelvises, "
+             "is that found from their centres when both lie upright; of breathing lungs and of two people's pelvises, "
              "the rigid map nearest to their landmarks. A third of the pairs has no right pose. The splits share no "
              "person and no painted patient; chests and pelvises are in the test alone. Silent failure: said to be "
              "aligned and wrong. False alarm: right and not said to be aligned. Intervals: 95 %, Wilson; of the AUC, "

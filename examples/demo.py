@@ -53,7 +53,7 @@ def landmarks(center: np.ndarray) -> np.ndarray:
 def main(argv: Sequence[str] | None = None) -> int:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--out", type=Path, default=Path("demo_output"))
-    parser.add_argument("--agent", default="head", help="name of an agent, or a checkpoint's path (default head)")
+    parser.add_argument("--agent", default="auto", help="name of an agent, or a checkpoint's path (default auto)")
     parser.add_argument("--mm", type=float, default=30.0, help="of the random motion, per axis")
     parser.add_argument("--degrees", type=float, default=30.0, help="of the random motion, per axis")
     parser.add_argument("--seed", type=int, default=0)

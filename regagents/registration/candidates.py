@@ -110,7 +110,7 @@ def ranked(fixed: Image, moving: Image, score: Score, start: NDArray[np.float64]
            rivals: Sequence[str]) -> list[Candidate]:
     """Candidates with the best pose near each, best first.
 
-    Those that lead to one pose become one. The start takes part, so it is never left for something worse.
+    Those that lead to one pose become one. The start always takes part, so it is never left for something worse.
 
     Args: start: (D+1, D+1). ended: where the agents' lanes ended. rivals: names in :data:`RIVALS`.
     """
@@ -119,8 +119,8 @@ def ranked(fixed: Image, moving: Image, score: Score, start: NDArray[np.float64]
     found += [Candidate(name, pose) for name in rivals for pose in RIVALS[name](fixed, moving, coarse)]
     measured = coarse.at(np.stack([candidate.pull_back for candidate in found])).score
     order = [found[place] for place in np.argsort(-measured, kind="stable")]
-    of_agent = [one for one in order if one.name == "agent"][:FEWEST_OF_AGENT]
-    compared = [*of_agent, *(one for one in order if one not in of_agent)]
+    sure = [found[0], *[one for one in order if one.name == "agent"][:FEWEST_OF_AGENT]]
+    compared = [*sure, *(one for one in order if one not in sure)]
     best: list[Candidate] = []
     tried: list[NDArray[np.float64]] = []
     for candidate in compared:

@@ -180,7 +180,7 @@ class _Registration:
         begun = time.perf_counter()
         folding = 0.0 if deformation is None else deformation.folding
         affine = pull_back if self.affine is None else self.affine
-        found = verdict(evidence(self.score, self.fine, pull_back, affine, self.candidates, folding), self.fixed.ndim)
+        found = verdict(evidence(self.score, self.fine, pull_back, affine, self.candidates, folding))
         self.seconds["verdict"] = time.perf_counter() - begun
         return found
 

@@ -21,7 +21,7 @@ from regenv.grid import Grid
 from regenv.ops.sampling import sample
 
 VOXELS = {2: 30_000, 3: 40_000}     # images with more are averaged down to about so many
-FINE_VOXELS = {2: 60_000, 3: 250_000}
+FINE_VOXELS = {2: 60_000, 3: 500_000}  # all that a search for a pose is given
 BLUR_VOXELS = 1.0       # of an image that small: what two people's scans share is coarse
 CLOSING_VOXELS = 2      # of the foreground, before its holes are filled
 EDGE_SHARPNESS = 4.0    # of the step from inside to outside of a field of view, per voxel

@@ -24,6 +24,9 @@ from regenv.stored import parse_json
 WRONG, WRONG_SHIFT, SEED = 48, 0.3, 0   # wrong poses; their shifts, of the foreground's radius
 MIRROR_ITERATIONS, FEW = 12, 3_000    # of the ascent to mirror images; points of the score there
 TINY = 1e-6
+REASONS = 2         # told at most
+MOST = 3.0          # logarithm of a ratio of scores
+FOLDS = 0.01        # share of voxels that fold, from which a deformation is doubtful at best
 FEATURES: dict[str, str] = {
     "contrast": "the images agree little more than at wrong poses",
     "distance": "a wrong pose agrees nearly as well",
@@ -32,12 +35,11 @@ FEATURES: dict[str, str] = {
     "share": "few of the agent's starts ended there",
     "overlap": "the objects lie hardly on each other",
     "covered": "most of the object lies outside of the other image",
-    "mirror": "the mirrored image fits better",
+    "mirror": "the mirrored image fits as well",
     "stretch": "the objects differ much in size or shape",
     "fine": "fine structures agree no better than coarse ones",
-    "folding": "the deformation folds",
 }
-"""What is weighed, with what is said where it speaks against the pose."""
+"""What can be weighed, with what is said where it speaks against the pose; ``verdict.json`` says what is."""
 
 
 def evidence(score: Score, fine: Score, pose: NDArray[np.float64], affine: NDArray[np.float64],
@@ -54,26 +56,30 @@ def evidence(score: Score, fine: Score, pose: NDArray[np.float64], affine: NDArr
     null = score.at(wrong_poses(affine, score)).score
     deviation = max(float(null.std()), TINY)
     others = [one.score for one in candidates[1:]]
-    detail = fine.at(np.stack([pose, affine])).information.max()
-    coarse = max(float(here.information.max()), TINY)
+    detail, coarse = (float(each.information.max()) for each in (fine.at(np.stack([pose, affine])), here))
     return {
         "contrast": (best - float(null.mean())) / deviation,
-        "distance": float(np.log(best / max(float(null.max()), TINY))),
-        "information": float(np.log(coarse)),
-        "lead": float(np.log(best / max([*others, TINY]))) if others else 1.0,
+        "distance": times(best, float(null.max())),
+        "information": float(np.log(max(coarse, TINY))),
+        "lead": times(best, max(others)) if others else 1.0,
         "share": candidates[0].share,
         "overlap": float(here.overlap.max()),
         "covered": float(here.covered.max()),
         "mirror": mirrored(score.thinned(FEW), affine),
         "stretch": float(np.abs(stretches(affine)).max()),
-        "fine": float(np.log(max(float(detail), TINY) / coarse)),
+        "fine": times(detail, coarse),
         "folding": folding,
     }
 
 
+def times(one: float, other: float) -> float:
+    """Logarithm of how many times one score is the other, within +-3: scores near or below 0 mean nothing more."""
+    return float(np.clip(np.log(max(one, TINY) / max(other, TINY)), -MOST, MOST))
+
+
 def wrong_poses(pose: NDArray[np.float64], score: Score) -> NDArray[np.float64]:
-    """Poses (K, D+1, D+1) that are surely wrong: turned by the rotations of the cube (in 2D over the circle) and by
-    random ones, and shifted by up to a third of the object's radius."""
+    """Poses (K, D+1, D+1) that are surely wrong: turned by rotations of the cube (in 2D over the circle) and
+    shifted by up to a third of the object's radius, at random with a fixed seed."""
     points = score.fixed.points_mm[:, :-1].numpy()
     middle, n = points.mean(0), points.shape[1]
     radius = float(np.linalg.norm(points - middle, axis=1).mean())
@@ -97,22 +103,25 @@ def mirrored(score: Score, pose: NDArray[np.float64]) -> float:
         if flipped is not None:
             flip[flipped, flipped] = -1
         poses.append(score.climb(pose @ shift(middle) @ flip @ shift(-middle), "similarity", MIRROR_ITERATIONS))
-    scores = np.maximum(score.at(np.stack(poses)).score, TINY)
-    return float(np.log(scores[1:].max() / scores[0]))
+    scores = score.at(np.stack(poses)).score
+    return times(float(scores[1:].max()), float(scores[0]))
 
 
-def verdict(found: Mapping[str, float], ndim: int) -> dict[str, Any]:
-    """``{"state", "probability", "reasons", "evidence"}``: "aligned", "doubtful" or "failed"; the probability that the
-    pose is right; what speaks most against it where it is not aligned, for it where it is."""
+def verdict(found: Mapping[str, float]) -> dict[str, Any]:
+    """``{"state", "probability", "reasons", "evidence"}`` of evidence: "aligned", "doubtful" or "failed"; the
+    probability that the pose is right; what speaks most against it, unless it is aligned."""
     model = fitted()
     names = model["features"]
     values = np.array([found[name] for name in names])
-    scaled = (values - np.array(model["mean"])) / np.array(model["deviation"])
-    terms = scaled * np.array(model["weights"])
+    terms = (values - np.array(model["mean"])) / np.array(model["deviation"]) * np.array(model["weights"])
     probability = float(1 / (1 + np.exp(-(model["intercept"] + terms.sum()))))
     state = next((state for state in ("aligned", "doubtful") if probability >= model[state]), "failed")
-    against = sorted((float(term), name) for term, name in zip(terms, names, strict=True) if term < 0)
-    reasons = [] if state == "aligned" else [FEATURES[name] for _, name in against[:3]]
+    weakest = [FEATURES[names[place]] for place in np.argsort(terms)[:REASONS]]
+    against = [FEATURES[names[place]] for place in np.argsort(terms)[:REASONS] if terms[place] < 0] or weakest[:1]
+    reasons = [] if state == "aligned" else against
+    if found["folding"] > FOLDS:
+        state = "doubtful" if state == "aligned" else state
+        reasons = [f"{found['folding']:.1%} of the deformation's voxels fold", *reasons]
     return {"state": state, "probability": probability, "reasons": reasons, "evidence": dict(found)}
 
 

@@ -63,9 +63,9 @@ def test_evidence_is_finite_and_json(ndim: int, shows: str) -> None:
     pair = (fixed, moved(fixed, pose(ndim))) if shows == "an object" else noise(ndim)
     truth = pose(ndim)
     found = evidence(*scores(*pair), truth, truth, [Candidate("one", truth, 0.5), Candidate("other", truth)], 0.25)
-    assert set(found) == set(FEATURES)
+    assert set(found) == {*FEATURES, "folding"}
     assert all(type(value) is float and np.isfinite(value) for value in found.values())
-    told = verdict(found, ndim)
+    told = verdict(found)
     assert json.loads(json.dumps(told, allow_nan=False)) == told
     assert (found["share"], found["folding"], found["stretch"]) == pytest.approx((0.5, 0.25, 0.0), abs=1e-6)
 
@@ -97,13 +97,26 @@ def test_far_away_poses_have_evidence_too() -> None:
 def test_the_state_follows_from_the_models_probability(monkeypatch: pytest.MonkeyPatch, overlap: float, mirror: float,
                                                        state: str) -> None:
     monkeypatch.setattr(judge, "fitted", lambda: MODEL)
-    found = dict.fromkeys(FEATURES, 0.0) | {"overlap": overlap, "mirror": mirror}
-    told = verdict(found, 3)
+    found = dict.fromkeys([*FEATURES, "folding"], 0.0) | {"overlap": overlap, "mirror": mirror}
+    told = verdict(found)
     logit = 0.5 + 2 * (overlap - 0.5) / 0.25 - mirror / 2
     assert told["probability"] == pytest.approx(1 / (1 + np.exp(-logit)))
     assert told["state"] == state and told["evidence"] == found
     assert told["reasons"] == {"aligned": [], "doubtful": [FEATURES["mirror"]],
                                "failed": [FEATURES["overlap"], FEATURES["mirror"]]}[state]
+
+
+def test_a_deformation_that_folds_is_doubtful_at_best(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(judge, "fitted", lambda: MODEL)
+    found = dict.fromkeys(FEATURES, 0.0) | {"overlap": 1.0}
+    assert verdict(found | {"folding": 0.0})["state"] == "aligned"
+    told = verdict(found | {"folding": 0.04})
+    assert told["state"] == "doubtful" and told["reasons"] == ["4.0% of the deformation's voxels fold"]
+
+
+def test_each_feature_speaks_in_the_direction_that_it_means() -> None:
+    for name, weight in zip(fitted()["features"], fitted()["weights"], strict=True):
+        assert (weight < 0) == (name in ("mirror", "stretch")), name
 
 
 def test_the_models_file_is_sound() -> None:
@@ -122,4 +135,4 @@ def test_noise_is_not_aligned_in_3d_either() -> None:
     pair = noise(3)
     both = scores(*pair)
     found = ranked(*pair, both[0], np.eye(4), [], ("header", "center"))
-    assert verdict(evidence(*both, found[0].climbed, found[0].climbed, found), 3)["state"] != "aligned"
+    assert verdict(evidence(*both, found[0].climbed, found[0].climbed, found))["state"] != "aligned"
