@@ -29,7 +29,7 @@ typecheck: $(READY)
 	$(V)/bin/mypy
 
 bench: $(READY)
-	for script in $$(grep -l __main__ benchmarks/*.py); do $(V)/bin/python $$script || exit 1; done
+	for script in $$(grep -l __main__ benchmarks/*.py | grep -v "peer_worker\|verdict_fit"); do $(V)/bin/python $$script || exit 1; done
 
 install: $(READY)
 

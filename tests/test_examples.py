@@ -58,7 +58,7 @@ def test_the_demo_measures_a_motion_that_it_knows(tmp_path: Path, monkeypatch: p
 
     monkeypatch.setattr(demo, "register", given)
     assert demo.main(["--out", str(tmp_path / "out")]) == 0
-    assert asked["agent"] in AGENTS and (tmp_path / "out" / "report.html").is_file()
+    assert asked["agent"] in {"auto", *AGENTS} and (tmp_path / "out" / "report.html").is_file()
     before = asked["found"].metrics["tre_mm"]["before"]
     assert before > 5 and np.isfinite(asked["found"].metrics["tre_mm"]["after"])
     assert f"TRE {before:.1f} mm before" in capsys.readouterr().out
