@@ -2,9 +2,12 @@
 
 from __future__ import annotations
 
+from types import SimpleNamespace
+
 import numpy as np
 import pytest
 
+from regagents.classical import Refinement
 from regagents.registration.finish import FINE_SAMPLES, TRANSFORMS, Finished, finished
 from regagents.registration.score import FINE_VOXELS, Score, rigid_part, stretches
 from regenv.grid import Grid
@@ -71,3 +74,19 @@ def test_another_transform_is_refused() -> None:
     score = Score.of(fixed, fixed, samples=100)
     with pytest.raises(ValueError, match=r"transform is 'rigd'; take one of " + ", ".join(TRANSFORMS)):
         finished(fixed, fixed, np.eye(3), "rigd", score, score, False)
+
+
+@NDIM
+@pytest.mark.parametrize("away_mm", [0.1, 400.0])
+def test_the_last_refinement_counts_only_where_it_agrees(ndim: int, away_mm: float,
+                                                         monkeypatch: pytest.MonkeyPatch) -> None:
+    """One that leaves the objects for the emptiness beside them is given up; a tenth of a millimetre is followed."""
+    ends: list[np.ndarray] = []
+
+    def leave(_: object, fixed: object, moving: object, start: np.ndarray) -> SimpleNamespace:
+        ends.extend([start, start @ rigid([away_mm] + [0.0] * (2 if ndim == 2 else 5), np.zeros(ndim))])
+        return SimpleNamespace(pull_back=ends[1])
+
+    monkeypatch.setattr(Refinement, "register", leave)
+    found = finish(ndim, pose(ndim), "rigid").pull_back
+    assert found is ends[1 if away_mm < FOUND_MM else 0]
