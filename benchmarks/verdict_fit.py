@@ -80,7 +80,7 @@ class Data:
 def fit(rows: Sequence[dict[str, Any]]) -> dict[str, Any]:
     """The model as verdict.json holds it."""
     scaler = StandardScaler()
-    values = scaler.fit_transform([[row["verdict"]["evidence"][name] for name in NAMES] for row in rows])
+    values = scaler.fit_transform([verdict.weighed(row["verdict"]["evidence"], NAMES) for row in rows])
     kinds = np.unique([f"{row['kind']} {row['anatomy']}" for row in rows], return_inverse=True)[1]
     data = Data(values, np.array([row["right"] for row in rows]), kinds)
     features, strength = data.chosen()

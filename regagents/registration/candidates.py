@@ -18,6 +18,7 @@ from regenv.grid import Grid
 COARSE_SAMPLES, COARSE_ITERATIONS = 3_000, 20   # of the score and its ascent while candidates are compared
 COMPARED, FEWEST_OF_AGENT = {2: 12, 3: 6}, 2    # candidates that are brought to their best pose; an agent's of them
 MOTION = {2: "rigid", 3: "similarity"}  # by which: people differ in size, slices of a person do not
+FINALISTS, FINAL_SAMPLES, FINAL_ITERATIONS = 4, 6_000, 15   # of the candidates, those that an affine map tells apart
 SEARCHED = {2: 8, 3: 3}                 # poses of a search over rotations that become candidates
 TILTS = ((0.0, 0.0, 0.0), (45.0, 0.0, 0.0), (0.0, 45.0, 0.0), (0.0, 0.0, 45.0))   # of the cube, degrees
 PHASE_TURNS, PHASE_SIZE, STRONGEST = 36, 128, 3     # rotations and pixels an axis of a phase correlation; peaks kept
@@ -32,7 +33,7 @@ class Candidate:
         pull_back: (D+1, D+1), mm, as the way found it.
         share: of an agent's lanes that ended there.
         path: of the agent.
-        climbed: the best pose near it; None before it is sought.
+        climbed: the best pose near it; None before it is sought. affine: the best affine map near that, likewise.
         score, information, overlap: there.
         names: every way that led there.
     """
@@ -42,6 +43,7 @@ class Candidate:
     share: float = 0.0
     path: list[Visited] = field(default_factory=list, repr=False)
     climbed: NDArray[np.float64] | None = None
+    affine: NDArray[np.float64] | None = None
     score: float = 0.0
     information: float = 0.0
     overlap: float = 0.0
@@ -132,7 +134,21 @@ def ranked(fixed: Image, moving: Image, score: Score, start: NDArray[np.float64]
             tried.append(candidate.pull_back)
             climbed = coarse.climb(candidate.pull_back, MOTION[fixed.ndim], COARSE_ITERATIONS)
             best.append(replace(candidate, climbed=climbed, names=(candidate.name,)))
-    return _merged(best, score)
+    return _merged(best, [one.climbed for one in best if one.climbed is not None], score)
+
+
+def finals(candidates: Sequence[Candidate], score: Score) -> list[Candidate]:
+    """The candidates with the first four told apart anew, by the affine maps near them.
+
+    Where two objects differ, a wrong pose of the whole can agree as well as the right one; with the objects' own
+    lengths and shears the right one agrees better, up to twice as well, and a wrong one hardly better than before.
+    """
+    coarse = score.thinned(FINAL_SAMPLES)
+    finalists = [replace(one, affine=coarse.climb(coarse.climb(one.climbed, "similarity", FINAL_ITERATIONS), "affine",
+                                                  FINAL_ITERATIONS))
+                 for one in candidates[:FINALISTS] if one.climbed is not None]
+    maps = [one.affine for one in finalists if one.affine is not None]
+    return [*_merged(finalists, maps, score), *candidates[FINALISTS:]]
 
 
 def best_end(ended: Sequence[Ended], start: NDArray[np.float64], score: Score) -> NDArray[np.float64]:
@@ -142,18 +158,19 @@ def best_end(ended: Sequence[Ended], start: NDArray[np.float64], score: Score) -
     return best
 
 
-def _merged(candidates: Sequence[Candidate], score: Score) -> list[Candidate]:
-    """Candidates with their scores, best first; those that end within 10 mm of a better one are part of it."""
-    agreement = score.at(np.stack([one.climbed for one in candidates if one.climbed is not None]))
-    scored = [replace(one, score=float(agreement.score[k]), information=float(agreement.information[k]),
-                      overlap=float(agreement.overlap[k])) for k, one in enumerate(candidates)]
+def _merged(candidates: Sequence[Candidate], maps: Sequence[NDArray[np.float64]], score: Score) -> list[Candidate]:
+    """Candidates with their scores at one map each, best first; those whose map is within 10 mm of a better one's are
+    part of it."""
+    agreement = score.at(np.stack(maps))
     kept: list[Candidate] = []
-    for one in sorted(scored, key=lambda candidate: -candidate.score):
-        assert one.climbed is not None
-        same = next((place for place, other in enumerate(kept)
-                     if other.climbed is not None and apart(other.climbed, one.climbed, score) < AGREE_MM), None)
+    places: list[NDArray[np.float64]] = []
+    for k in np.argsort(-agreement.score, kind="stable"):
+        one = replace(candidates[k], score=float(agreement.score[k]), information=float(agreement.information[k]),
+                      overlap=float(agreement.overlap[k]))
+        same = next((number for number, place in enumerate(places) if apart(place, maps[k], score) < AGREE_MM), None)
         if same is None:
             kept.append(one)
+            places.append(maps[k])
         else:
             kept[same] = _joined(kept[same], one)
     return kept

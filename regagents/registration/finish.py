@@ -30,9 +30,9 @@ class Finished:
     differs: bool
 
 
-def finished(fixed: Image, moving: Image, pose: NDArray[np.float64], transform: str, score: Score,
-             fine: Score, masked: bool) -> Finished:
-    """The transform near a pose.
+def finished(fixed: Image, moving: Image, near: NDArray[np.float64], transform: str, score: Score, fine: Score,
+             masked: bool) -> Finished:
+    """The transform near an affine map.
 
     A rigid pose of one object (one person seen twice) is the optimum of mutual information, at the images' own
     resolution. Between two objects of different size that optimum follows the outlines, and what lies inside does not
@@ -40,21 +40,21 @@ def finished(fixed: Image, moving: Image, pose: NDArray[np.float64], transform: 
     the rigid part of the affine map on which outlines and inside agree. Two objects count as different where the affine
     map agrees clearly better (:data:`DIFFERS`) than the best rigid pose.
 
-    Args: pose: a similarity or rigid map. score, fine: coarse and fine. masked: the scores look at masks only.
+    Args: near: (D+1, D+1). score, fine: coarse and fine. masked: the scores look at masks only.
     Raises ValueError: another transform.
     """
     if transform not in TRANSFORMS:
         raise ValueError(f"register: transform is {transform!r}; take one of {', '.join(TRANSFORMS)}.")
     middle = fine.fixed.points_mm[:, :-1].mean(0).numpy()
-    affine = fine.climb(score.climb(pose, "affine", COARSE_ITERATIONS), "affine", FINE_ITERATIONS)
-    rigid = fine.climb(rigid_part(pose, middle), "rigid", FINE_ITERATIONS)
+    affine = fine.climb(near, "affine", FINE_ITERATIONS)
+    rigid = fine.climb(rigid_part(affine, middle), "rigid", FINE_ITERATIONS)
     agreement = fine.at(np.stack([affine, rigid])).score
     differs = bool(agreement[0] > DIFFERS * agreement[1])
     if transform == "affine":
         return Finished(affine, affine, differs)
     if transform == "similarity":
-        near = score.climb(pose, "similarity", COARSE_ITERATIONS)
-        return Finished(fine.climb(near, "similarity", FINE_ITERATIONS), affine, differs)
+        scaled = score.climb(rigid_part(affine, middle), "similarity", COARSE_ITERATIONS)
+        return Finished(fine.climb(scaled, "similarity", FINE_ITERATIONS), affine, differs)
     if differs:
         return Finished(rigid_part(affine, middle), affine, differs)
     return Finished(rigid if masked else _refined(fixed, moving, rigid, fine), affine, differs)

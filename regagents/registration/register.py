@@ -17,7 +17,7 @@ from numpy.typing import NDArray
 
 from regagents.classical import downsampled, evaluate_metric
 from regagents.common.algorithm import Algorithm
-from regagents.registration.candidates import Candidate, best_end, ranked
+from regagents.registration.candidates import Candidate, best_end, finals, ranked
 from regagents.registration.deformation import Deformation, Optimiser, optimiser
 from regagents.registration.finish import FINE_SAMPLES, TRANSFORMS, finished
 from regagents.registration.pipeline import Pipeline, centered, pipeline, run, stages
@@ -165,10 +165,12 @@ class _Registration:
         """The transform asked for near the best candidate."""
         self.tell("refinement", 0.8)
         begun = time.perf_counter()
+        self.candidates = finals(self.candidates, self.score)
         best = self.candidates[0]
-        near = best.pull_back if best.climbed is None else best.climbed
-        self._settle("candidates", near)
-        found = finished(self.fixed, self.moving, near, transform, self.score, self.fine, self.masks is not None)
+        assert best.affine is not None     # as the finals leave it
+        self._settle("candidates", best.affine)
+        found = finished(self.fixed, self.moving, best.affine, transform, self.score, self.fine,
+                         self.masks is not None)
         self.affine = found.affine
         self._settle("refinement", found.pull_back)
         self.seconds["refinement"] = time.perf_counter() - begun

@@ -26,6 +26,7 @@ MIRROR_ITERATIONS, FEW = 12, 3_000    # of the ascent to mirror images; points o
 TINY = 1e-6
 REASONS = 2         # told at most
 MOST = 3.0          # logarithm of a ratio of scores
+DECIDED = 0.25      # beyond this the mirror's logarithm says no more
 FOLDS = 0.01        # share of voxels that fold, from which a deformation is doubtful at best
 FEATURES: dict[str, str] = {
     "contrast": "the images agree little more than at wrong poses",
@@ -112,8 +113,7 @@ def verdict(found: Mapping[str, float]) -> dict[str, Any]:
     probability that the pose is right; what speaks most against it, unless it is aligned."""
     model = fitted()
     names = model["features"]
-    values = np.array([found[name] for name in names])
-    terms = (values - np.array(model["mean"])) / np.array(model["deviation"]) * np.array(model["weights"])
+    terms = (weighed(found, names) - np.array(model["mean"])) / np.array(model["deviation"]) * np.array(model["weights"])
     probability = float(1 / (1 + np.exp(-(model["intercept"] + terms.sum()))))
     state = next((state for state in ("aligned", "doubtful") if probability >= model[state]), "failed")
     weakest = [FEATURES[names[place]] for place in np.argsort(terms)[:REASONS]]
@@ -123,6 +123,13 @@ def verdict(found: Mapping[str, float]) -> dict[str, Any]:
         state = "doubtful" if state == "aligned" else state
         reasons = [f"{found['folding']:.1%} of the deformation's voxels fold", *reasons]
     return {"state": state, "probability": probability, "reasons": reasons, "evidence": dict(found)}
+
+
+def weighed(found: Mapping[str, float], names: Sequence[str]) -> NDArray[np.float64]:
+    """Evidence as the model sees it, (F,): of the contrast its logarithm, of the mirror what lies within +-0.25."""
+    seen = {**found, "contrast": times(found["contrast"], 1.0),
+            "mirror": float(np.clip(found["mirror"], -DECIDED, DECIDED))}
+    return np.array([seen[name] for name in names])
 
 
 @lru_cache(maxsize=1)

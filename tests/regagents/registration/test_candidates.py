@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 
 from regagents.registration import candidates
-from regagents.registration.candidates import RIVALS, Candidate, apart, ranked
+from regagents.registration.candidates import RIVALS, Candidate, apart, finals, ranked
 from regagents.registration.pipeline import AGREE_MM, Ended, Visited, turns
 from regagents.registration.score import Score
 from regenv.data.io.images import Image
@@ -85,6 +85,25 @@ def test_the_best_comes_first_and_each_pose_once(ndim: int) -> None:
         again = score.at(one.climbed[None])
         assert (one.score, one.information, one.overlap) == pytest.approx(
             (again.score[0], again.information[0], again.overlap[0]), abs=1e-9)
+
+
+@NDIM
+def test_affine_maps_tell_the_right_pose_of_another_size_from_a_wrong_one(ndim: int) -> None:
+    """The wrong one comes first, and two of four lead to the right map."""
+    pose = motion(ndim, *[30.0, 20.0, -30.0][:1 if ndim == 2 else 3])
+    truth = pose @ np.diag([*[1.2, 0.85, 1.1][:ndim], 1.0])
+    fixed = seen(GRIDS[ndim])
+    moving = seen(Grid.centered([n + 16 for n in fixed.grid.shape], fixed.grid.spacing[0], truth[:-1, -1]), truth)
+    score = Score.of(fixed, moving)
+    half, near = (pose @ rigid([2.0] * ndim + [degrees, 0.0, 0.0][:1 if ndim == 2 else 3], np.zeros(ndim))
+                  for degrees in (180.0, 6.0))
+    given = [Candidate("wrong", half, climbed=half), Candidate("near", near, climbed=near),
+             Candidate("right", pose, climbed=pose)]
+    found = finals(given, score)
+    assert found[0].names == ("near", "right") or found[0].names == ("right", "near")
+    assert [one.name for one in found[1:]] == ["wrong"]
+    assert error_mm(found[0].affine, truth) < 2.0 and found[0].score > 1.2 * found[1].score
+    assert all(apart(one.affine, other.affine, score) >= AGREE_MM for one, other in combinations(found, 2))
 
 
 @NDIM

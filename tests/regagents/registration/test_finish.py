@@ -29,7 +29,7 @@ def finish(ndim: int, truth: np.ndarray, transform: str, masked: bool = False) -
     near = pose(ndim) @ rigid([3.0] * ndim + [4.0] * (1 if ndim == 2 else 3), np.zeros(ndim))
     score = Score.of(fixed, moving)
     fine = Score.of(fixed, moving, None, FINE_VOXELS, FINE_SAMPLES)
-    start = score.thinned(3_000).climb(near, "similarity", 20)
+    start = score.climb(score.climb(near, "similarity", 15), "affine", 15)
     return finished(fixed, moving, start, transform, score, fine, masked)
 
 

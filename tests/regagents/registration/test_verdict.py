@@ -18,7 +18,7 @@ from tests.regagents.registration.phantoms import GRIDS, moved, seen
 from tests.regagents.toys import rigid
 
 NDIM = pytest.mark.parametrize("ndim", [2, 3])
-MODEL = {"features": ["overlap", "mirror"], "mean": [0.5, 0.0], "deviation": [0.25, 2.0], "weights": [2.0, -1.0],
+MODEL = {"features": ["overlap", "mirror"], "mean": [0.5, 0.0], "deviation": [0.25, 0.5], "weights": [2.0, -1.0],
          "intercept": 0.5, "aligned": 0.8, "doubtful": 0.3}
 
 
@@ -92,14 +92,14 @@ def test_far_away_poses_have_evidence_too() -> None:
     assert found["overlap"] == pytest.approx(0.0, abs=1e-6) and found["covered"] == pytest.approx(0.0, abs=1e-6)
 
 
-@pytest.mark.parametrize(("overlap", "mirror", "state"), [(0.8, 0.0, "aligned"), (0.5, 1.0, "doubtful"),
-                                                          (0.1, 2.0, "failed")])
+@pytest.mark.parametrize(("overlap", "mirror", "state"), [(0.8, 0.0, "aligned"), (0.5, 0.2, "doubtful"),
+                                                          (0.1, 0.25, "failed"), (0.1, 2.0, "failed")])
 def test_the_state_follows_from_the_models_probability(monkeypatch: pytest.MonkeyPatch, overlap: float, mirror: float,
                                                        state: str) -> None:
     monkeypatch.setattr(judge, "fitted", lambda: MODEL)
     found = dict.fromkeys([*FEATURES, "folding"], 0.0) | {"overlap": overlap, "mirror": mirror}
     told = verdict(found)
-    logit = 0.5 + 2 * (overlap - 0.5) / 0.25 - mirror / 2
+    logit = 0.5 + 2 * (overlap - 0.5) / 0.25 - min(mirror, 0.25) / 0.5
     assert told["probability"] == pytest.approx(1 / (1 + np.exp(-logit)))
     assert told["state"] == state and told["evidence"] == found
     assert told["reasons"] == {"aligned": [], "doubtful": [FEATURES["mirror"]],
