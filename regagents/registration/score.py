@@ -4,6 +4,8 @@ best pose near each of them."""
 from __future__ import annotations
 
 from dataclasses import dataclass, replace
+from functools import cached_property
+from typing import Any
 
 import numpy as np
 import SimpleITK as sitk
@@ -15,20 +17,18 @@ from regagents.classical.common import blurred, downsampled, jittered_lattice, s
 from regagents.classical.refinement import generators
 from regagents.common.descent import descend
 from regagents.common.threads import one_thread
+from regagents.registration.information import Measured, Object, looked_up, measured
 from regenv.data.io.images import Image, normalize
 from regenv.data.io.resampling import SHORTEST_AXIS, resampled_labels, to_sitk
 from regenv.grid import Grid
-from regenv.ops.sampling import sample
 
 VOXELS = {2: 30_000, 3: 40_000}     # images with more are averaged down to about so many
 FINE_VOXELS = {2: 60_000, 3: 500_000}  # all that a search for a pose is given
 BLUR_VOXELS = 1.0       # of an image that small: what two people's scans share is coarse
 CLOSING_VOXELS = 2      # of the foreground, before its holes are filled
-EDGE_SHARPNESS = 4.0    # of the step from inside to outside of a field of view, per voxel
 STRETCH_COST = 0.1      # of the squared logarithms of the stretches along the axes
 FLATTEST = 0.05         # determinant of a pose that the ascent may look at, and the inverse of the greatest
 GAIN, ITERATIONS = 30.0, 40     # of the objective, so that L-BFGS's first step is neither tiny nor wild; of the descent
-TINY = 1e-12
 
 
 @dataclass(frozen=True, eq=False)
@@ -58,15 +58,15 @@ class Foreground:
     """One image and points on its foreground.
 
     Attributes:
-        values: (1, 2, *shape), intensity in [0, 1] and 1 on the foreground. grid: of both.
+        values: (2, *shape), intensity in [0, 1] and 1 on the foreground. grid: of both.
         points_mm: (N, D+1) float64, homogeneous, one in each cell of a lattice. at_points: (N,) the intensity there.
         volume: of the foreground, mm^D.
     """
 
-    values: Tensor
+    values: NDArray[np.float32]
     grid: Grid
     points_mm: Tensor
-    at_points: Tensor
+    at_points: NDArray[np.float64]
     volume: float
 
     @classmethod
@@ -85,26 +85,30 @@ class Foreground:
         if not len(points):
             points = np.argwhere(inside).astype(np.float64)
         homogeneous = np.concatenate([grid.to_world(points), np.ones((len(points), 1))], 1)
-        both = np.stack([normalize(sitk.GetArrayFromImage(small)), inside.astype(np.float32)])[None]
-        found = cls(torch.from_numpy(np.ascontiguousarray(both, dtype=np.float32)), grid,
-                    torch.from_numpy(homogeneous), torch.empty(0), float(inside.sum()) * float(np.prod(grid.spacing)))
-        return replace(found, at_points=found.at(found.points_mm[None])[0][0])
+        both = np.stack([normalize(sitk.GetArrayFromImage(small)), inside]).astype(np.float32)
+        found = cls(both, grid, torch.from_numpy(homogeneous), np.empty(0),
+                    float(inside.sum()) * float(np.prod(grid.spacing)))
+        return replace(found, at_points=found.at(homogeneous)[0])
 
     def thinned(self, samples: int) -> Foreground:
         """The same foreground with fewer points, drawn with a fixed seed."""
-        count = len(self.points_mm)
-        kept = torch.from_numpy(np.random.default_rng(0).permutation(count)[:samples])
-        return replace(self, points_mm=self.points_mm[kept], at_points=self.at_points[kept])
+        kept = np.random.default_rng(0).permutation(len(self.points_mm))[:samples]
+        return replace(self, points_mm=self.points_mm[torch.from_numpy(kept)], at_points=self.at_points[kept])
 
-    def at(self, points_mm: Tensor) -> tuple[Tensor, Tensor, Tensor]:
-        """Intensity, foreground and whether the image reaches there (0 to 1), each (K, N), at points (K, N, D+1)."""
-        n, shape = self.grid.ndim, tuple(self.values.shape[2:])
-        points_vox = (points_mm @ torch.from_numpy(self.grid.world_to_voxel[:n].T)).to(torch.float32)
-        found = sample(self.values.expand(len(points_vox), -1, *shape),
-                       points_vox.view(len(points_vox), *(1,) * (n - 1), -1, n), padding="border").flatten(2)
-        depth = torch.minimum(points_vox + 0.5, torch.tensor(shape) - 0.5 - points_vox).amin(-1)
-        reached = torch.sigmoid(EDGE_SHARPNESS * depth)
-        return found[:, 0], found[:, 1] * reached, reached
+    def at(self, points_mm: NDArray[np.float64]) -> NDArray[np.float64]:
+        """Intensity, foreground and whether the image reaches there (0 to 1), (3, N), at points (N, D+1)."""
+        own = self.object
+        found: NDArray[np.float64] = looked_up(points_mm, own.to_voxels, own.values, self.grid.ndim)[:, [0, 4, 8]].T
+        return found
+
+    @cached_property
+    def object(self) -> Object:
+        """As the kernel takes it."""
+        n = self.grid.ndim
+        to_voxels = np.zeros((3, n + 1))
+        to_voxels[3 - n:] = self.grid.world_to_voxel[:n]
+        return Object(self.values.reshape(2, *(1,) * (3 - n), *self.grid.shape), to_voxels,
+                      np.ascontiguousarray(self.points_mm.numpy()), self.at_points, self.volume)
 
 
 def _filled(image: sitk.Image) -> sitk.Image:
@@ -143,14 +147,16 @@ class Score:
         """The same score from fewer points on each foreground."""
         return replace(self, fixed=self.fixed.thinned(samples), moving=self.moving.thinned(samples))
 
-    @one_thread()
-    @torch.inference_mode()
     def at(self, pull_backs: NDArray[np.float64]) -> Agreement:
         """Agreement at K poses, (K, D+1, D+1), fixed world to moving world points, mm."""
-        found = [self._measure(torch.from_numpy(np.ascontiguousarray(pose))[None]) for pose in pull_backs]
+        found = [self.measured(pose, False) for pose in pull_backs]
         stretched = np.array([float(stretching(torch.from_numpy(np.ascontiguousarray(pose)))) for pose in pull_backs])
-        information, overlap, covered = (torch.cat(part).clamp(0, 1).numpy() for part in zip(*found, strict=True))
+        information, overlap, covered = np.clip([one[:3] for one in found], 0, 1).T
         return Agreement(information, overlap, covered, stretched)
+
+    def measured(self, pose: NDArray[np.float64], wanted: bool) -> Measured:
+        """At one pose (D+1, D+1), with the information's gradient where it is wanted."""
+        return measured(self.fixed.object, self.moving.object, np.ascontiguousarray(pose), self.bins, wanted)
 
     @one_thread()
     def climb(self, pull_back: NDArray[np.float64], motion: str,
@@ -176,50 +182,23 @@ class Score:
             moved = pose(move)
             if not FLATTEST < float(torch.linalg.det(moved.detach()).abs()) < 1 / FLATTEST:
                 return move.sum() * 0 + GAIN
-            return -GAIN * (self._measure(moved[None])[0][0] - STRETCH_COST * stretching(moved))
+            return -GAIN * (_Information.apply(moved, self) - STRETCH_COST * stretching(moved))
 
         return pose(torch.from_numpy(descend(loss, len(basis), iterations, iterations + iterations // 4)[0])).numpy()
 
-    def _measure(self, poses: Tensor) -> tuple[Tensor, Tensor, Tensor]:
-        """Information, overlap and coverage, (K,) each, at poses (K, D+1, D+1) float64."""
-        here, there = self.fixed, self.moving
-        b_at_a, shared, reached_a = there.at(here.points_mm @ poses.mT)
-        a_at_b, doubled, reached_b = here.at(there.points_mm @ torch.linalg.inv(poses).mT)
-        volume_a = torch.full((len(poses),), here.volume, dtype=torch.float64)
-        volume_b = there.volume / torch.linalg.det(poses).abs()
-        share_a, share_b = volume_a[:, None] / len(here.points_mm), volume_b[:, None] / len(there.points_mm)
-        information = soft_information(
-            torch.cat([here.at_points.expand_as(b_at_a), a_at_b], 1),
-            torch.cat([b_at_a, there.at_points.expand_as(a_at_b)], 1),
-            torch.cat([share_a * reached_a, share_b * reached_b * (1 - doubled).clamp(min=0)], 1) + TINY, self.bins)
-        smaller = torch.minimum(volume_a, volume_b)
-        seen = torch.where(volume_a <= volume_b, (share_a * reached_a).sum(1), (share_b * reached_b).sum(1))
-        return information, ((share_a * shared).sum(1) / smaller).clamp(max=1), seen / smaller
 
+class _Information(torch.autograd.Function):
+    """The information at a pose (D+1, D+1) as a differentiable function of it."""
 
-def soft_information(a: Tensor, b: Tensor, weight: Tensor, bins: int) -> Tensor:
-    """Normalised mutual information less 1 of weighted samples of two intensities, (K,), smooth in both.
+    @staticmethod
+    def forward(ctx: Any, pose: Tensor, score: Score) -> Tensor:
+        found = score.measured(pose.detach().numpy(), True)
+        ctx.gradient = torch.from_numpy(found.gradient)
+        return pose.new_tensor(found.information)
 
-    Each sample is shared among its two neighbouring bins of either intensity: linear Parzen windows on both sides,
-    since here both change with the pose.
-
-    Args: a, b: (K, N) in [0, 1]; weight: (K, N), positive; bins: of each intensity.
-    """
-    places = [values.clamp(0, 1).double() * (bins - 1) for values in (a, b)]
-    lower = [place.detach().floor().clamp(max=bins - 2).to(torch.int64) for place in places]
-    upper = [place - below for place, below in zip(places, lower, strict=True)]
-    joint = torch.zeros(len(a), bins * bins, dtype=torch.float64)
-    for up_a in (0, 1):
-        for up_b in (0, 1):
-            share = (upper[0] if up_a else 1 - upper[0]) * (upper[1] if up_b else 1 - upper[1])
-            joint = joint.scatter_add(1, (lower[0] + up_a) * bins + lower[1] + up_b, weight * share)
-    joint = (joint / joint.sum(1, keepdim=True)).unflatten(1, (bins, bins))
-    both = _entropy(joint.flatten(1))
-    return (_entropy(joint.sum(2)) + _entropy(joint.sum(1)) + TINY) / (both + TINY) - 1
-
-
-def _entropy(probability: Tensor) -> Tensor:
-    return -(probability * (probability + TINY).log()).sum(-1)
+    @staticmethod
+    def backward(ctx: Any, *given: Tensor) -> tuple[Tensor, None]:
+        return given[0] * ctx.gradient, None
 
 
 def stretching(pose: Tensor) -> Tensor:

@@ -113,7 +113,8 @@ def verdict(found: Mapping[str, float]) -> dict[str, Any]:
     probability that the pose is right; what speaks most against it, unless it is aligned."""
     model = fitted()
     names = model["features"]
-    terms = (weighed(found, names) - np.array(model["mean"])) / np.array(model["deviation"]) * np.array(model["weights"])
+    standard = (weighed(found, names) - np.array(model["mean"])) / np.array(model["deviation"])
+    terms = standard * np.array(model["weights"])
     probability = float(1 / (1 + np.exp(-(model["intercept"] + terms.sum()))))
     state = next((state for state in ("aligned", "doubtful") if probability >= model[state]), "failed")
     weakest = [FEATURES[names[place]] for place in np.argsort(terms)[:REASONS]]
