@@ -10,6 +10,7 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from functools import lru_cache
 from importlib import resources
+from itertools import product
 from typing import Any
 
 import numpy as np
@@ -17,6 +18,7 @@ from numpy.typing import NDArray
 
 from regagents.classical.common import shift
 from regagents.registration.candidates import Candidate
+from regagents.registration.information import Object, measured
 from regagents.registration.pipeline import turned, turns
 from regagents.registration.score import Score, stretches
 from regenv.stored import parse_json
@@ -26,12 +28,15 @@ MIRROR_ITERATIONS, FEW = 12, 3_000    # of the ascent to mirror images; points o
 TINY = 1e-6
 REASONS = 2         # told at most
 MOST = 3.0          # logarithm of a ratio of scores
+PART_POINTS, PART_BINS, FEWEST = 8_000, 12, 20      # of the score of an object's parts; points that make a part
+AWAY = (0.12, 0.24)     # displacements of a part, of the foreground's radius
 DECIDED = 0.25      # beyond this the mirror's logarithm says no more
 FOLDS = 0.01        # share of voxels that fold, from which a deformation is doubtful at best
 FEATURES: dict[str, str] = {
     "contrast": "the images agree little more than at wrong poses",
     "distance": "a wrong pose agrees nearly as well",
     "information": "the images share little information",
+    "local": "parts of the object agree as well elsewhere",
     "lead": "another pose agrees as well",
     "share": "few of the agent's starts ended there",
     "overlap": "the objects lie hardly on each other",
@@ -62,6 +67,7 @@ def evidence(score: Score, fine: Score, pose: NDArray[np.float64], affine: NDArr
         "contrast": (best - float(null.mean())) / deviation,
         "distance": times(best, float(null.max())),
         "information": float(np.log(max(coarse, TINY))),
+        "local": local(fine.thinned(PART_POINTS), affine),
         "lead": times(best, max(others)) if others else 1.0,
         "share": candidates[0].share,
         "overlap": float(here.overlap.max()),
@@ -108,6 +114,36 @@ def mirrored(score: Score, pose: NDArray[np.float64]) -> float:
     return times(float(scores[1:].max()), float(scores[0]))
 
 
+def local(score: Score, pose: NDArray[np.float64]) -> float:
+    """How much better the parts of the object agree where they lie than displaced: the information of each part less
+    its mean over displacements, in their standard deviations, and the mean of that over the parts.
+
+    A wrong pose may be the best for the whole; its parts would rather lie elsewhere. The parts are cut by the medians
+    of the fixed foreground along the axes, 2^D in all.
+    """
+    here, there, n = score.fixed.object, score.moving.object, len(pose) - 1
+    points, others = here.points_mm, there.points_mm @ np.linalg.inv(pose).T
+    cuts = np.median(points, 0)
+    radius = float(np.linalg.norm(points - points.mean(0), axis=1).mean())
+    steps = np.array([step for step in product((-1.0, 0.0, 1.0), repeat=n) if any(step)])
+    steps /= np.linalg.norm(steps, axis=1, keepdims=True)
+    moves = [np.eye(n + 1), *(shift(share * radius * step) for share in AWAY for step in steps)]
+    found = []
+    for sides in product((False, True), repeat=n):
+        mine, its = (((each > cuts)[:, :n] == sides).all(1) for each in (points, others))
+        if min(mine.sum(), its.sum()) < FEWEST:
+            continue
+        pair = (_part(here, mine), _part(there, its))
+        values = np.array([measured(*pair, pose @ move, PART_BINS, False).information for move in moves])
+        found.append((values[0] - values[1:].mean()) / max(float(values[1:].std()), TINY))
+    return float(np.mean(found)) if found else 0.0
+
+
+def _part(whole: Object, chosen: NDArray[np.bool_]) -> Object:
+    return whole._replace(points_mm=whole.points_mm[chosen], at_points=whole.at_points[chosen],
+                          volume=whole.volume * float(chosen.mean()))
+
+
 def verdict(found: Mapping[str, float]) -> dict[str, Any]:
     """``{"state", "probability", "reasons", "evidence"}`` of evidence: "aligned", "doubtful" or "failed"; the
     probability that the pose is right; what speaks most against it, unless it is aligned."""
@@ -127,8 +163,9 @@ def verdict(found: Mapping[str, float]) -> dict[str, Any]:
 
 
 def weighed(found: Mapping[str, float], names: Sequence[str]) -> NDArray[np.float64]:
-    """Evidence as the model sees it, (F,): of the contrast its logarithm, of the mirror what lies within +-0.25."""
-    seen = {**found, "contrast": times(found["contrast"], 1.0),
+    """Evidence as the model sees it, (F,): of the contrasts of the whole and of the parts their logarithms, of the
+    mirror what lies within +-0.25."""
+    seen = {**found, "contrast": times(found["contrast"], 1.0), "local": float(np.log1p(max(found["local"], 0.0))),
             "mirror": float(np.clip(found["mirror"], -DECIDED, DECIDED))}
     return np.array([seen[name] for name in names])
 

@@ -9,10 +9,11 @@ from typing import Any
 import numpy as np
 import pytest
 
+from regagents.classical.common import shift
 from regagents.registration import verdict as judge
 from regagents.registration.candidates import Candidate, apart, ranked
 from regagents.registration.score import Score, stretches
-from regagents.registration.verdict import FEATURES, WRONG, evidence, fitted, mirrored, verdict, wrong_poses
+from regagents.registration.verdict import FEATURES, WRONG, evidence, fitted, local, mirrored, verdict, wrong_poses
 from regenv.data.io.images import Image
 from tests.regagents.registration.phantoms import GRIDS, moved, seen
 from tests.regagents.toys import rigid
@@ -77,10 +78,23 @@ def test_evidence_speaks_for_the_truth_and_against_another_pose(ndim: int) -> No
     other = truth @ rigid([5.0] * ndim + [90.0] * (1 if ndim == 2 else 3), np.zeros(ndim))
     both = scores(fixed, moved(fixed, truth))
     right, wrong = (evidence(*both, each, each, [Candidate("one", each)]) for each in (truth, other))
-    for name in ("contrast", "distance", "information", "overlap"):
+    for name in ("contrast", "local", "distance", "information", "overlap"):
         assert right[name] > wrong[name], name
     assert right["contrast"] > 5 and right["distance"] > 0.5
     assert right["covered"] == pytest.approx(1.0, abs=0.02)
+
+
+@NDIM
+def test_parts_agree_where_they_lie_at_the_truth_alone(ndim: int) -> None:
+    """At a wrong pose the parts would rather lie elsewhere, however well the whole may fit."""
+    fixed = seen(GRIDS[ndim])
+    truth = pose(ndim)
+    fine = scores(fixed, moved(fixed, truth))[1]
+    half = truth @ rigid([0.0] * ndim + [180.0, 0.0, 0.0][:1 if ndim == 2 else 3], np.zeros(ndim))
+    best = fine.climb(fine.climb(half, "similarity"), "affine")
+    assert local(fine, truth) > 2.0
+    assert local(fine, best) < 0.6 * local(fine, truth)
+    assert local(fine, best @ shift(np.full(ndim, 1e4))) == 0.0
 
 
 def test_far_away_poses_have_evidence_too() -> None:
