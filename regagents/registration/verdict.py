@@ -30,7 +30,7 @@ REASONS = 2         # told at most
 MOST = 3.0          # logarithm of a ratio of scores
 PART_POINTS, PART_BINS, FEWEST = 8_000, 12, 20      # of the score of an object's parts; points that make a part
 AWAY = (0.12, 0.24)     # displacements of a part, of the foreground's radius
-DECIDED = 0.25      # beyond this the mirror's logarithm says no more
+BOUNDS = {"contrast": (-3.0, 3.0), "local": (0.0, 1.2), "mirror": (-0.02, 0.12)}    # beyond them a number says no more
 FOLDS = 0.01        # share of voxels that fold, from which a deformation is doubtful at best
 FEATURES: dict[str, str] = {
     "contrast": "the images agree little more than at wrong poses",
@@ -163,11 +163,10 @@ def verdict(found: Mapping[str, float]) -> dict[str, Any]:
 
 
 def weighed(found: Mapping[str, float], names: Sequence[str]) -> NDArray[np.float64]:
-    """Evidence as the model sees it, (F,): of the contrasts of the whole and of the parts their logarithms, of the
-    mirror what lies within +-0.25."""
-    seen = {**found, "contrast": times(found["contrast"], 1.0), "local": float(np.log1p(max(found["local"], 0.0))),
-            "mirror": float(np.clip(found["mirror"], -DECIDED, DECIDED))}
-    return np.array([seen[name] for name in names])
+    """Evidence as the model sees it, (F,): of the contrasts of the whole and of the parts their logarithms, and each
+    number within its bounds: a wrong pose may have one that is overwhelming, such as the contrast of a mirror image."""
+    seen = {**found, "contrast": np.log(max(found["contrast"], TINY)), "local": np.log1p(max(found["local"], 0.0))}
+    return np.array([np.clip(seen[name], *BOUNDS.get(name, (-np.inf, np.inf))) for name in names])
 
 
 @lru_cache(maxsize=1)
