@@ -19,10 +19,10 @@ from regagents.classical import downsampled, evaluate_metric
 from regagents.common.algorithm import Algorithm
 from regagents.registration.candidates import Candidate, best_end, finals, ranked
 from regagents.registration.deformation import Deformation, Optimiser, optimiser
-from regagents.registration.finish import FINE_SAMPLES, TRANSFORMS, finished
+from regagents.registration.finish import TRANSFORMS, finished
 from regagents.registration.pipeline import Pipeline, centered, pipeline, run, stages
 from regagents.registration.result import Result, composed
-from regagents.registration.score import FINE_VOXELS, Score
+from regagents.registration.score import FINE, FINEST, Score
 from regagents.registration.verdict import evidence, verdict
 from regenv.data.io.errors import OffImageError
 from regenv.data.io.images import Image, ImageError, read_image, read_labels, read_mask
@@ -100,7 +100,7 @@ def register(fixed: ImageLike, moving: ImageLike, agent: str | Path | Pipeline =
     agents = stages(chain, a)
     small = reduced_image(a), reduced_image(b)
     start = _start(*small, initial)
-    work = _Registration(*small, inside, progress or (lambda name, share: None))
+    work = _Registration(*small, (a, b), inside, progress or (lambda name, share: None))
     pull_back = work.pose(chain, agents, start)
     if refine:
         pull_back = work.refined(transform)
@@ -123,11 +123,12 @@ def register(fixed: ImageLike, moving: ImageLike, agent: str | Path | Pipeline =
 class _Registration:
     """The steps of a registration, each of which notes what :class:`Result` tells of it.
 
-    Attributes: fixed, moving: as :func:`reduced_image` makes them.
+    Attributes: fixed, moving: as :func:`reduced_image` makes them. whole: both at their own resolution.
     """
 
     fixed: Image
     moving: Image
+    whole: tuple[Image, Image]
     masks: tuple[Image, Image] | None
     tell: Callable[[str, float], None]
     similarity: dict[str, float | None] = field(default_factory=dict)
@@ -142,7 +143,11 @@ class _Registration:
 
     @cached_property
     def fine(self) -> Score:
-        return Score.of(self.fixed, self.moving, self.masks, FINE_VOXELS, FINE_SAMPLES)
+        return Score.of(self.fixed, self.moving, self.masks, FINE)
+
+    @cached_property
+    def finest(self) -> Score:
+        return Score.of(*self.whole, self.masks, FINEST)
 
     def pose(self, chain: Pipeline, agents: Sequence[Algorithm], start: NDArray[np.float64]) -> NDArray[np.float64]:
         """The best of the agent's ends as it left them; the start for a pipeline without agents."""
@@ -169,8 +174,7 @@ class _Registration:
         best = self.candidates[0]
         assert best.affine is not None     # as the finals leave it
         self._settle("candidates", best.affine)
-        found = finished(self.fixed, self.moving, best.affine, transform, self.score, self.fine,
-                         self.masks is not None)
+        found = finished(best.affine, transform, self.fine, self.finest)
         self.affine = found.affine
         self._settle("refinement", found.pull_back)
         self.seconds["refinement"] = time.perf_counter() - begun

@@ -3,6 +3,7 @@ best pose near each of them."""
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from dataclasses import dataclass, replace
 from functools import cached_property
 from typing import Any
@@ -22,13 +23,30 @@ from regenv.data.io.images import Image, normalize
 from regenv.data.io.resampling import SHORTEST_AXIS, resampled_labels, to_sitk
 from regenv.grid import Grid
 
-VOXELS = {2: 30_000, 3: 40_000}     # images with more are averaged down to about so many
-FINE_VOXELS = {2: 60_000, 3: 500_000}  # all that a search for a pose is given
-BLUR_VOXELS = 1.0       # of an image that small: what two people's scans share is coarse
 CLOSING_VOXELS = 2      # of the foreground, before its holes are filled
 STRETCH_COST = 0.1      # of the squared logarithms of the stretches along the axes
 FLATTEST = 0.05         # determinant of a pose that the ascent may look at, and the inverse of the greatest
 GAIN, ITERATIONS = 30.0, 40     # of the objective, so that L-BFGS's first step is neither tiny nor wild; of the descent
+
+
+@dataclass(frozen=True)
+class Level:
+    """How finely a score looks at two images.
+
+    Args:
+        voxels: by dimension; images with more are averaged down to about so many.
+        samples: points on each foreground, about.
+        blur: Gaussian sigma, voxels of the image that is then left: what two people's scans share is coarse.
+    """
+
+    voxels: Mapping[int, int]
+    samples: int
+    blur: float = 1.0
+
+
+COARSE = Level({2: 30_000, 3: 40_000}, 12_000)
+FINE = Level({2: 60_000, 3: 500_000}, 20_000)               # all voxels that a search for a pose is given
+FINEST = Level({2: 5_000_000, 3: 5_000_000}, 80_000, 0.0)   # a head of 1 mm as it is
 
 
 @dataclass(frozen=True, eq=False)
@@ -70,17 +88,17 @@ class Foreground:
     volume: float
 
     @classmethod
-    def of(cls, image: Image, voxels: int, samples: int, mask: Image | None = None) -> Foreground:
+    def of(cls, image: Image, level: Level, mask: Image | None = None) -> Foreground:
         """The foreground by Otsu's threshold, closed, its holes filled, or a given mask; the whole image where that is
         empty."""
-        small = downsampled(to_sitk(image), voxels)
-        small = blurred(small, BLUR_VOXELS * float(np.mean(small.GetSpacing())))
+        small = downsampled(to_sitk(image), level.voxels[image.ndim])
+        small = blurred(small, level.blur * float(np.mean(small.GetSpacing())))
         grid = Grid.from_sitk(small)
         inside = (sitk.GetArrayFromImage(_filled(small)) if mask is None else
                   resampled_labels(mask, grid, np.eye(grid.ndim + 1)).array) > 0
         if not inside.any():
             inside = np.ones_like(inside)
-        points = jittered_lattice(grid.shape, max(1, int(inside.size * samples / inside.sum())), seed=0)
+        points = jittered_lattice(grid.shape, max(1, int(inside.size * level.samples / inside.sum())), seed=0)
         points = points[inside[tuple(np.rint(points).astype(np.int64).T)]]
         if not len(points):
             points = np.argwhere(inside).astype(np.float64)
@@ -135,13 +153,10 @@ class Score:
 
     @classmethod
     @one_thread()
-    def of(cls, fixed: Image, moving: Image, masks: tuple[Image, Image] | None = None,
-           voxels: dict[int, int] = VOXELS, samples: int = 12_000) -> Score:
-        """Args: masks: in place of the foregrounds; voxels: images with more are averaged down first; samples: points
-        on each foreground, about."""
+    def of(cls, fixed: Image, moving: Image, masks: tuple[Image, Image] | None = None, level: Level = COARSE) -> Score:
+        """Args: masks: in place of the foregrounds."""
         here, there = masks or (None, None)
-        return cls(Foreground.of(fixed, voxels[fixed.ndim], samples, here),
-                   Foreground.of(moving, voxels[moving.ndim], samples, there))
+        return cls(Foreground.of(fixed, level, here), Foreground.of(moving, level, there))
 
     def thinned(self, samples: int) -> Score:
         """The same score from fewer points on each foreground."""

@@ -2,14 +2,22 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
+
 import numpy as np
 
+from regagents.registration.score import COARSE, Level
 from regenv.data.io.images import Image
 from regenv.grid import Grid
 
 GRIDS = {2: Grid.centered((64, 64), 2.0), 3: Grid.centered((40, 42, 38), 3.0)}
 RADII = np.array([30.0, 38.0, 26.0])
 EDGE_MM = 2.0
+
+
+def few(points: int) -> Level:
+    """The coarse level with fewer points."""
+    return replace(COARSE, samples=points)
 
 
 def intensity(points_mm: np.ndarray) -> np.ndarray:

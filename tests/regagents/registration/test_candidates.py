@@ -13,7 +13,7 @@ from regagents.registration.pipeline import AGREE_MM, Ended, Visited, turns
 from regagents.registration.score import Score
 from regenv.data.io.images import Image
 from regenv.grid import Grid
-from tests.regagents.registration.phantoms import GRIDS, error_mm, moved, seen
+from tests.regagents.registration.phantoms import GRIDS, error_mm, few, moved, seen
 from tests.regagents.toys import rigid
 
 NDIM = pytest.mark.parametrize("ndim", [2, 3])
@@ -56,7 +56,7 @@ def test_the_header_and_the_centres_are_what_they_say() -> None:
     fixed = seen(GRIDS[3])
     assert error_mm(found_by("center", fixed, moved(fixed, truth)), truth) < 1.0
     far = moved(fixed, truth)
-    score = Score.of(fixed, far, samples=500)
+    score = Score.of(fixed, far, level=few(500))
     assert np.array_equal(RIVALS["header"](fixed, far, score)[0], np.eye(4))
     assert RIVALS["phase"](fixed, far, score) == RIVALS["sift"](fixed, far, score) == []
 
@@ -67,7 +67,7 @@ def test_turns_of_the_cube_are_among_the_directions_that_are_searched() -> None:
         truth = np.eye(4)
         truth[:3, :3], truth[:3, 3] = turn, [80.0, -50.0, 20.0]
         moving = moved(fixed, truth)
-        poses = RIVALS["information"](fixed, moving, Score.of(fixed, moving, samples=500))
+        poses = RIVALS["information"](fixed, moving, Score.of(fixed, moving, level=few(500)))
         assert min(error_mm(pose, truth) for pose in poses) < 3.0
 
 
@@ -151,7 +151,7 @@ def test_ways_that_lead_to_one_pose_are_one_candidate_with_their_names(ndim: int
 
 
 def test_poses_are_apart_by_what_a_cube_about_the_object_moves() -> None:
-    score = Score.of(seen(GRIDS[3]), seen(GRIDS[3]), samples=500)
+    score = Score.of(seen(GRIDS[3]), seen(GRIDS[3]), level=few(500))
     shift = np.eye(4)
     shift[:3, 3] = [3.0, 4.0, 12.0]
     assert apart(np.eye(4), shift, score) == pytest.approx(13.0)

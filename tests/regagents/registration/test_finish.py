@@ -2,14 +2,13 @@
 
 from __future__ import annotations
 
-from types import SimpleNamespace
+from dataclasses import replace
 
 import numpy as np
 import pytest
 
-from regagents.classical import Refinement
-from regagents.registration.finish import FINE_SAMPLES, TRANSFORMS, Finished, finished
-from regagents.registration.score import FINE_VOXELS, Score, rigid_part, stretches
+from regagents.registration.finish import TRANSFORMS, Finished, finished
+from regagents.registration.score import COARSE, FINE, FINEST, Score, rigid_part, stretches
 from regenv.grid import Grid
 from tests.regagents.registration.phantoms import GRIDS, error_mm, seen
 from tests.regagents.toys import rigid
@@ -27,10 +26,11 @@ def finish(ndim: int, truth: np.ndarray, transform: str, masked: bool = False) -
     fixed = seen(GRIDS[ndim])
     moving = seen(Grid.centered([n + 8 for n in fixed.grid.shape], fixed.grid.spacing[0], truth[:-1, -1]), truth)
     near = pose(ndim) @ rigid([3.0] * ndim + [4.0] * (1 if ndim == 2 else 3), np.zeros(ndim))
-    score = Score.of(fixed, moving)
-    fine = Score.of(fixed, moving, None, FINE_VOXELS, FINE_SAMPLES)
-    start = score.climb(score.climb(near, "similarity", 15), "affine", 15)
-    return finished(fixed, moving, start, transform, score, fine, masked)
+    masks = tuple(replace(image, array=(image.array > 0.1).astype(np.uint8)) for image in (fixed, moving))
+    coarse, fine, finest = (Score.of(fixed, moving, masks if masked else None, level)
+                            for level in (COARSE, FINE, FINEST))
+    start = coarse.climb(coarse.climb(near, "similarity", 15), "affine", 15)
+    return finished(start, transform, fine, finest)
 
 
 @NDIM
@@ -71,22 +71,16 @@ def test_an_affine_map_that_is_asked_for_is_found(ndim: int) -> None:
 
 def test_another_transform_is_refused() -> None:
     fixed = seen(GRIDS[2])
-    score = Score.of(fixed, fixed, samples=100)
+    score = Score.of(fixed, fixed)
     with pytest.raises(ValueError, match=r"transform is 'rigd'; take one of " + ", ".join(TRANSFORMS)):
-        finished(fixed, fixed, np.eye(3), "rigd", score, score, False)
+        finished(np.eye(3), "rigd", score, score)
 
 
 @NDIM
-@pytest.mark.parametrize("away_mm", [0.1, 400.0])
-def test_the_last_refinement_counts_only_where_it_agrees(ndim: int, away_mm: float,
-                                                         monkeypatch: pytest.MonkeyPatch) -> None:
-    """One that leaves the objects for the emptiness beside them is given up; a tenth of a millimetre is followed."""
-    ends: list[np.ndarray] = []
-
-    def leave(_: object, fixed: object, moving: object, start: np.ndarray) -> SimpleNamespace:
-        ends.extend([start, start @ rigid([away_mm] + [0.0] * (2 if ndim == 2 else 5), np.zeros(ndim))])
-        return SimpleNamespace(pull_back=ends[1])
-
-    monkeypatch.setattr(Refinement, "register", leave)
-    found = finish(ndim, pose(ndim), "rigid").pull_back
-    assert found is ends[1 if away_mm < FOUND_MM else 0]
+def test_a_coarse_map_that_has_shrunk_is_left_for_the_one_near_the_rigid_pose(ndim: int) -> None:
+    """The map given is an optimum of no use: it squeezes the object to a half."""
+    fixed = seen(GRIDS[ndim])
+    fine, finest = (Score.of(fixed, fixed, None, level) for level in (FINE, FINEST))
+    squeezed = np.diag([*[0.5] * ndim, 1.0])
+    found = finished(squeezed, "affine", fine, finest)
+    assert error_mm(found.pull_back, np.eye(ndim + 1)) < FOUND_MM

@@ -14,7 +14,7 @@ from regagents.registration.information import counted, normalised
 from regagents.registration.score import Agreement, Foreground, Score, rigid_part, stretches, stretching
 from regenv.data.io.images import Image
 from regenv.grid import Grid
-from tests.regagents.registration.phantoms import GRIDS, error_mm, seen
+from tests.regagents.registration.phantoms import GRIDS, error_mm, few, seen
 from tests.regagents.toys import rigid
 
 SAMPLES = 3_000
@@ -71,7 +71,7 @@ def test_intensities_on_the_bins_have_scikit_learns_mutual_information(rng: np.r
 @NDIM
 def test_the_gradient_is_that_of_finite_differences(ndim: int) -> None:
     """What climb ascends, along every motion of an affine map, mm."""
-    score = Score.of(seen(GRIDS[ndim]), seen(GRIDS[ndim], pose_of(ndim)), samples=SAMPLES)
+    score = Score.of(seen(GRIDS[ndim]), seen(GRIDS[ndim], pose_of(ndim)), level=few(SAMPLES))
     parts = generators(ndim, "affine")
     parts[np.abs(parts[:, :-1, :-1]).sum((1, 2)) > 0] /= 25.0
     basis = torch.from_numpy(parts)
@@ -95,7 +95,7 @@ def test_the_gradient_is_that_of_finite_differences(ndim: int) -> None:
 @NDIM
 def test_the_gradient_without_kinks_is_exact(ndim: int) -> None:
     """Between the kinks of linear interpolation, where differences and gradient agree to four digits."""
-    score = Score.of(seen(GRIDS[ndim]), seen(GRIDS[ndim], pose_of(ndim)), samples=60)
+    score = Score.of(seen(GRIDS[ndim]), seen(GRIDS[ndim], pose_of(ndim)), level=few(60))
     pose, step = pose_of(ndim, 2.0, 3.0) @ scaled(ndim, 1.03, 0.96), 1e-6
     gradient = score.measured(pose, True).gradient
     for place in np.ndindex(ndim, ndim + 1):
@@ -153,7 +153,7 @@ def test_both_directions_agree_alike(ndim: int) -> None:
 @NDIM
 @pytest.mark.parametrize("motion", ["rigid", "similarity", "affine"])
 def test_climbing_is_never_worse_and_keeps_to_its_motion(ndim: int, motion: str) -> None:
-    score = Score.of(seen(GRIDS[ndim]), seen(GRIDS[ndim], pose_of(ndim)), samples=SAMPLES)
+    score = Score.of(seen(GRIDS[ndim]), seen(GRIDS[ndim], pose_of(ndim)), level=few(SAMPLES))
     for start in (np.eye(ndim + 1), pose_of(ndim, 30.0, 120.0), pose_of(ndim), translation(ndim, 500.0)):
         end = score.climb(start, motion, 8)
         before, after = score.at(np.stack([start, end])).information - 0.1 * score.at(np.stack([start, end])).stretching
@@ -170,7 +170,7 @@ def test_climbing_is_never_worse_and_keeps_to_its_motion(ndim: int, motion: str)
                                                  ("affine", (1.1, 0.94, 1.05))])
 def test_climbing_finds_a_known_map(ndim: int, motion: str, factors: tuple[float, ...]) -> None:
     truth = pose_of(ndim) @ scaled(ndim, *factors)
-    score = Score.of(seen(GRIDS[ndim]), seen(GRIDS[ndim], truth), samples=6_000)
+    score = Score.of(seen(GRIDS[ndim]), seen(GRIDS[ndim], truth), level=few(6_000))
     assert error_mm(np.eye(ndim + 1), truth) > 5
     assert error_mm(score.climb(np.eye(ndim + 1), motion), truth) < 1.0     # of voxels of 2 and 3 mm
 
@@ -191,7 +191,7 @@ def test_masks_take_the_foregrounds_place(ndim: int) -> None:
 
     (fixed, here), (moving, there) = both(0.0, 0.0), both(4.0, -4.0)
     for which, x in enumerate((4.0, -4.0)):
-        score = Score.of(fixed, moving, (here[which], there[which]), samples=SAMPLES)
+        score = Score.of(fixed, moving, (here[which], there[which]), level=few(SAMPLES))
         end = score.climb(np.eye(ndim + 1), "rigid")
         middle = places[which][:, -1]
         assert (end @ middle)[:ndim] == pytest.approx((translation(ndim, x) @ middle)[:ndim], abs=0.5)
@@ -201,9 +201,9 @@ def test_masks_take_the_foregrounds_place(ndim: int) -> None:
 def test_brightness_and_contrast_change_nothing(ndim: int) -> None:
     fixed, moving = seen(GRIDS[ndim]), seen(GRIDS[ndim], pose_of(ndim))
     poses = np.stack([np.eye(ndim + 1), pose_of(ndim)])
-    plain = Score.of(fixed, moving, samples=SAMPLES).at(poses)
+    plain = Score.of(fixed, moving, level=few(SAMPLES)).at(poses)
     other = Score.of(replace(fixed, array=fixed.array * 1500 - 1000), replace(moving, array=moving.array * 7 + 300),
-                     samples=SAMPLES).at(poses)
+                     level=few(SAMPLES)).at(poses)
     for part in ("information", "overlap", "covered"):
         assert getattr(other, part) == pytest.approx(getattr(plain, part), abs=2e-3)
 
@@ -215,7 +215,7 @@ def test_noise_and_constant_images_have_finite_scores(ndim: int, rng: np.random.
     flat = Image(np.full(grid.shape, 3.0, np.float32), grid, "flat")
     poses = np.stack([np.eye(ndim + 1), pose_of(ndim, 20.0, 80.0), translation(ndim, 1e4)])
     for pair in ((noise[0], noise[1]), (noise[0], flat), (flat, noise[0]), (flat, flat)):
-        score = Score.of(*pair, samples=500)
+        score = Score.of(*pair, level=few(500))
         found = score.at(poses)
         assert all(np.isfinite(part).all() for part in (found.score, found.information, found.overlap, found.covered))
         assert np.isfinite(score.climb(poses[1], "affine", 5)).all()
@@ -233,19 +233,19 @@ def test_spacing_and_handedness_do_not_matter(ndim: int, axis: int) -> None:
     truth = pose_of(ndim)
     plain = Score.of(seen(GRIDS[ndim]), seen(GRIDS[ndim], truth)).at(truth[None])
     for pair in ((seen(odd), seen(GRIDS[ndim], truth)), (seen(GRIDS[ndim]), seen(odd, truth))):
-        score = Score.of(*pair, samples=SAMPLES)
+        score = Score.of(*pair, level=few(SAMPLES))
         assert score.at(truth[None]).overlap == pytest.approx(plain.overlap, abs=0.1)
         assert error_mm(score.climb(np.eye(ndim + 1), "rigid"), truth) < 1.0
 
 
 def test_fewer_points_are_some_of_the_points() -> None:
-    score = Score.of(seen(GRIDS[2]), seen(GRIDS[2], pose_of(2)), samples=SAMPLES)
+    score = Score.of(seen(GRIDS[2]), seen(GRIDS[2], pose_of(2)), level=few(SAMPLES))
     thin = score.thinned(200)
     assert len(thin.fixed.points_mm) == len(thin.moving.at_points) == 200
     every = {tuple(point) for point in score.fixed.points_mm.tolist()}
     assert {tuple(point) for point in thin.fixed.points_mm.tolist()} <= every
     assert np.array_equal(thin.fixed.at(thin.fixed.points_mm.numpy())[0], thin.fixed.at_points)
-    assert Foreground.of(seen(GRIDS[2]), 10_000, SAMPLES).thinned(10**9).points_mm.shape == score.fixed.points_mm.shape
+    assert Foreground.of(seen(GRIDS[2]), few(SAMPLES)).thinned(10**9).points_mm.shape == score.fixed.points_mm.shape
 
 
 def test_an_agreement_ranks_by_information_where_the_objects_lie_on_each_other() -> None:

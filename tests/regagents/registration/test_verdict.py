@@ -12,14 +12,14 @@ import pytest
 from regagents.classical.common import shift
 from regagents.registration import verdict as judge
 from regagents.registration.candidates import Candidate, apart, ranked
-from regagents.registration.score import Score, stretches
+from regagents.registration.score import Level, Score, stretches
 from regagents.registration.verdict import FEATURES, WRONG, evidence, fitted, local, mirrored, verdict, wrong_poses
 from regenv.data.io.images import Image
-from tests.regagents.registration.phantoms import GRIDS, moved, seen
+from tests.regagents.registration.phantoms import GRIDS, few, moved, seen
 from tests.regagents.toys import rigid
 
 NDIM = pytest.mark.parametrize("ndim", [2, 3])
-MODEL = {"features": ["overlap", "mirror"], "mean": [0.5, 0.0], "deviation": [0.25, 0.5], "weights": [2.0, -1.0],
+MODEL = {"features": ["overlap", "mirror"], "mean": [0.5, 0.0], "deviation": [0.25, 0.12], "weights": [2.0, -1.0],
          "intercept": 0.5, "aligned": 0.8, "doubtful": 0.3}
 
 
@@ -28,7 +28,8 @@ def pose(ndim: int) -> np.ndarray:
 
 
 def scores(fixed: Image, moving: Image) -> tuple[Score, Score]:
-    return Score.of(fixed, moving, samples=4_000), Score.of(fixed, moving, None, {2: 60_000, 3: 250_000}, 4_000)
+    fine = Level({2: 60_000, 3: 250_000}, 4_000)
+    return Score.of(fixed, moving, level=few(4_000)), Score.of(fixed, moving, None, fine)
 
 
 def noise(ndim: int) -> tuple[Image, Image]:
@@ -39,7 +40,7 @@ def noise(ndim: int) -> tuple[Image, Image]:
 
 @NDIM
 def test_wrong_poses_are_far_from_the_pose_and_as_stiff(ndim: int) -> None:
-    score = Score.of(seen(GRIDS[ndim]), seen(GRIDS[ndim]), samples=500)
+    score = Score.of(seen(GRIDS[ndim]), seen(GRIDS[ndim]), level=few(500))
     stretched = pose(ndim) @ np.diag([1.1] * ndim + [1.0])
     wrong = wrong_poses(stretched, score)
     assert len(wrong) == WRONG
@@ -53,8 +54,8 @@ def test_a_mirrored_image_fits_its_mirror_better(ndim: int) -> None:
     fixed = seen(GRIDS[ndim])
     flipped = replace(fixed, array=np.ascontiguousarray(fixed.array[..., ::-1]))
     start = np.eye(ndim + 1)
-    assert mirrored(Score.of(fixed, fixed, samples=2_000), start) < -0.3
-    assert mirrored(Score.of(fixed, flipped, samples=2_000), start) > 0.3
+    assert mirrored(Score.of(fixed, fixed, level=few(2_000)), start) < -0.3
+    assert mirrored(Score.of(fixed, flipped, level=few(2_000)), start) > 0.3
 
 
 @NDIM
@@ -113,7 +114,7 @@ def test_the_state_follows_from_the_models_probability(monkeypatch: pytest.Monke
     monkeypatch.setattr(judge, "fitted", lambda: MODEL)
     found = dict.fromkeys([*FEATURES, "folding"], 0.0) | {"overlap": overlap, "mirror": mirror}
     told = verdict(found)
-    logit = 0.5 + 2 * (overlap - 0.5) / 0.25 - min(mirror, 0.25) / 0.5
+    logit = 0.5 + 2 * (overlap - 0.5) / 0.25 - min(mirror, 0.12) / 0.12
     assert told["probability"] == pytest.approx(1 / (1 + np.exp(-logit)))
     assert told["state"] == state and told["evidence"] == found
     assert told["reasons"] == {"aligned": [], "doubtful": [FEATURES["mirror"]],
