@@ -150,7 +150,8 @@ def own_settings(agent: str, *more: Path) -> str:
     both = hashlib.sha256(agent.encode())
     for path in sorted(package.rglob("*.safetensors")):
         both.update(hashlib.sha256(path.read_bytes()).digest())
-    code = [package / "registration" / f"{name}.py" for name in ("register", "pipeline", "candidates", "score", "finish", "information")]
+    code = [package / "registration" / f"{name}.py"
+            for name in ("register", "pipeline", "candidates", "score", "finish", "information")]
     code += sorted((package / "classical").glob("*.py"))
     for path in filter(Path.is_file, [*code, *more]):
         both.update(_bare(path.read_text()).encode())
