@@ -1,7 +1,7 @@
 """Coverage-guided fuzzing of every reader: an input that ends in anything but an image, or one clear error, is kept.
 
     pip install atheris
-    python tests/robustness/fuzz.py nii.gz --seconds 60      # one kind of file; --list names all
+    python tests/robustness/fuzz.py c.nii.gz --seconds 60      # one kind of file; --list names all
 
 Atheris mutates the small undamaged files of :mod:`tests.robustness.sound` where that reaches new lines of the readers.
 What it finds is written to ``--found`` as ``crash-...``; such a file becomes a row of ``damage._FOUND_BEFORE``.

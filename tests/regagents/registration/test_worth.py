@@ -14,6 +14,7 @@ from regagents.registration.register import register
 from regenv.data.banks import downloads
 from regenv.data.io.images import Image, read_image
 from regenv.data.io.resampling import foreground_center
+from tests.regagents.registration.phantoms import moved
 
 POSES, SHIFT_MM, NEAR_MM, REACH_MM = 4, 100.0, 10.0, 60.0
 RIVALS_ALONE = replace(AUTO[3], stages=())
@@ -26,15 +27,6 @@ def motion(image: Image, seed: int) -> NDArray[np.float64]:
     found[:3, :3] = Rotation.random(random_state=rng).as_matrix()
     found[:3, 3] = middle - found[:3, :3] @ middle + rng.uniform(-SHIFT_MM, SHIFT_MM, 3)
     return found
-
-
-def placed(image: Image, there: NDArray[np.float64]) -> Image:
-    """The image moved in the world by a rigid motion (4, 4), by its header alone."""
-    grid = image.grid
-    direction = there[:3, :3] @ np.reshape(grid.direction, (3, 3))
-    origin = there[:3, :3] @ np.array(grid.origin) + there[:3, 3]
-    return replace(image, grid=replace(grid, origin=tuple(origin.tolist()),
-                                       direction=tuple(direction.ravel().tolist())))
 
 
 @pytest.fixture(scope="module")
@@ -56,10 +48,9 @@ def test_heads_from_any_pose_are_lost_without_the_agent(heads: tuple[Image, Imag
     corners = foreground_center(fixed) + REACH_MM * np.array(np.meshgrid(*[[-1.0, 1.0]] * 3)).reshape(3, -1).T
     found = {"agent": 0, "alone": 0}
     for seed in range(POSES):
-        moved = motion(moving, seed)
+        there = motion(moving, seed)
         for name, chain in (("agent", AUTO[3]), ("alone", RIVALS_ALONE)):
-            there = register(fixed, placed(moving, moved), chain).pull_back
-            error = there - moved @ upright
+            error = register(fixed, moved(moving, there), chain).pull_back - there @ upright
             found[name] += float(np.linalg.norm(corners @ error[:3, :3].T + error[:3, 3], axis=1).mean()) < NEAR_MM
     assert found["agent"] == POSES
     assert found["alone"] <= POSES - 2
