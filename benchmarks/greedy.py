@@ -1,12 +1,15 @@
-"""Two people's brains, registered by the greedy method and by the classical ones at their best: accuracy over time.
+"""Dense methods on real pairs: our greedy one and its opponents at their best. Accuracy, folds, time and memory.
 
-    python benchmarks/greedy.py                     # 3D, people that nothing was tuned on
-    python benchmarks/greedy.py --slices 30         # 2D slices of the same people
-    python benchmarks/greedy.py --fast --out DIR/NAME
+    python benchmarks/greedy.py --peers FOLDER                      # two people's brains in 3D
+    python benchmarks/greedy.py --slices 16 --peers FOLDER          # slices of the same people
+    python benchmarks/greedy.py --lungs DATA/lung_ct --peers FOLDER # a real pair of inhale and exhale
+    python benchmarks/greedy.py --limit 1 --only greedy "demons, 2 mm" --out DIR/NAME
 
 The brains are aligned to MNI space (affine), stripped and freed of their bias field; see ``regenv.data.banks.brains``.
-A person's labels are the classes of tissue, found in that person's image alone. Only held-out people are in the table:
-settings, also of demons and Adam, were tuned on CSI1 and CSI2. Seconds are of one core.
+A person's labels are the classes of tissue, found in that person's image alone. Only held-out people are in the table,
+and the MNI2009c average. Settings, the opponents' too, were tuned on CSI1 and CSI2 (``--tune``), for lungs on synthetic
+chests or left as their authors have them. Every method runs in a process of its own, on one core; memory is what it
+takes beyond the images. OUT.jsonl keeps every run: an interrupted benchmark goes on.
 """
 
 from __future__ import annotations
@@ -15,9 +18,8 @@ import argparse
 import os
 import sys
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
-from time import process_time
 
 os.environ.setdefault("OMP_NUM_THREADS", "1")
 os.environ.setdefault("NUMBA_NUM_THREADS", "1")
@@ -27,172 +29,187 @@ import matplotlib.pyplot as plt
 import numpy as np
 import torch
 from common import keep, made_by, write
-from torch import Tensor
+from dense_pairs import Pair, lungs, of_people, people_of, slices
+from dense_peers import Method, Process
 
-from regagents.classical.convexadam import AdamInstance, ConvexAdam, Solver
-from regagents.classical.deformable import Demons
-from regagents.classical.greedy import SETTINGS, Greedy
-from regagents.classical.levels import AdamLevels
-from regagents.classical.syn import SyN
-from regagents.registration.deformation import Fields
-from regenv.data.banks import brains
-from regenv.ops.features import pooled, spread
-from regenv.ops.overlap import mean_dice
-from regenv.ops.regularity import folding, sd_log_jacobian
-from regenv.ops.warp import warp_through
+from regagents.common.jobs import Ledger
+from regenv.ops.regularity import folding, non_diffeomorphic_volume, sd_log_jacobian
 
 RESULTS = Path(__file__).parent / "results"
-TISSUES = (1, 2, 3)
-PAIRS = (("csi3", "colin27"), ("colin27", "csi3"))     # fixed, moving
-OTHER_PAIRS = (("mni152", "csi3"), ("csi3", "mni152"))
-WIDE = 8                                                # of the slices, every how many millimetres
+PEOPLE = ("csi3", "colin27", "mni2009c")
+PAIRS = [(fixed, moving) for moving in PEOPLE for fixed in PEOPLE if fixed != moving]
+TUNED_ON = [("csi1", "csi2")]
+SHARES = (0.1, 0.25, 0.5, 1.5)      # of greedy's iterations
+MEASURES = ("score", "seconds", "memory", "folding", "ndv", "sd_log_jacobian")
 
 
-@dataclass(frozen=True)
-class Coarse:
-    """A solver on images averaged over blocks, such as 2 mm of 1 mm."""
-
-    solver: Solver
-    stride: int = 2
-
-    def solve(self, fixed: Tensor, moving: Tensor) -> Tensor:
-        """Displacements (B, D, *shape), voxels of the images given."""
-        found = self.solver.solve(pooled(fixed, self.stride), pooled(moving, self.stride))
-        return spread(found, self.stride, tuple(fixed.shape[2:]))
-
-
-@dataclass(frozen=True)
-class Pair:
-    """Images (1, 1, *shape) in [0, 1] and labels (1, 1, *shape)."""
-
-    fixed: Tensor
-    moving: Tensor
-    fixed_labels: Tensor
-    moving_labels: Tensor
-
-    def dice(self, field: Tensor) -> float:
-        ndim = field.shape[1]
-        warped = warp_through(self.moving_labels, torch.eye(ndim + 1)[None].double(), field, tuple(field.shape[2:]),
-                              mode="nearest")
-        return float(mean_dice(self.fixed_labels, warped, TISSUES))
-
-
-@dataclass(frozen=True)
+@dataclass
 class Line:
-    """Of a method, a value a pair."""
+    """Of a method, a value a pair and measure."""
 
-    name: str
-    dice: list[float]
-    seconds: list[float]
-    folded: list[float]
-    spread: list[float]
+    method: Method
+    values: dict[str, list[float]] = field(default_factory=lambda: {name: [] for name in MEASURES})
+    failed: str = ""
 
-
-def of_people(fixed: str, moving: str) -> Pair:
-    kept = [brains.subject(name) for name in (fixed, moving)]
-    return Pair(*(each["image"].float()[None, None] / 255 for each in kept),
-                *(each["labels"].short()[None, None] for each in kept))
+    def mean(self, measure: str) -> float:
+        return float(np.mean(self.values[measure]))
 
 
-def slices(pair: Pair, most: int) -> list[Pair]:
-    """Axial slices of two people that both show much brain."""
-    parts = (pair.fixed, pair.moving, pair.fixed_labels, pair.moving_labels)
-    good = [z for z in range(0, pair.fixed.shape[2], WIDE)
-            if all(float((labels[0, 0, z] > 0).float().mean()) > 0.2 for labels in parts[2:])]
-    return [Pair(*(part[:, :, z].contiguous() for part in parts)) for z in good[:most]]
+def of_levels(kind: str, finest: int, share: float = 1.0) -> Method:
+    """Our method without levels finer than ``finest`` mm of a 1 mm image, and with a share of the iterations."""
+    stride = f", {finest} mm" if finest else ""
+    return Method(f"greedy{stride}" + ("" if share == 1 else f", {share:.0%}"), kind,
+                  {"finest": finest or 1, "share": share})
 
 
-def measured(name: str, solver: Solver | Coarse | None, pairs: Sequence[Pair]) -> Line:
-    line = Line(name, [], [], [], [])
-    for pair in pairs:
-        begun = process_time()
-        field = torch.zeros(1, pair.fixed.ndim - 2, *pair.fixed.shape[2:]) if solver is None else (
-            solver.solve(pair.fixed, pair.moving))
-        line.seconds.append(process_time() - begun)
-        line.dice.append(pair.dice(field))
-        line.folded.append(folding(field).item())
-        line.spread.append(sd_log_jacobian(field).item())
-    print(f"{name}: {np.mean(line.dice):.3f}, {np.mean(line.seconds):.1f} s", flush=True)
+SLICES = [of_levels("greedy:brain", 0), Method("greedy, MIND", "greedy:mind"), Method("greedy, MSE", "greedy:mse"),
+          Method("demons", "demons", {"smoothing": 0.7}),
+          Method("adam", "adam"), Method("convexadam", "convexadam"),
+          Method("bspline", "bspline", {"control": 6.0, "levels": 1}),
+          Method("SyN, MI", "syn", {"metric": "mattes"}), Method("SyN, CC", "syn", {"metric": "CC"}),
+          Method("picsl-greedy", "picsl-greedy"), Method("elastix B-spline", "elastix")]
+COARSE = [of_levels("greedy:brain", 2),
+          Method("greedy, MIND, 2 mm", "greedy:mind", stride=2),
+          Method("demons, 2 mm", "demons", {"smoothing": 0.7}, 2),
+          Method("adam, 2 mm", "adam", {"weight": 0.3}, 2), Method("convexadam, 2 mm", "convexadam", {}, 2),
+          Method("bspline, 2 mm", "bspline", {"control": 4.0, "sampling": 0.1}, 2),
+          Method("SyN, MI, 2 mm", "syn", {"metric": "mattes"}, 2),
+          Method("SyN, CC, 2 mm", "syn", {"metric": "CC"}, 2),
+          Method("picsl-greedy, 2 mm", "picsl-greedy", {}, 2), Method("elastix B-spline, 2 mm", "elastix", {}, 2)]
+FINE = [of_levels("greedy:brain", 1), Method("demons, 1 mm", "demons", {"smoothing": 0.7}),
+        Method("picsl-greedy, 1 mm", "picsl-greedy"), Method("adam, two levels, 1 mm", "adam-levels")]
+LUNGS = [Method("greedy:lung", "greedy:lung"), Method("adam, two levels", "adam-levels"), Method("adam", "adam"),
+         Method("convexadam", "convexadam"), Method("demons", "demons", {"smoothing": 2.0}),
+         Method("bspline", "bspline", {"control": 8.0, "sampling": 0.1}),
+         Method("SyN, MI", "syn", {"metric": "mattes"}), Method("SyN, CC", "syn", {"metric": "CC"}),
+         Method("picsl-greedy", "picsl-greedy"), Method("elastix B-spline", "elastix")]
+TUNING = {      # settings that are tried on TUNED_ON, at 2 mm or on slices
+    "syn": [{"metric": metric, "smoothing": smoothing, "step": step} for metric in ("mattes", "CC")
+            for smoothing, step in ((3.0, 0.2), (1.0, 0.2), (1.0, 0.5))],
+    "picsl-greedy": [{"smoothing": smoothing} for smoothing in ((1.7, 0.7), (1.2, 0.5), (1.0, 0.3), (0.8, 0.0))],
+    "elastix": [{"control": control, "metric": metric} for control in (8.0, 4.0, 3.0)
+                for metric in ("AdvancedNormalizedCorrelation", "AdvancedMattesMutualInformation")],
+}
+
+
+def measured(method: Method, pairs: Sequence[Pair], ledger: Ledger, folder: str) -> Line:
+    """A method on all pairs, but for those that the ledger knows."""
+    line = Line(method)
+    keys = {f"{method.kind} {method.settings} {method.stride}: {pair.name}": pair for pair in pairs}
+    try:
+        with Process(method, folder) as process:
+            for key in [key for key in keys if key not in ledger.results]:
+                run = process.register(keys[key])
+                ledger.add(key, dict(zip(MEASURES, (
+                    keys[key].score(run.field), run.seconds, run.memory, folding(run.field).item(),
+                    non_diffeomorphic_volume(run.field).item(), sd_log_jacobian(run.field).item()), strict=True)))
+    except RuntimeError as error:
+        line.failed = str(error)
+        print(line.failed, file=sys.stderr)
+    for key in keys:
+        for name in MEASURES if key in ledger.results else ():
+            line.values[name].append(ledger.results[key][name])
+    if line.values["score"]:
+        print(f"{method.name}: {line.mean('score'):.3f}, {line.mean('seconds'):.1f} s", flush=True)
     return line
 
 
-def solvers(ndim: int, fast: bool) -> dict[str, Solver | Coarse | None]:
-    """The rows of the table."""
-    found: dict[str, Solver | Coarse | None] = {"start": None}
-    if ndim == 2:
-        found |= {"greedy": SETTINGS["brain"], "demons": Fields(Demons(smoothing=0.7)), "adam": AdamInstance(),
-                  "convexadam": ConvexAdam()}
-        return found | ({"SyN, CC": Fields(SyN("CC"))} if SyN.available() else {})
-    brain = SETTINGS["brain"].deep
-    found |= {"greedy, 2 mm": of_levels(brain, 2), "demons, 2 mm": Coarse(Fields(Demons(smoothing=0.7))),
-              "adam, 2 mm": Coarse(AdamInstance(weight=0.3)), "convexadam, 2 mm": Coarse(ConvexAdam())}
-    if SyN.available():
-        found["SyN (MI), 2 mm"] = Coarse(Fields(SyN("mattes")))
-    if not fast:                # SyN takes more than six minutes a pair at 1 mm, and gains .03 over 2 mm
-        found |= {"greedy, 1 mm": brain, "demons, 1 mm": Fields(Demons(smoothing=0.7)),
-                  "adam, two levels, 1 mm": AdamLevels()}
-    return found
+def started(pairs: Sequence[Pair]) -> list[float]:
+    """Scores without a deformation."""
+    return [pair.score(torch.zeros(1, pair.fixed.ndim - 2, *pair.fixed.shape[2:])) for pair in pairs]
 
 
-def of_levels(solver: Greedy, finest: int, share: float = 1.0) -> Greedy:
-    """The solver without levels finer than that, and with a share of the iterations."""
-    kept = [(stride, max(1, round(share * n))) for stride, n in zip(solver.strides, solver.iterations, strict=True)
-            if stride >= finest]
-    return Greedy(**{**vars(solver), "strides": tuple(s for s, _ in kept), "iterations": tuple(n for _, n in kept)})
-
-
-def table(lines: Sequence[Line]) -> str:
-    told = ["| method | Dice | least | CPU s | folded | SDlogJ |", "| --- | ---: | ---: | ---: | ---: | ---: |"]
-    told += [f"| {line.name} | {np.mean(line.dice):.3f} ± {np.std(line.dice):.3f} | {min(line.dice):.3f} | "
-             f"{np.mean(line.seconds):.1f} | {np.mean(line.folded):.4%} | {np.mean(line.spread):.3f} |"
-             for line in lines]
+def table(lines: Sequence[Line], start: Sequence[float], score: str) -> str:
+    told = [f"| method | {score} | worst | CPU s | memory, MB | folded | NDV | SDlogJ |",
+            "| --- | ---: | ---: | ---: | ---: | ---: | ---: | ---: |",
+            f"| start | {interval(start)} | {worst(start, score):.3f} | | | | | |"]
+    for line in lines:
+        found = line.values["score"]
+        told.append(f"| {line.method.name} | {interval(found)} | {worst(found, score):.3f} | "
+                    f"{line.mean('seconds'):.1f} | {max(line.values['memory']) / 1e6:.0f} | "
+                    f"{line.mean('folding'):.4%} | {line.mean('ndv'):.4%} | {line.mean('sd_log_jacobian'):.3f} |")
     return "\n".join(told) + "\n"
 
 
-def draw(out: Path, lines: Sequence[Line], curve: Sequence[Line]) -> None:
-    """Mean Dice over seconds."""
-    figure, axis = plt.subplots(figsize=(7, 4.5))
-    axis.plot([np.mean(line.seconds) for line in curve], [np.mean(line.dice) for line in curve], marker=".",
+def interval(values: Sequence[float]) -> str:
+    """Mean and deviation over the pairs."""
+    return f"{np.mean(values):.3f} ± {np.std(values):.3f}"
+
+
+def worst(values: Sequence[float], score: str) -> float:
+    return max(values) if score.endswith("mm") else min(values)
+
+
+def draw(out: Path, lines: Sequence[Line], curve: Sequence[Line], start: Sequence[float], score: str) -> None:
+    """Accuracy over seconds."""
+    figure, axis = plt.subplots(figsize=(8, 5))
+    curve = sorted(curve, key=lambda line: line.mean("seconds"))
+    axis.plot([line.mean("seconds") for line in curve], [line.mean("score") for line in curve], ".-", color="C0",
               label="greedy, by iterations")
-    for line in lines[1:]:
-        axis.plot(np.mean(line.seconds), np.mean(line.dice), "o", label=line.name)
-    axis.axhline(float(np.mean(lines[0].dice)), color="0.6", lw=1, ls="--")
-    axis.set(xlabel="seconds on one core", ylabel="mean Dice of tissues", xscale="log")
+    for number, line in enumerate(lines):
+        axis.plot(line.mean("seconds"), line.mean("score"), "os^vD"[number // 10], color=f"C{number % 10}",
+                  label=line.method.name)
+    axis.axhline(float(np.mean(start)), color="0.6", lw=1, ls="--", label="start")
+    axis.set(xlabel="CPU seconds on one core", ylabel=f"mean {score}", xscale="log")
+    if score.endswith("mm"):
+        axis.invert_yaxis()
     axis.grid(alpha=0.3)
-    axis.legend(fontsize=8)
+    axis.legend(fontsize=7, loc="center left", bbox_to_anchor=(1, 0.5))
     keep(figure, out)
+
+
+def tuned(ndim: int, pairs: Sequence[Pair], ledger: Ledger, folder: str, kinds: Sequence[str]) -> None:
+    """Print what the opponents' settings score on training people."""
+    for kind in kinds:
+        for settings in TUNING[kind]:
+            measured(Method(f"{kind} {settings}", kind, settings, 1 if ndim == 2 else 2), pairs, ledger, folder)
 
 
 def main(argv: Sequence[str] | None = None) -> int:
     typed = list(sys.argv[1:] if argv is None else argv)
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--slices", type=int, metavar="N", help="2D: at most N slices of each pair of people")
+    parser.add_argument("--lungs", type=Path, metavar="FOLDER", help="the lungs of this folder")
+    parser.add_argument("--peers", default="", metavar="FOLDER", help="where opponents' packages are installed")
     parser.add_argument("--fast", action="store_true", help="3D: without what works at 1 mm")
-    parser.add_argument("--one", action="store_true", help="only the first pair of people")
-    parser.add_argument("--averages", action="store_true", help="CSI3 and the MNI152 average instead of two people")
-    parser.add_argument("--out", type=Path, help="default benchmarks/results/greedy, or greedy-2d")
+    parser.add_argument("--limit", type=int, help="only so many pairs of people")
+    parser.add_argument("--only", nargs="*", help="only these rows")
+    parser.add_argument("--tune", nargs="*", choices=TUNING, help="print what settings score on training people")
+    parser.add_argument("--out", type=Path, help="default benchmarks/results/greedy, greedy-2d or greedy-lungs")
     arguments = parser.parse_args(typed)
     torch.set_num_threads(1)
-    names = (OTHER_PAIRS if arguments.averages else PAIRS)[:1 if arguments.one else None]
-    pairs = [of_people(*each) for each in names]
-    if arguments.slices:
+    ndim = 2 if arguments.slices else 3
+    out = arguments.out or RESULTS / ("greedy-2d" if ndim == 2 else "greedy-lungs" if arguments.lungs else "greedy")
+    pairs = lungs(arguments.lungs) if arguments.lungs else [
+        of_people(*each) for each in (PAIRS if arguments.tune is None else TUNED_ON)[:arguments.limit]]
+    if ndim == 2:
         pairs = [each for pair in pairs for each in slices(pair, arguments.slices)]
-    ndim = pairs[0].fixed.ndim - 2
-    SETTINGS["brain"].solve(*(torch.rand(1, 1, *(12,) * ndim) for _ in range(2)))     # compiles
-    lines = [measured(name, solver, pairs) for name, solver in solvers(ndim, arguments.fast).items()]
-    whole = SETTINGS["brain"].flat if ndim == 2 else of_levels(SETTINGS["brain"].deep, 2)
-    curve = [measured(f"greedy, {share:.0%}", of_levels(whole, 1, share), pairs)
-             for share in (0.1, 0.25, 0.5, 1.0, 1.5)]
-    out = arguments.out or RESULTS / ("greedy-2d" if ndim == 2 else "greedy")
-    page = (f"# Two people's brains, by the greedy method and others\n\n{made_by('greedy.py', typed)}: {len(pairs)} "
-            f"pairs of {', '.join(sorted({name for each in names for name in each}))}, on whom nothing was tuned; mean "
-            f"Dice of three tissues, labelled in each person's image alone.\n\n{table(lines)}\nAt shares of the "
-            f"iterations{'' if ndim == 2 else ', 2 mm'}:\n\n{table(curve)}")
+    ledger = Ledger(out.with_suffix(".jsonl"), {"benchmark": "greedy.py"})
+    if arguments.tune is not None:
+        tuned(ndim, pairs, ledger, arguments.peers, arguments.tune or list(TUNING))
+        return 0
+    rows = LUNGS if arguments.lungs else SLICES if ndim == 2 else COARSE + ([] if arguments.fast else FINE)
+    rows = [row for row in rows if arguments.only is None or row.name in arguments.only]
+    absent = [row.name for row in rows if not row.installed(arguments.peers)]
+    lines = [measured(row, pairs, ledger, arguments.peers) for row in rows if row.name not in absent]
+    lines = [line for line in lines if line.values["score"]]
+    kind = "greedy:lung" if arguments.lungs else "greedy:brain"
+    finest = 0 if ndim == 2 or arguments.lungs else 2
+    curve = [measured(of_levels(kind, finest, share), pairs, ledger, "") for share in SHARES]
+    curve += [line for line in lines if line.method == of_levels(kind, finest)]
+    score, start = ("TRE, mm" if arguments.lungs else "Dice"), started(pairs)
+    what = ("mean error of ten landmarks, inhale and exhale in either role, 2.5 mm, with masks" if arguments.lungs else
+            f"mean Dice of three tissues, {people_of(pairs)}, on none of whom anything was tuned")
+    page = (f"# Dense registration of real {'lungs' if arguments.lungs else 'brains'}, by our greedy method and "
+            f"others\n\n{made_by('greedy.py', typed)}: {len(pairs)} pairs; {what}. CPU time is of one core, memory "
+            f"what is taken beyond the images.\n\n{table(lines, start, score)}")
+    page += f"\nNot installed, and left out: {', '.join(absent)}.\n" if absent else ""
+    page += "".join(f"\n{line.failed}\n" for line in lines if line.failed)
+    page += f"\nAt shares of the iterations:\n\n{table(curve, start, score)}"
     print(page)
-    write(out, page, ["method", "dice", "cpu_seconds", "folded", "sd_log_jacobian"],
-          [[line.name, np.mean(line.dice), np.mean(line.seconds), np.mean(line.folded), np.mean(line.spread)]
-           for line in (*lines, *curve)])
-    draw(out.with_suffix(".png"), lines, curve)
+    write(out, page, ["method", *MEASURES], [[line.method.name, *(line.mean(name) for name in MEASURES)]
+                                             for line in (*lines, *curve)])
+    draw(out.with_suffix(".png"), lines, curve, start, score)
     return 0
 
 

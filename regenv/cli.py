@@ -1,4 +1,4 @@
-"""The command ``regenv``: fetch data sets, make deformation models."""
+"""The command ``regenv``: describe environments, fetch data sets, make deformation models, compile kernels."""
 
 from __future__ import annotations
 
@@ -16,6 +16,9 @@ def parser() -> argparse.ArgumentParser:
     command = argparse.ArgumentParser(prog="regenv", description=__doc__)
     command.add_argument("--version", action="version", version=f"%(prog)s {__version__}")
     commands = command.add_subparsers(dest="command", required=True)
+    describe = commands.add_parser("describe", help="the page of an environment id, or the ids")
+    describe.add_argument("id", metavar="ID", nargs="?", help="such as RegRigid2D-v0; left out: all ids")
+    commands.add_parser("warmup", help="compile all kernels now, once; they are kept on disk")
     data = commands.add_parser("data", help="real images for training and tests")
     actions = data.add_subparsers(dest="action", required=True)
     actions.add_parser("list", help="names, what they hold, and whether they are here")
@@ -35,10 +38,30 @@ def main(argv: Sequence[str] | None = None) -> int:
     """Run the command. Returns the exit status, see :func:`regenv.shell.run`."""
     typed = list(sys.argv[1:] if argv is None else argv)
     arguments = parser().parse_args(typed)
-    work = {"sdm": lambda: _sdm(arguments, "regenv " + shlex.join(typed)), "list": _list,
-            "get": lambda: _get(arguments.name)}
+    work = {"describe": lambda: _describe(arguments.id), "warmup": _warmup, "list": _list,
+            "sdm": lambda: _sdm(arguments, "regenv " + shlex.join(typed)), "get": lambda: _get(arguments.name)}
     return shell.run("regenv", work[getattr(arguments, "action", arguments.command)],
                      getattr(arguments, "debug", False))
+
+
+def _describe(env_id: str | None) -> int:
+    from regenv.describe import page, sections
+    from regenv.registry import CATALOGUE
+
+    if env_id is not None:
+        print(page(env_id), end="")
+    else:
+        width = max(map(len, CATALOGUE)) + 2
+        for name in CATALOGUE:
+            print(f"{name:{width}}{sections(name)['']}")
+    return 0
+
+
+def _warmup() -> int:
+    from regenv.warmup import warm
+
+    print(f"kernels are compiled: {warm():.1f} s")
+    return 0
 
 
 def _list() -> int:

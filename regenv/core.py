@@ -19,6 +19,7 @@ from regenv.ops import overlap
 from regenv.ops.affine import about, invert_affine, matmul, transform_points
 from regenv.ops.landmarks import tre
 from regenv.ops.random import counter_uniform
+from regenv.ops.regularity import jacobian
 from regenv.ops.warp import warp_points
 from regenv.state import EpisodeState
 from regenv.task import LinearTransform, Measure, Task
@@ -139,15 +140,43 @@ class RegistrationCore:
             return None
         return self._accepted(state, state.pose, self.deltas.expand(state.lanes, -1, -1)).all(-1)
 
-    def frame(self, state: EpisodeState, lane: int, style: str = "overlay") -> NDArray[np.uint8]:
-        """A picture (H, W, 3) uint8 of a lane's fixed and warped image, with the step and the error written in.
+    def frame(self, state: EpisodeState, lane: int, style: str = "overlay", trail: render.Trail | None = None,
+              name: str = "") -> NDArray[np.uint8]:
+        """A picture (H, W, 3) uint8 of a lane, see :func:`regenv.render.picture`.
 
-        Args: style: "overlay", "checkerboard" or "difference".
+        Args:
+            style: "overlay", "checkerboard" or "difference".
+            trail: what has happened; default nothing is known of it. name: the environment's, to be shown.
         """
-        fixed, warped = (image[lane, 0].cpu().numpy() for image in (state.pair.fixed, state.warped))
-        error = float(state.tre[lane])
-        picture = render.frame(fixed, warped, style, spacing=self.task.grid.spacing)
-        return render.annotate(picture, int(state.steps[lane]), None if np.isnan(error) else error)
+        scene = self._scene(state, lane, name)
+        unknown = (float("nan"),) * int(state.steps[lane])
+        return render.picture(scene, trail or render.Trail((*unknown, scene.reading.value)), style)
+
+    def reading(self, state: EpisodeState, lane: int) -> render.Reading:
+        """How far a lane is from its end: its landmark error in mm, else the distance of its pose, else its score."""
+        error, distance = float(state.tre[lane]), float(state.distance[lane])
+        if np.isfinite(error):
+            return render.Reading("TRE, mm", error, self.task.success_mm)
+        return (render.Reading("score", float(state.score[lane])) if np.isnan(distance)
+                else render.Reading("distance", distance))
+
+    def action_words(self, action: Any) -> str:
+        """A lane's action in words, see :func:`regenv.render.action_words`."""
+        given = action.cpu().numpy() if isinstance(action, Tensor) else action
+        return render.action_words(given, self.task.actions.deltas, self.task.transform.names)
+
+    def _scene(self, state: EpisodeState, lane: int, name: str) -> render.Scene:
+        """What a frame of a lane shows."""
+        one = state.select(torch.arange(state.lanes, device=self.device) == lane)
+        pair, field = one.pair, one.displacement
+        masks = (None if labels is None else (labels[0, 0] > 0).cpu().numpy()
+                 for labels in (pair.fixed_labels, one.labels))
+        target, moved = masks
+        return render.Scene(
+            name, self.task.grid, pair.fixed[0, 0].cpu().numpy(), one.warped[0, 0].cpu().numpy(), target, moved,
+            None if field is None else field[0].cpu().numpy(),
+            None if field is None else jacobian(field)[0].cpu().numpy(), self.reading(state, lane),
+            self.task.max_episode_steps)
 
     def _accepted(self, state: EpisodeState, pose: Tensor, delta: Tensor) -> Tensor:
         """Which parameters' parts of changes ``delta`` (B, A, P) of poses (B, P) have an effect: (B, A, P) bool."""

@@ -10,21 +10,22 @@ import torch
 from numpy.typing import NDArray
 
 from regenv.core import RegistrationCore
+from regenv.describe import page
 from regenv.inputs import checked_options, checked_seed
 from regenv.registry import build
-from regenv.render import RENDER_MODES, check_modes
+from regenv.render import Trail, Window, check_modes
 from regenv.state import EpisodeState
 from regenv.task import Task
 
 
 class RegistrationEnv(gym.Env):
-    """One registration episode: ``gym.make("RegRigid3D-v0")``. The docstring of an id's builder describes it
-    (``regenv.tasks.rigid.rigid``).
+    """One registration episode: ``gym.make("RegRigid3D-v0")``. ``help(env.unwrapped)`` and ``regenv describe ID`` show
+    the page of an id.
 
     Args:
         task: a Task, or the catalogue's id of one.
         render_style: "overlay", "checkerboard" or "difference".
-        render_mode: "rgb_array" or None.
+        render_mode: "rgb_array", "human" (a window, by pygame) or None.
         device: where the core computes; observations are numpy.
         max_episode_steps: time limit; ``gym.make`` sets its own (TimeLimit) and leaves this at None.
         privileged: add ``target`` and ``q_star`` to the info.
@@ -33,14 +34,17 @@ class RegistrationEnv(gym.Env):
     ``reset(options=...)`` takes ``difficulty``, ``reach`` and ``same_pairs`` as RegistrationVectorEnv does.
     """
 
-    metadata: dict[str, Any] = {"render_modes": list(RENDER_MODES), "render_fps": 10}  # noqa: RUF012
+    metadata: dict[str, Any] = {"render_modes": ["human", "rgb_array"], "render_fps": 10}  # noqa: RUF012
 
     def __init__(self, task: Task | str, render_mode: str | None = None, render_style: str = "overlay",
                  device: torch.device | str = "cpu", max_episode_steps: int | None = None,
                  privileged: bool = False, **arguments: Any) -> None:
-        check_modes(render_mode, render_style)
+        check_modes(render_mode, render_style, tuple(self.metadata["render_modes"]))
         self.render_mode = render_mode
         self.render_style = render_style
+        self._name = task if isinstance(task, str) else ""
+        self._window = Window(self._name, self.metadata["render_fps"]) if render_mode == "human" else None
+        self._trail: Trail | None = None
         built = build(task, **arguments)
         self._limited = max_episode_steps is not None
         if max_episode_steps is not None:
@@ -49,6 +53,8 @@ class RegistrationEnv(gym.Env):
         self.observation_space = built.observation.space(built.grid.shape)
         self.action_space = self.core.action_space
         self._state: EpisodeState | None = None
+        if isinstance(task, str):
+            self.__doc__ = page(task, built)
 
     @property
     def state(self) -> EpisodeState:
@@ -63,11 +69,16 @@ class RegistrationEnv(gym.Env):
         pair = self.state.pair if chosen.same_pairs else None
         super().reset(seed=number)
         self._state = self.core.reset([self.np_random], chosen.difficulty, chosen.reach, pair)
+        if self.render_mode is not None:
+            self._follow(Trail((self.core.reading(self._state, 0).value,)))
         return self._observation(), self._info()
 
     def step(self, action: Any) -> tuple[Any, float, bool, bool, dict[str, Any]]:
         one = action[None] if isinstance(action, (np.ndarray, torch.Tensor)) else [action]
         self._state, reward, terminated, truncated = self.core.step(self.state, one)
+        if self._trail is not None:
+            self._follow(self._trail.after(self.core.action_words(one[0]), float(reward),
+                                           self.core.reading(self._state, 0).value))
         return (self._observation(), float(reward), bool(terminated), self._limited and bool(truncated), self._info())
 
     def action_masks(self) -> NDArray[np.bool_]:
@@ -76,8 +87,22 @@ class RegistrationEnv(gym.Env):
         return np.ones(len(self.core.deltas), dtype=bool) if mask is None else mask[0].cpu().numpy()
 
     def render(self) -> NDArray[np.uint8] | None:  # type: ignore[override]
-        """A (H, W, 3) uint8 frame: fixed and warped in ``render_style``, with the step and the error written in."""
-        return None if self.render_mode is None else self.core.frame(self.state, 0, self.render_style)
+        """A (H, W, 3) uint8 frame, see :func:`regenv.render.picture`; None for "human", which shows every step itself.
+        """
+        return self._frame() if self.render_mode == "rgb_array" else None
+
+    def close(self) -> None:
+        if self._window is not None:
+            self._window.close()
+
+    def _frame(self) -> NDArray[np.uint8]:
+        return self.core.frame(self.state, 0, self.render_style, self._trail, self._name)
+
+    def _follow(self, trail: Trail) -> None:
+        """Keep what has happened, and show it where somebody watches."""
+        self._trail = trail
+        if self._window is not None:
+            self._window.show(self._frame())
 
     def _observation(self) -> Any:
         observation = self.core.observe(self.state)

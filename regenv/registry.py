@@ -15,12 +15,14 @@ if TYPE_CHECKING:
 
 @dataclass(frozen=True)
 class Row:
-    """An id: the family of its task (the module of :mod:`regenv.tasks` and its builder), the builder's arguments, and
-    the time limit."""
+    """An id: the family of its task (the module of :mod:`regenv.tasks` and its builder), the builder's arguments, the
+    time limit, and the mean return from which on the id counts as solved: nine tenths of the expert's over a hundred
+    episodes, None where that is not defined."""
 
     family: str
     arguments: Mapping[str, Any] = field(default_factory=dict)
     steps: int = 200
+    threshold: float | None = None
 
     @property
     def builder(self) -> Callable[..., Task]:
@@ -30,10 +32,10 @@ class Row:
 
 
 CATALOGUE: dict[str, Row] = {
-    "RegRigid2D-v0": Row("rigid", {"ndim": 2}),
-    "RegRigid2DContinuous-v0": Row("rigid", {"ndim": 2, "continuous": True}),
-    "RegRigid3D-v0": Row("rigid", {"ndim": 3}),
-    "RegRigid3DContinuous-v0": Row("rigid", {"ndim": 3, "continuous": True}),
+    "RegRigid2D-v0": Row("rigid", {"ndim": 2}, threshold=33.0),
+    "RegRigid2DContinuous-v0": Row("rigid", {"ndim": 2, "continuous": True}, threshold=33.0),
+    "RegRigid3D-v0": Row("rigid", {"ndim": 3}, threshold=44.0),
+    "RegRigid3DContinuous-v0": Row("rigid", {"ndim": 3, "continuous": True}, threshold=44.0),
     "RegRigid3DGeometric-v0": Row("rigid", {"ndim": 3, "step_sizes": (1.0, 4.0, 16.0), "motion": "disentangled",
                                           "observation": "pair"}, steps=60),
     "RegSimilarity2D-v0": Row("similarity", {"ndim": 2}, steps=500),
@@ -76,4 +78,4 @@ def register() -> None:
         if name not in gym.registry:
             gym.register(name, entry_point="regenv.env:RegistrationEnv",
                          vector_entry_point="regenv.vector:RegistrationVectorEnv",
-                         max_episode_steps=row.steps, kwargs={"task": name})
+                         max_episode_steps=row.steps, reward_threshold=row.threshold, kwargs={"task": name})

@@ -14,9 +14,10 @@ from typing import NoReturn
 LONGEST = 1200      # characters of a message
 BAD_INPUT, UNEXPECTED, INTERRUPTED, TERMINATED = 2, 70, 130, 143
 
-EXTRAS = {"data": ("nilearn", "mlxtend"), "viz": ("matplotlib", "tensorboard", "moviepy"), "ray": ("ray",),
+EXTRAS = {"data": ("nilearn", "mlxtend"), "viz": ("matplotlib", "tensorboard", "moviepy", "pygame", "PIL"),
+          "ray": ("ray",),
           "learn2reg": ("surface_distance",),
-          "clients": ("minari", "h5py", "rl_zoo3", "optuna", "pygame", "pandas", "seaborn", "rliable",
+          "clients": ("minari", "h5py", "rl_zoo3", "optuna", "pandas", "seaborn", "rliable",
                       "huggingface_sb3", "torchrl", "tianshou")}
 """What a bare installation lacks: the modules of each extra that commands import."""
 

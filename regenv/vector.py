@@ -18,11 +18,12 @@ from regenv.core import RegistrationCore
 from regenv.inputs import ResetOptions, checked_options, checked_seeds, whole
 from regenv.outputs import as_information, as_tensor
 from regenv.registry import build
-from regenv.render import RENDER_MODES, check_modes
+from regenv.render import Trail, check_modes
 from regenv.state import EpisodeState
 from regenv.task import Task
 
 OUTPUTS = ("torch", "numpy")
+RENDER_MODES = ("rgb_array",)
 
 
 class RegistrationVectorEnv(gym.vector.VectorEnv):
@@ -57,7 +58,7 @@ class RegistrationVectorEnv(gym.vector.VectorEnv):
         num_envs = whole("num_envs", num_envs)
         if output not in OUTPUTS:
             raise ValueError(f"RegistrationVectorEnv: output is {output!r}; it must be one of {OUTPUTS}.")
-        check_modes(render_mode, render_style)
+        check_modes(render_mode, render_style, RENDER_MODES)
         self.autoreset_mode = AutoresetMode(autoreset_mode)
         self.metadata = {"render_modes": list(RENDER_MODES), "render_fps": 10, "autoreset_mode": self.autoreset_mode}
         self.render_mode = render_mode
@@ -75,6 +76,8 @@ class RegistrationVectorEnv(gym.vector.VectorEnv):
         self.action_space = batch_space(self.single_action_space, num_envs)
         self._rngs: list[np.random.Generator] = [seeding.np_random()[0] for _ in range(num_envs)]
         self._state: EpisodeState | None = None
+        self._name = task if isinstance(task, str) else ""
+        self._trails: list[Trail] = []      # of the lanes, where frames are asked for
         self._all_lanes = torch.ones(num_envs, dtype=torch.bool, device=self.device)
         self._steps_taken = np.zeros(num_envs, dtype=np.int64)
         self._done = np.zeros(num_envs, dtype=bool)
@@ -102,6 +105,8 @@ class RegistrationVectorEnv(gym.vector.VectorEnv):
 
     def step(self, actions: Any) -> tuple[Any, Any, Any, Any, dict[str, Any]]:
         after, reward, terminated, truncated = self.core.step(self.state, actions)
+        self._trails = [trail.after(self.core.action_words(action), float(gain), self.core.reading(after, lane).value)
+                        for lane, (trail, action, gain) in enumerate(zip(self._trails, actions, reward, strict=False))]
         self._steps_taken += 1
         all_lanes = np.ones(self.num_envs, dtype=bool)
         extra: dict[str, Any] = {}
@@ -136,10 +141,11 @@ class RegistrationVectorEnv(gym.vector.VectorEnv):
                 self._converted(truncated.clone()), infos)
 
     def render(self) -> tuple[NDArray[np.uint8], ...] | None:
-        """One (H, W, 3) uint8 frame per lane: fixed and warped in ``render_style``, step and error written in."""
+        """One (H, W, 3) uint8 frame per lane, see :func:`regenv.render.picture`."""
         if self.render_mode is None:
             return None
-        return tuple(self.core.frame(self.state, lane, self.render_style) for lane in range(self.num_envs))
+        return tuple(self.core.frame(self.state, lane, self.render_style, trail, self._name)
+                     for lane, trail in enumerate(self._trails))
 
     def action_masks(self) -> Tensor | NDArray[np.bool_]:
         """Which discrete actions will have an effect in the next step, (num_envs, A) bool; named as in sb3-contrib."""
@@ -157,6 +163,9 @@ class RegistrationVectorEnv(gym.vector.VectorEnv):
             pair = self.state.pair if where.all() else self.state.pair.select(mask)
         fresh = self.core.reset(rngs, options.difficulty, options.reach, pair)
         self._state = fresh if where.all() else self.state.put(mask, fresh)
+        if self.render_mode is not None:
+            self._trails = [Trail((self.core.reading(self._state, lane).value,)) if where[lane] else self._trails[lane]
+                            for lane in range(self.num_envs)]
         self._done = self._done & ~where
         self._steps_taken[where] = 0
 

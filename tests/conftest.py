@@ -13,6 +13,7 @@ import torch
 
 if not torch.cuda.is_available():
     os.environ["TRITON_INTERPRET"] = "1"  # before anything imports triton: its CUDA kernels run on the CPU
+os.environ.setdefault("SDL_VIDEODRIVER", "dummy")   # windows without a screen, and without the drivers of one
 SHARED_DATA = Path(__file__).resolve().parents[2] / "shared" / "data"
 
 

@@ -34,7 +34,8 @@ STEPS, LANES, SEED = 20, 3, 11
 PLAYED, PAIRS, POINTS = 10, 2, 8        # steps of an agent at most, its pairs, and numbers of its pose that are kept
 SMALLER = dict.fromkeys(("RegRigid3D-v0", "RegRigid3DContinuous-v0", "RegRigid3DGeometric-v0", "RegSimilarity3D-v0",
                          "RegDense3D-v0", "RegKeypoint3D-v0"), 32)  # voxels an axis, instead of 64 or 128
-DOWNLOADED = {"heads": "phantoms", "slices": "phantoms", "brains": "deformed"}  # and what stands in for them
+DOWNLOADED = {"heads": "phantoms", "slices": "phantoms", "brains": "deformed",
+              "brains3d": "deformed"}   # and what stands in for them
 EVALUATED: tuple[tuple[str, dict[str, Any], list[str], int], ...] = (
     ("RegRigid2D-v0", {}, ["initial", "mi", "sift", "rigid2d"], 3),
     ("RegSimilarity2D-v0", {}, ["initial", "mi", "similarity-rl", "similarity-rl+mc", "similarity-oneshot"], 2),

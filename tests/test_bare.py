@@ -17,7 +17,8 @@ pytestmark = [pytest.mark.slow, pytest.mark.timeout(1800)]
 ROOT = Path(__file__).parents[1]
 EXTRA = re.compile(r"regenv\[(data|viz|ray|learn2reg|clients)\]")
 WORKS = [
-    "regenv --help", "regenv data list", "regagents agents",
+    "regenv --help", "regenv data list", "regenv describe RegRigid2D-v0",
+    "regagents watch RegRigid2D-v0 -o page.html", "regagents agents",
     "regagents register {}/fixed2d.nii.gz {}/moving2d.nii.gz -o OUT",
     "regagents register {}/fixed2d.nii.gz {}/moving2d.nii.gz -o OUT --agent none --deform adam",
     "regagents evaluate --env RegRigid2D-v0 --pairs 1",
@@ -41,6 +42,7 @@ def bare(tmp_path_factory: pytest.TempPathFactory) -> Path:
     wheel, = folder.glob("regenv-*.whl")
     subprocess.run([str(folder / "venv/bin/python"), *pip[1:], "install", "-c", str(ROOT / "constraints.txt"),
                     str(wheel)], check=True)
+    subprocess.run([str(folder / "venv/bin/regenv"), "warmup"], check=True)    # tells on stderr that it compiles
     return folder / "venv" / "bin"
 
 

@@ -273,6 +273,9 @@ SETTINGS = {
     "brain": ByDimension(_FLAT, replace(_DEEP, smoothing=1.2)),
     "lung": ByDimension(_FLAT, replace(_DEEP, smoothing=3.5, strides=(8, 4, 2, 1), iterations=(60, 60, 40, 10))),
     "organ": ByDimension(_FLAT, replace(_DEEP, smoothing=2.0, iterations=(60, 60, 40))),
+    "mind": ByDimension(replace(_FLAT, measure="mind"), replace(_DEEP, measure="mind")),
+    "mse": ByDimension(replace(_FLAT, measure="mse"), replace(_DEEP, measure="mse")),
 }
 """By name, tuned on training pairs only: brains (in 2D, too) on the tissues of CSI1 and CSI2, lungs on key-points of
-synthetic patients, organs on livers of synthetic patients; "generic" is between them."""
+synthetic patients, organs on livers of synthetic patients; "generic" is between them. "mind" and "mse" are "generic"
+by another measure."""

@@ -6,7 +6,7 @@ import argparse
 from pathlib import Path
 
 from regagents.cli.common import Commands, engine, progress_bar
-from regagents.cli.register import NOT_ALIGNED, add_options
+from regagents.cli.register import GB, NOT_ALIGNED, add_options
 
 NOT_REGISTERED = 2
 """Exit status where a pair could not be registered."""
@@ -41,7 +41,8 @@ def run(arguments: argparse.Namespace) -> int:
         found = batch(arguments.source, arguments.out, agent=arguments.agent, refine=not arguments.no_refine,
                       initial=arguments.init, deform=arguments.deform, fill=arguments.fill,
                       transform=arguments.transform, spacing=arguments.spacing, time=arguments.time,
-                      fixed=arguments.fixed, progress=progress, engine=arguments.engine, workers=arguments.workers)
+                      memory=round(arguments.memory * GB), fixed=arguments.fixed, progress=progress,
+                      engine=arguments.engine, workers=arguments.workers)
     for line in found.of("error", "failed", "doubtful"):
         print(f"{line.pair.name}: {line.state}{f': {line.why}' if line.why else ''}")
     for each in found.left_out:

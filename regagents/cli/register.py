@@ -15,6 +15,8 @@ if TYPE_CHECKING:
 NOT_ALIGNED = 3
 """Exit status of ``--strict`` where the verdict is another than "aligned"."""
 TRANSFORMS = ("rigid", "similarity", "affine")
+MEMORY_GB = 2.0
+GB = 10**9
 
 
 def add(commands: Commands) -> None:
@@ -41,9 +43,11 @@ def add_options(command: argparse.ArgumentParser) -> None:
     command.add_argument("--transform", choices=TRANSFORMS, default="rigid", help="what the refinement may change "
                          "(default rigid)")
     command.add_argument("--no-refine", action="store_true", help="keep the agent's own pose (and deformation)")
-    command.add_argument("--deform", metavar="NAME|PATH", help="then deform: greedy (greedy:brain, "
-                         ":lung, :organ), demons, bspline, syn, adam, convex, convexadam, or weights of a "
-                         "learned optimiser; writes transform.h5, too")
+    command.add_argument("--deform", metavar="NAME|PATH", help="then deform: auto (what measured best on such pairs), "
+                         "greedy (greedy:brain, :lung, :organ, :mind, :mse, :labels), demons, bspline, syn, adam, "
+                         "convex, convexadam, or weights of a learned optimiser; writes transform.h5, too")
+    command.add_argument("--memory", metavar="GB", type=float, default=MEMORY_GB, help="that the deformation may work "
+                         f"with; images that need more are deformed on a coarser grid (default {MEMORY_GB:g})")
     command.add_argument("--fill", metavar="VALUE", type=float, help="of warped.nii.gz where MOVING does not reach "
                          "(default: MOVING's least value)")
     command.add_argument("--spacing", metavar="MM", type=float, help="spacing of images whose file has none (PNG)")
@@ -68,7 +72,8 @@ def run(arguments: argparse.Namespace) -> int:
     with progress_bar() as progress:
         result = register(fixed, moving, arguments.agent, refine=not arguments.no_refine, initial=arguments.init,
                            progress=progress, landmarks=arguments.landmarks, labels=labels,
-                          deform=arguments.deform, masks=masks, fill=arguments.fill, transform=arguments.transform)
+                          deform=arguments.deform, masks=masks, fill=arguments.fill, transform=arguments.transform,
+                          memory=round(arguments.memory * GB))
         result.save(arguments.out)
     for line in _told(result.metrics):
         print(line)
@@ -110,7 +115,8 @@ def _told(metrics: dict[str, Any]) -> list[str]:
              f"{sum(metrics['seconds'].values()):.1f} s", f"mutual information: {similarity}"]
     if "deformation" in metrics:
         by, folding = metrics["deformation"]["by"], metrics["deformation"]["folding"]
-        lines.append(f"deformed by {by}: {folding:.3%} of the voxels fold")
+        kind = f" (auto: {metrics['deformation']['choice']['kind']})" if "choice" in metrics["deformation"] else ""
+        lines.append(f"deformed by {by}{kind}: {folding:.3%} of the voxels fold")
     if "tre_mm" in metrics:
         lines.append(f"TRE: before {metrics['tre_mm']['before']:.2f} mm, after {metrics['tre_mm']['after']:.2f} mm")
     if "dice" in metrics:

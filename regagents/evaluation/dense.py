@@ -111,11 +111,12 @@ MEASURES: dict[str, Callable[[Deformed], Tensor]] = {
     "hausdorff_mm": lambda seen: seen.apart(overlap.hausdorff),
     "folding": lambda seen: regularity.folding(seen.field),
     "sd_log_jacobian": lambda seen: regularity.sd_log_jacobian(seen.field),
+    "ndv": lambda seen: regularity.non_diffeomorphic_volume(seen.field),
     "folding_organs": lambda seen: regularity.folding(seen.field, seen.organs),
     "sd_log_jacobian_organs": lambda seen: regularity.sd_log_jacobian(seen.field, seen.organs),
 }
-"""Of a displacement, by name, (B,) each. Millimetres, shares in [0, 1], and the deviation of log det J;
-"organs": within the fixed labels."""
+"""Of a displacement, by name, (B,) each. Millimetres, shares in [0, 1], and the deviation of log det J; "ndv": LUMIR's
+share of folded volume; "organs": within the fixed labels."""
 OF_LABELS = ("dice", "hd95_mm", "hausdorff_mm", "folding_organs", "sd_log_jacobian_organs")
 STANDARD = ("tre_mm", "dice", "hd95_mm", "folding", "sd_log_jacobian")
 

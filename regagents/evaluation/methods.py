@@ -25,6 +25,7 @@ from regagents.evaluation.dense import searched, solved
 from regagents.evaluation.pairs import Case, Chunk
 from regagents.evaluation.tuned import motion_of, tuned_fields, tuned_mi
 from regagents.registration.candidates import best_end
+from regagents.registration.deformation import LABELLED, OPTIMISERS
 from regagents.registration.pipeline import AGENTS, Pipeline, pipeline, run, stages
 from regagents.registration.score import Score
 from regenv.core import RegistrationCore
@@ -299,6 +300,8 @@ def method_named(name: str | Pipeline, task: Task) -> Method:
     makers = POSES if task.transform.linear else FIELDS
     if name in makers:
         return makers[name](task)
+    if name in OPTIMISERS and name != LABELLED and not task.transform.linear:       # with its settings' name
+        return Optimiser(name, OPTIMISERS[name].solver, tuned_fields(task).masked)
     if name in (*POSES, *FIELDS, MULTI):
         raise ValueError(f"evaluate: baseline is {name!r}; for these pairs it must be one of "
                          f"{', '.join(baselines_of(task))}.")

@@ -169,7 +169,7 @@ class L2OPolicy(BasePolicy):
                              f"and pools {pools}; offset and reach must be positive, pools 1 to {len(DOWN)}, the "
                              "others not negative.")
         shape = observation_space["fixed"].shape[1:]  # type: ignore[index]
-        self.ndim, self.hidden = len(shape), hidden
+        self.ndim, self.hidden, self.extent = len(shape), hidden, tuple(shape)
         self.offset, self.reach, self.smoothings, self.pools = offset, reach, smoothings, pools
         corners = torch.tensor(list(product((-offset, offset), repeat=self.ndim)))  # (corners, D)
         self.register_buffer("corners", corners, persistent=False)

@@ -17,7 +17,9 @@ from regagents.common.algorithm import Algorithm
 from regagents.common.checkpoints import CheckpointError
 from regagents.registration.batch_page import Line, written
 from regagents.registration.batch_pairs import PLACES, Couple, Pair, Pairs, checked, read_pairs
-from regagents.registration.deformation import OPTIMISERS, optimiser
+from regagents.registration.choice import AUTO as CHOSEN
+from regagents.registration.choice import table
+from regagents.registration.deformation import MEMORY, OPTIMISERS, optimiser
 from regagents.registration.finish import TRANSFORMS
 from regagents.registration.pipeline import AUTO, pipeline
 from regagents.registration.register import LARGEST, register
@@ -46,6 +48,7 @@ class Options:
     transform: str = "rigid"
     spacing: float | None = None
     time: int | None = None
+    memory: int = MEMORY
 
     def check(self) -> None:
         """Raise ValueError for a value that no pair could be registered with, as far as that does not depend on it."""
@@ -61,17 +64,20 @@ class Options:
             read_transform(self.initial)
         for stage in () if self.agent == "auto" else pipeline(self.agent, 2).stages:
             load_as(Algorithm, stage)
-        if self.deform is not None:
+        if self.memory <= 0:
+            raise ValueError(f"batch: memory is {self.memory} bytes; it must be positive.")
+        if self.deform is not None and self.deform != CHOSEN:
             _check_optimiser(self.deform)
 
     def depends(self) -> dict[str, Any]:
         """What results depend on, as JSON: the values, and what the files that they name hold."""
         stages = [stage for chain in AUTO.values() for stage in chain.stages] if self.agent == "auto" else (
             pipeline(self.agent, 2).stages)
-        learned = [] if self.deform is None or self.deform.partition(":")[0] in OPTIMISERS else [self.deform]
+        learned = [] if self.deform is None or self.deform.partition(":")[0] in (*OPTIMISERS, CHOSEN) else [self.deform]
         start = [] if self.initial is None or self.initial in PLACES else [Path(self.initial)]
         held = [*(resolve(name) for name in (*stages, *learned)), *start]
-        return {**asdict(self), "files": [hashlib.sha256(path.read_bytes()).hexdigest()[:16] for path in held]}
+        return {**asdict(self), "files": [hashlib.sha256(path.read_bytes()).hexdigest()[:16] for path in held],
+                **({"choice": table()} if self.deform == CHOSEN else {})}
 
 
 def _check_optimiser(name: str) -> None:
@@ -104,8 +110,9 @@ class Batch:
 def batch(source: str | Path | Sequence[Pair], out: str | Path, *, agent: str | Path = "auto", refine: bool = True,
           initial: str | Path | None = None, deform: str | None = None, fill: float | None = None,
           transform: str = "rigid", spacing: float | None = None, time: int | None = None,
-          fixed: str | Path | None = None, progress: Callable[[str, float], None] | None = None,
-          engine: str = "serial", workers: int | None = None) -> Batch:
+          memory: int = MEMORY, fixed: str | Path | None = None,
+          progress: Callable[[str, float], None] | None = None, engine: str = "serial",
+          workers: int | None = None) -> Batch:
     """Register many pairs. A pair that fails does not stop the others; its line says what was wrong.
 
     Each pair's results go to ``out/NAME``, as :meth:`~regagents.registration.result.Result.save` writes them; the
@@ -116,7 +123,7 @@ def batch(source: str | Path | Sequence[Pair], out: str | Path, *, agent: str | 
     Args:
         source: a table, or a folder in the layout of BIDS, see
             :func:`~regagents.registration.batch_pairs.read_pairs`; or pairs.
-        agent, refine, initial, deform, fill, transform: see :func:`~regagents.registration.register.register`;
+        agent, refine, initial, deform, fill, transform, memory: see :func:`~regagents.registration.register.register`;
             a pair's own init comes before ``initial``.
         spacing: of images whose file has none, mm. time: which volume of images that have several.
         fixed: what every subject's T1w image of a BIDS folder is registered to.
@@ -126,7 +133,7 @@ def batch(source: str | Path | Sequence[Pair], out: str | Path, *, agent: str | 
         other options. CheckpointError: bad weights. OSError: ``out`` cannot be written.
     """
     options = Options(str(agent), refine, None if initial is None else str(initial), deform, fill, transform, spacing,
-                      time)
+                      time, memory)
     found = _pairs(source, fixed)
     options.check()
     list(jobs.run(registered, {}, engine, workers))     # nothing, but an engine that is not there says so
@@ -207,7 +214,7 @@ def _register(pair: Pair, options: Options) -> Result:
         (read_mask, pair.masks), (read_labels, pair.labels)))
     return register(fixed, moving, options.agent, options.refine, pair.init or options.initial,
                     landmarks=pair.landmarks, labels=labels, deform=options.deform, masks=masks, fill=options.fill,
-                    transform=options.transform)
+                    transform=options.transform, memory=options.memory)
 
 
 def _image(path: Path, spacing: float | None, volume: int | None) -> Image:

@@ -18,7 +18,8 @@ from numpy.typing import NDArray
 from regagents.classical import downsampled, evaluate_metric
 from regagents.common.algorithm import Algorithm
 from regagents.registration.candidates import Candidate, best_end, finals, ranked
-from regagents.registration.deformation import Deformation, Optimiser, optimiser
+from regagents.registration.choice import AUTO, Traits, choose
+from regagents.registration.deformation import LABELLED, MEMORY, Deformation, optimiser
 from regagents.registration.finish import TRANSFORMS, finished
 from regagents.registration.pipeline import Pipeline, centered, pipeline, run, stages
 from regagents.registration.result import Result, composed
@@ -54,7 +55,7 @@ def register(fixed: ImageLike, moving: ImageLike, agent: str | Path | Pipeline =
              landmarks: tuple[PointsLike, PointsLike] | None = None,
              labels: tuple[ImageLike, ImageLike] | None = None, deform: str | None = None,
              masks: tuple[ImageLike, ImageLike] | None = None, fill: float | None = None,
-             transform: str = "rigid") -> Result:
+             transform: str = "rigid", memory: int = MEMORY) -> Result:
     """Register two images from any pose, and say whether that succeeded.
 
     An agent looks from all directions, and its ends compete with the headers' pose, the foregrounds' centres and a
@@ -73,12 +74,14 @@ def register(fixed: ImageLike, moving: ImageLike, agent: str | Path | Pipeline =
             sees them; they give ``metrics["tre_mm"]`` before and after.
         labels: label images of the fixed and of the moving image; likewise, they give ``metrics["dice"]`` of every
             label.
-        deform: an optimiser of :data:`regagents.registration.deformation.OPTIMISERS`, such as "greedy" or "adam", or
-            the weights of a learned one, such as "lung3d-l2o".
+        deform: "auto", what measured best on such pairs (:mod:`regagents.registration.choice`); an optimiser of
+            :data:`regagents.registration.deformation.OPTIMISERS`, such as "greedy" or "adam"; or the weights of a
+            learned one, such as "lung3d-l2o". "greedy:labels" does see the labels, whose Dice is then no measure.
         masks: of the fixed and of the moving image, the part that is registered: they take the foregrounds' place in
             the score, the refinement and the deformation. Default: the foregrounds, found by Otsu's threshold.
         fill: value of the warped image where the moving one does not reach. Default: the moving image's least value.
         transform: "rigid", "similarity" or "affine".
+        memory: bytes that the deformation may work with; images that need more are deformed on a coarser grid.
     Raises:
         ImageError: bad or mismatching images, landmarks, labels, masks or file of a transform. CheckpointError: bad
             weights. ValueError: an agent of another dimension, an initial pose of another shape, an unknown transform,
@@ -93,7 +96,10 @@ def register(fixed: ImageLike, moving: ImageLike, agent: str | Path | Pipeline =
     classes = (_labels_of(a, labels[0]), _labels_of(b, labels[1])) if labels else None
     measures = [*([_tre(*points)] if points else []), *([_dice(a, *classes)] if classes else [])]
     inside = (_mask_of(a, masks[0]), _mask_of(b, masks[1])) if masks else None
-    solver = None if deform is None else optimiser(deform, a.grid.ndim, refine)
+    if deform is not None and deform != AUTO:       # a bad name is told before any work
+        optimiser(deform, a.ndim, refine, memory)
+    if deform == LABELLED and classes is None:
+        raise ValueError(f"register: deform is {deform!r}, but labels is None; give the labels of both images.")
     chain = pipeline(agent, a.ndim)
     if initial is not None:
         chain = replace(chain, turned=False, rivals=())
@@ -104,15 +110,17 @@ def register(fixed: ImageLike, moving: ImageLike, agent: str | Path | Pipeline =
     pull_back = work.pose(chain, agents, start)
     if refine:
         pull_back = work.refined(transform)
-    deformation = None if solver is None else work.deformed(solver, str(deform), a, b, pull_back)
+    deformation = None if deform is None else work.deformed(deform, a, b, pull_back, refine, memory, classes)
     through = composed(pull_back, deformation)
     metrics = {"fixed": a.path, "moving": b.path, "agent": [str(name) for name in chain.stages],
                "transform": transform, "similarity": work.similarity, "seconds": work.seconds,
                "candidates": [_told(one) for one in work.candidates], "verdict": work.verdict(pull_back, deformation),
                "pull_back": pull_back.tolist(), "notes": [*a.notes, *b.notes]}
     if deformation is not None:
-        metrics["deformation"] = {"by": deform, "spacing": deformation.grid.spacing, "folding": deformation.folding,
-                                  "sd_log_jacobian": deformation.sd_log_jacobian}
+        metrics["deformation"] = {**work.deformer, "spacing": deformation.grid.spacing, "folding": deformation.folding,
+                                  "sd_log_jacobian": deformation.sd_log_jacobian,
+                                  "non_diffeomorphic_volume": deformation.non_diffeomorphic_volume}
+        metrics["notes"] += deformation.notes
     metrics |= _measured(measures, start, pull_back, through)
     work.tell("done", 1.0)
     return Result(a, b, pull_back, resampled(b, a.grid, through, fill), work.trace, metrics, deformation,
@@ -135,6 +143,7 @@ class _Registration:
     seconds: dict[str, float] = field(default_factory=dict)
     trace: list[dict[str, Any]] = field(default_factory=list)
     candidates: list[Candidate] = field(default_factory=list)
+    deformer: dict[str, Any] = field(default_factory=dict)
     affine: NDArray[np.float64] | None = None
 
     @cached_property
@@ -190,12 +199,18 @@ class _Registration:
         self.seconds["verdict"] = time.perf_counter() - begun
         return found
 
-    def deformed(self, solver: Optimiser, name: str, fixed: Image, moving: Image,
-                 pull_back: NDArray[np.float64]) -> Deformation:
+    def deformed(self, name: str, fixed: Image, moving: Image, pull_back: NDArray[np.float64], refine: bool,
+                 memory: int, labels: tuple[Image, Image] | None) -> Deformation:
         """The displacement that is left when the pose is right, of the images at their own resolution."""
-        self.tell(name, 0.9)
         begun = time.perf_counter()
-        deformation = solver.register(fixed, moving, pull_back, self.masks)
+        self.deformer = {"by": name}
+        if name == AUTO:
+            chosen = choose(Traits.of(fixed, moving, self.fine, pull_back))
+            self.deformer = {"by": chosen.name, "choice": chosen.told()}
+        name = self.deformer["by"]
+        self.tell(name, 0.9)
+        solver = optimiser(name, fixed.ndim, refine, memory)
+        deformation = solver.register(fixed, moving, pull_back, self.masks, labels)
         self.seconds["deformation"] = time.perf_counter() - begun
         self.similarity["deformation"] = self._similarity(deformation.through(pull_back))
         return deformation

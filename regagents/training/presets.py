@@ -67,6 +67,11 @@ def dense(name: str, env: str, steps: int, policy: dict[str, Any] | None = None,
             for suffix, variant in SPAC_VARIANTS.items()}
 
 
+def stage(name: str) -> str:
+    """Where ``regagents train NAME`` writes the weights of a preset that are not shipped."""
+    return f"runs/{name}/{name}.safetensors"
+
+
 LUNGS = {"size": 48, "spacing": 5.0, "observation": "dict"}
 
 PRESETS: dict[str, dict[str, Any]] = {
@@ -144,6 +149,11 @@ PRESETS: dict[str, dict[str, Any]] = {
         "policy_kwargs": {"widths": [16, 32, 32, 64, 64]},
         "algorithm": {"learning_rate": 4e-5, "critic_lr": 8e-6, "lanes": 1, "batch_size": 4, "buffer_size": 800,
                       "smooth": 0.0, "smooth_step": 1.0, "decay": False}},
+    "brain3d-oneshot": {
+        "agent": "DenseOneShot", "env": "RegDense3D-v0", "steps": 6_000,
+        "env_kwargs": {"source": {"name": "brains3d"}, "size": [64, 80, 64], "spacing": 2.5, "reward": "dice",
+                       "max_displacement": 8.0, "max_episode_steps": 3},
+        "policy_kwargs": {"widths": [12, 24, 24, 24]}, "algorithm": {"lanes": 2}},
     "lung2d-l2o": {
         "agent": "L2O", "env": "RegKeypoint2D-v0", "steps": 48_000, "env_kwargs": {"size": 64, "observation": "dict"},
         "algorithm": {"lanes": 4, "accumulate": 1}},
@@ -151,23 +161,23 @@ PRESETS: dict[str, dict[str, Any]] = {
         "agent": "L2O", "env": "RegKeypoint3D-v0", "steps": 64_000, "env_kwargs": LUNGS,
         "algorithm": {"accumulate": 2, "gradient_checkpointing": False}, "policy_kwargs": {"pools": 3}},
     "lung3d-l2o-second": {
-        "agent": "L2O", "env": "RegKeypoint3D-v0", "steps": 80_000, "init": "lung3d-l2o-first",
+        "agent": "L2O", "env": "RegKeypoint3D-v0", "steps": 80_000, "init": stage("lung3d-l2o-first"),
         "env_kwargs": {**LUNGS, "source": {"name": "lungs", "patients": 48}},
         "algorithm": {"accumulate": 2, "gradient_checkpointing": False, "learning_rate": 5e-4, "halvings": 3},
         "policy_kwargs": {"pools": 3}},
     "lung3d-l2o-third": {  # on whole images: instance normalisation depends on the share of lung
-        "agent": "L2O", "env": "RegKeypoint3D-v0", "steps": 14_400, "init": "lung3d-l2o-second",
+        "agent": "L2O", "env": "RegKeypoint3D-v0", "steps": 14_400, "init": stage("lung3d-l2o-second"),
         "env_kwargs": {**LUNGS, "size": 64, "source": {"name": "lungs", "patients": 48}},
         "algorithm": {"accumulate": 2, "gradient_checkpointing": False, "learning_rate": 2.5e-4, "halvings": 4},
         "policy_kwargs": {"pools": 3}},
     "lung3d-l2o-fourth": {  # trained not to drift after convergence
-        "agent": "L2O", "env": "RegKeypoint3D-v0", "steps": 4_800, "init": "lung3d-l2o-third",
+        "agent": "L2O", "env": "RegKeypoint3D-v0", "steps": 4_800, "init": stage("lung3d-l2o-third"),
         "env_kwargs": {**LUNGS, "size": 64, "source": {"name": "lungs", "patients": 48}},
         "algorithm": {"accumulate": 2, "gradient_checkpointing": False, "learning_rate": 1e-4, "halvings": 3,
                       "settle": 1.0},
         "policy_kwargs": {"pools": 3}},
     "lung3d-l2o": {  # on longer episodes, and from a coupled convex search, too
-        "agent": "L2O", "env": "RegKeypoint3D-v0", "steps": 14_400, "init": "lung3d-l2o-fourth",
+        "agent": "L2O", "env": "RegKeypoint3D-v0", "steps": 14_400, "init": stage("lung3d-l2o-fourth"),
         "env_kwargs": {**LUNGS, "size": 64, "source": {"name": "lungs", "patients": 48}, "max_episode_steps": 12},
         "algorithm": {"accumulate": 2, "gradient_checkpointing": False, "learning_rate": 2e-4, "halvings": 4,
                       "settle": 1.0},
@@ -183,5 +193,5 @@ PRESETS: dict[str, dict[str, Any]] = {
     "organ3d": {**organs("RegSDM3D-v0", [2, 3, 3], 150_000, turn=7.0, poses_per_image=8, learning_rate=5e-4,
                          sampler_kwargs={"wander": 0.8, "stray": 1.0}),
                 "policy_kwargs": {"features_extractor_kwargs": {"shrink": [2, 3, 3]}, "best_odds": [0.6, 0.3, 0.1]},
-                "init": "runs/organ3d-straight/organ3d-straight.safetensors"},
+                "init": stage("organ3d-straight")},
 }

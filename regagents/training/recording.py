@@ -78,15 +78,16 @@ def chosen_by(player: Player) -> Choose:
     """A player on the observations of one environment: arrays in, arrays out."""
     def choose(observation: Any, info: Mapping[str, Any], memory: Any) -> tuple[Any, Any]:
         with torch.inference_mode():
-            action, memory = player.play(_batch_of_one(observation), None, memory)
+            action, memory = player.play(batch_of_one(observation), None, memory)
         return action[0].cpu().numpy(), memory
 
     return choose
 
 
-def _batch_of_one(observation: Any) -> Any:
+def batch_of_one(observation: Any) -> Any:
+    """An observation of one environment as a batch (1, ...) of tensors."""
     if isinstance(observation, dict):
-        return {name: _batch_of_one(part) for name, part in observation.items()}
+        return {name: batch_of_one(part) for name, part in observation.items()}
     tensor: Tensor = torch.as_tensor(observation)
     return tensor[None]
 

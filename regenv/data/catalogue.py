@@ -9,6 +9,7 @@ from regenv.data.pairs import PairSource
 from regenv.data.phantoms.appearance import Appearance
 from regenv.data.sources.brain_phantoms import BrainPhantom
 from regenv.data.sources.brains import Brains
+from regenv.data.sources.brains3d import Brains3D
 from regenv.data.sources.codeformed import CoDeformed
 from regenv.data.sources.deformed import Deformed
 from regenv.data.sources.digits import Digits
@@ -29,7 +30,8 @@ def source_named(source: str | Mapping[str, Any] | PairSource, ndim: int) -> Pai
     {"name": "spine"}, "affine": 0.25}``. The names are:
 
     - synthetic: "phantoms" (heads), "spine", "livers", "lungs", "organs" (pelvises, with known deformations);
-    - real: "heads" and their "slices", "brains" (of different subjects), "digits";
+    - real: "heads" and their "slices", "brains" (of different subjects), "brains3d"
+      (heads, for dense registration), "digits";
     - the user's: "files", "folder" (public data sets);
     - changes of another source: "deformed" (moving image bent), "codeformed" (both images deformed alike).
 
@@ -67,6 +69,7 @@ SOURCES: dict[str, Callable[..., PairSource]] = {
     "organs": OrganPairs,
     "digits": lambda ndim, **arguments: Digits(**arguments),
     "brains": Brains,
+    "brains3d": lambda ndim, **arguments: Brains3D(**arguments),
     "livers": lambda ndim, **arguments: Livers(**arguments),
     "lungs": Lungs,
     "folder": FolderPairs,
@@ -74,6 +77,6 @@ SOURCES: dict[str, Callable[..., PairSource]] = {
 
 CLASSES: dict[str, type] = {
     "phantoms": BrainPhantom, "spine": SpinePhantom, "heads": Heads, "slices": Slices, "codeformed": CoDeformed,
-    "deformed": Deformed, "files": Files, "organs": OrganPairs, "digits": Digits, "brains": Brains, "livers": Livers,
-    "lungs": Lungs, "folder": FolderPairs}
+    "deformed": Deformed, "files": Files, "organs": OrganPairs, "digits": Digits, "brains": Brains,
+    "brains3d": Brains3D, "livers": Livers, "lungs": Lungs, "folder": FolderPairs}
 """The class behind each name; its fields are the arguments that a mapping may give."""

@@ -7,11 +7,13 @@ mask is empty gives NaN. More than one channel: each channel is measured alone, 
 
 from __future__ import annotations
 
+from typing import Any
+
 import torch
 from torch import Tensor
+from torch.autograd.function import once_differentiable
 
 from regenv.ops.kernels import operators
-from regenv.ops.kernels.layout import LOCALLY_FLAT
 from regenv.ops.windows import window_mean as _box
 
 _FLAT = 1e-12  # product of two variances, intensities in [0, 1]: below it one of the images has no contrast
@@ -50,13 +52,16 @@ def lncc(fixed: Tensor, warped: Tensor, mask: Tensor | None = None, window: int 
 
     The statistics at voxel x are those of the voxels of the window around x that lie inside the image (and the mask):
     nothing is padded, so the value does not change when an image is scaled or shifted in intensity. A window without
-    contrast counts 0. Windows are summed by additions, which no GPU runs in reduced precision.
+    contrast counts 0. Its gradient is that of :func:`lncc_force`; there is no second one, and none by the mask.
 
     Args:
         window: side of the window, voxels, odd.
+    Returns: (B,), float32 at least.
     """
-    _check_window("lncc", window)
-    return _mean(_local_correlation(fixed, warped, mask, window), mask).mean(1)
+    if not (torch.is_grad_enabled() and (fixed.requires_grad or warped.requires_grad)):
+        return _lncc(fixed, warped, mask, window, False)[0]
+    value: Tensor = _LNCC.apply(fixed, warped, mask, window)
+    return value
 
 
 def lncc_force(fixed: Tensor, warped: Tensor, mask: Tensor | None = None, window: int = 9) -> tuple[Tensor, Tensor]:
@@ -73,17 +78,45 @@ def lncc_force(fixed: Tensor, warped: Tensor, mask: Tensor | None = None, window
     Returns: (B,), and (B, C, *shape) float32, whose sums over the voxels of a lane with a step are the value's changes.
     Raises: ValueError: shapes, types or devices that do not fit together, or the window.
     """
-    _check_window("lncc_force", window)
+    value, force = _lncc(fixed, warped, mask, window, True)
+    assert force is not None
+    return value, force
+
+
+@torch.no_grad()
+def _lncc(fixed: Tensor, warped: Tensor, mask: Tensor | None, window: int,
+          want_force: bool) -> tuple[Tensor, Tensor | None]:
+    """The value, and its gradient by ``warped`` where that is wanted."""
+    _check_window("lncc", window)
     operators.check_lncc(fixed, warped, mask)
     standard = torch.stack([*_moments(fixed, mask), *_moments(warped, mask)], -1).nan_to_num(1.0)   # of an empty mask
     standard[..., 1::2] = 1 / standard[..., 1::2]
     weights = None if mask is None else mask.expand(len(fixed), 1, *fixed.shape[2:])
-    sums, force = operators.lncc_force(fixed, warped, weights, standard, window)
+    sums, force = operators.lncc_force(fixed, warped, weights, standard, window, want_force)
     total = sums.new_full((len(fixed), 1), fixed[0, 0].numel()) if weights is None else (
         weights.to(sums.dtype).flatten(2).sum(-1))
     share = 1 / (total * fixed.shape[1])
-    slope = force * _spread(torch.where(total > 0, share, 0.0).to(force.dtype), force)
-    return (sums * share).sum(1).to(force.dtype), slope
+    value = (sums * share).sum(1).to(force.dtype)
+    if not want_force:
+        return value, None
+    return value, force * _spread(torch.where(total > 0, share, 0.0).to(force.dtype), force)
+
+
+class _LNCC(torch.autograd.Function):
+    """:func:`lncc`, whose gradients are found with the value where one is wanted."""
+
+    @staticmethod
+    def forward(ctx: Any, fixed: Tensor, warped: Tensor, mask: Tensor | None, window: int) -> Tensor:
+        of_fixed, of_warped = ctx.needs_input_grad[:2]
+        value, slope = _lncc(fixed, warped, mask, window, of_warped)
+        other = _lncc(warped, fixed, mask, window, True)[1] if of_fixed else None
+        ctx.slopes = other, slope
+        return value
+
+    @staticmethod
+    @once_differentiable  # type: ignore[untyped-decorator]
+    def backward(ctx: Any, grad: Tensor) -> tuple[Tensor | None, ...]:
+        return *(None if slope is None else slope * _spread(grad[:, None], slope) for slope in ctx.slopes), None, None
 
 
 def ssim(fixed: Tensor, warped: Tensor, mask: Tensor | None = None, window: int = 7, span: float = 1.0) -> Tensor:
@@ -151,31 +184,14 @@ def _spread(statistic: Tensor, like: Tensor) -> Tensor:
     return statistic.view(*statistic.shape, *(1,) * (like.ndim - 2))
 
 
-def _standardise(image: Tensor, mask: Tensor | None) -> Tensor:
-    """The image less its mean, over its deviation: keeps float32 exact enough whatever the intensities' offset.
-
-    The local correlation does not depend on either, so no gradient need pass through them.
-    """
-    mean, deviation = _moments(image, mask)
-    return (image - _spread(mean, image)) / _spread(deviation, image)
-
-
-@torch.no_grad()
 def _moments(image: Tensor, mask: Tensor | None) -> tuple[Tensor, Tensor]:
-    """Mean and standard deviation, which is 1 where an image is flat, (B, C) each."""
+    """Mean and standard deviation, which is 1 where an image is flat, (B, C) each.
+
+    An image less its mean, over its deviation, keeps float32 exact enough whatever the intensities' offset.
+    """
     mean = _mean(image, mask)
     deviation = _mean((image - _spread(mean, image)) ** 2, mask).sqrt()
     return mean, torch.where(deviation > 1e-6 * mean.abs() + 1e-12, deviation, 1.0)
-
-
-def _local_correlation(fixed: Tensor, warped: Tensor, mask: Tensor | None, window: int) -> Tensor:
-    """``cov_x(I, J)^2 / (var_x I var_x J)`` at every voxel x: (B, C, *shape)."""
-    a, b = _standardise(fixed, mask), _standardise(warped, mask)
-    mean_a, mean_b, mean_aa, mean_bb, mean_ab = _box_means([a, b, a * a, b * b, a * b], window, mask)
-    cov = mean_ab - mean_a * mean_b
-    var_a = (mean_aa - mean_a * mean_a).clamp_min(0)
-    var_b = (mean_bb - mean_b * mean_b).clamp_min(0)
-    return cov * cov / (var_a * var_b + LOCALLY_FLAT)
 
 
 def _check_window(name: str, window: int) -> None:

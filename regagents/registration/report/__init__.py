@@ -1,7 +1,7 @@
 """``report.html``: one page on which a registration can be looked at, from disk and without a network.
 
 :func:`write` and :func:`render` make it of a :class:`~regagents.registration.result.Result`. What a page shows is a
-:class:`Page`, which knows nothing of results: whoever has two volumes and the poses of a way can fill one.
+:class:`regenv.viewer.Page`, which knows nothing of results: whoever has two volumes and a way of poses can fill one.
 """
 
 from __future__ import annotations
@@ -9,13 +9,9 @@ from __future__ import annotations
 from pathlib import Path
 
 from regagents.registration.report.content import Outcome, page_of
-from regagents.registration.report.geometry import Plane, planes_of, view_grid
-from regagents.registration.report.page import Curve, Fact, Film, Page, Step, Table, Verdict
-from regagents.registration.report.volumes import DisplacementMap, Volume
 from regenv.atomic import atomic
 
-__all__ = ["Curve", "DisplacementMap", "Fact", "Film", "Outcome", "Page", "Plane", "Step", "Table", "Verdict", "Volume",
-           "page_of", "planes_of", "render", "view_grid", "write"]
+__all__ = ["Outcome", "page_of", "render", "write"]
 
 
 def render(result: Outcome) -> str:

@@ -11,10 +11,9 @@ import numpy as np
 from numpy.typing import NDArray
 
 from regagents.registration.deformation import Deformation
-from regagents.registration.report.page import Curve, Fact, Film, Number, Page, Step, Table, Verdict
-from regagents.registration.report.volumes import DisplacementMap, Volume
 from regenv.data.io.images import Image
 from regenv.grid import Grid
+from regenv.viewer import Curve, DisplacementMap, Fact, Film, Number, Page, Step, Table, Verdict, Volume
 
 BEFORE = "before"                       # the name of the pose in which the images lie as their files say
 TAKEN = (BEFORE, "path", "result")      # what the page's buttons call the poses that they show

@@ -28,7 +28,7 @@ from regenv.ops.affine import invert_affine, matmul, transform_points
 from regenv.ops.sampling import affine_coordinates, sample
 
 LUNG = 1
-PHASES = ("inhale", "exhale")
+PHASES = ("inhale", "exhale", "either")
 KEY_POINTS = {2: 128, 3: 512}
 _SALT = 6
 _EXTENT_MM = (384.0, 288.0, 336.0)      # painted, x, y, z
@@ -38,6 +38,8 @@ _SLAB_MM = 5.0                          # distance from the sheet up to which ve
 _LEAST_DIFFICULTY = 0.3                 # share of the contrast's variation that remains at difficulty 0
 _MOST_BENDING_MM = 5.0
 _MOST_MOTION_MM = 40.0
+_MOST_ZOOM = 5.0
+_WITHOUT_VESSELS, _VESSEL = 0.3, 0.45   # share of imperfect masks that lack the vessels; intensity of these
 
 
 @lru_cache(maxsize=64)
@@ -67,7 +69,7 @@ class Lungs:
         ndim: 2 or 3.
         split: "train" or "test"; no patient is in both.
         patients: number of patients in the split, each painted when first drawn, about a second at 4 mm.
-        fixed: the fixed image, "inhale" or "exhale".
+        fixed: the fixed image, "inhale", "exhale", or "either" as often.
         motion: smallest and largest motion of the diaphragm between the two, mm, times the difficulty.
         expansion: largest motion of the breast bone, mm, times the difficulty; the ribs' sides move half as far.
         lobes: largest motion of a lower lobe beyond the upper one's, mm, times the difficulty.
@@ -77,6 +79,10 @@ class Lungs:
             images alike, times the difficulty.
         key_points: number of landmarks; default 512, in 2D 128.
         bank_spacing: finest resolution at which patients are painted, mm; for coarser grids they are painted coarser.
+        zoom: smallest and largest magnification, the same of both images, each as likely on a logarithmic scale.
+            Magnified by 2, 5 mm of the grid show 2.5 mm of the patient, and the grid one lung or a part of both.
+        imperfect: share of the pairs that look as clinical scans do: up to four times the noise, and masks that are too
+            small or too large and may lack the vessels.
 
     Raises ValueError: an argument is unknown or out of range; or on a draw, the grid shows hardly any lung.
     """
@@ -94,6 +100,8 @@ class Lungs:
     stretch: float = 0.04
     key_points: int | None = None
     bank_spacing: float = 2.5
+    zoom: tuple[float, float] = (1.0, 1.0)
+    imperfect: float = 0.0
 
     def __post_init__(self) -> None:
         check_ndim("lungs", self.ndim)
@@ -109,6 +117,12 @@ class Lungs:
                            ("degrees", 45.0), ("stretch", 0.3)):
             if not 0 <= getattr(self, name) <= most:
                 raise ValueError(f"lungs: {name} is {getattr(self, name)}; it must lie in [0, {most:g}].")
+        zooms = tuple(self.zoom)
+        if not (len(zooms) == 2 and 0.5 <= zooms[0] <= zooms[1] <= _MOST_ZOOM):
+            raise ValueError(f"lungs: zoom is {self.zoom}; give the least and the largest, both in "
+                             f"[0.5, {_MOST_ZOOM:g}].")
+        if not 0 <= self.imperfect <= 1:
+            raise ValueError(f"lungs: imperfect is {self.imperfect}; it must lie in [0, 1].")
         if self.key_points is not None and self.key_points < 1:
             raise ValueError(f"lungs: key_points is {self.key_points}; at least one is needed.")
 
@@ -117,23 +131,36 @@ class Lungs:
         """See PairSource."""
         check_grid("lungs", self.ndim, grid)
         device = torch.device(device)
-        spacing = max(float(self.bank_spacing), round(_FINE_ENOUGH * min(grid.spacing), 3))
+        spacing = max(float(self.bank_spacing), round(_FINE_ENOUGH * min(grid.spacing) / self.zoom[1], 3))
         patients = [int(rng.integers(self.patients)) for rng in rngs]
         placed = matmul(random_affine(rngs, self.ndim, self.stretch * difficulty),
                         random_rigid(rngs, self.ndim, self.mm * difficulty, self.degrees * difficulty))
+        if tuple(self.zoom) != (1.0, 1.0):
+            placed = matmul(placed, torch.stack([self._magnified(rng) for rng in rngs]))
         placed = matmul(placed, _from_center(grid))
         lanes = [self._lane(rng, lung_patient(self.split, patient, spacing, str(device)), place, grid, difficulty)
                  for rng, patient, place in zip(rngs, patients, placed, strict=True)]
         fixed, moving, fixed_labels, moving_labels, points, targets = map(torch.stack, zip(*lanes, strict=True))
         return pair_on_grid(grid, fixed, moving, fixed_labels, moving_labels, points.to(device), targets.to(device))
 
+    def _magnified(self, rng: np.random.Generator) -> Tensor:
+        """Map from a magnified world to the patient's, (D+1, D+1) float64; its middle is anywhere in the lungs."""
+        zoom = float(np.exp(rng.uniform(*np.log(self.zoom))))
+        matrix = np.eye(self.ndim + 1)
+        matrix[:-1, :-1] /= zoom
+        across, along = 1 - 1 / max(zoom, 1.0), rng.uniform(-1, 1, 3)
+        reach = np.array([70.0, 30.0, 70.0])[:: 1 if self.ndim == 3 else 2]
+        matrix[:-1, -1] = 2 * across * reach * along[: self.ndim]
+        return torch.from_numpy(matrix)
+
     def _lane(self, rng: np.random.Generator, patient: Patient, placed: Tensor, grid: Grid, difficulty: float
               ) -> tuple[Tensor, ...]:
         """Fixed and moving image, their labels, landmarks and targets; ``placed`` (D+1, D+1): world to patient."""
         breaths = self._breaths(rng, patient.chest, difficulty)
         looks = rng.random((2, 5))
-        scans = [_scan(breath, patient, placed, grid, look, difficulty)
-                 for breath, look in zip(breaths, looks, strict=True)]
+        flaws = rng.random((2, 3)) if self.imperfect and rng.random() < self.imperfect else (None, None)
+        scans = [_scan(breath, patient, placed, grid, look, difficulty, flaw)
+                 for breath, look, flaw in zip(breaths, looks, flaws, strict=True)]
         count = self.key_points or KEY_POINTS[self.ndim]
         points = _key_points(rng, count, patient, breaths, placed, grid, [labels.cpu()[0] for _, labels in scans])
         return scans[0][0], scans[1][0], scans[0][1], scans[1][1], *points
@@ -146,7 +173,8 @@ class Lungs:
                         widen=0.5 * self.expansion * (0.4 + 0.6 * u[2]), lift=0.6 * self.expansion * u[3],
                         lobes=self.lobes * u[4], back=0.20 * u[5], left=0.2 * (u[6] - 0.5))
         sheet = None if self.ndim == 3 else _SHEET[0] + (_SHEET[1] - _SHEET[0]) * u[7]
-        phase = (0.5 if self.fixed == "inhale" else -0.5) * difficulty
+        inhale = self.fixed == "inhale" or (self.fixed == "either" and rng.random() < 0.5)
+        phase = (0.5 if inhale else -0.5) * difficulty
         bending = random_waves(rng, self.bending * difficulty)
         return (Breath(chest, motion, phase, (bending[0][:0], bending[1][:0], bending[2][:0]), sheet),
                 Breath(chest, motion, -phase, bending, sheet))
@@ -159,9 +187,12 @@ def _from_center(grid: Grid) -> Tensor:
     return torch.from_numpy(matrix)
 
 
-def _scan(breath: Breath, patient: Patient, placed: Tensor, grid: Grid, look: np.ndarray, difficulty: float
-          ) -> tuple[Tensor, Tensor]:
-    """Image (1, *shape) float32 and labels (1, *shape) int16; ``placed`` (D+1, D+1): world to patient."""
+def _scan(breath: Breath, patient: Patient, placed: Tensor, grid: Grid, look: np.ndarray, difficulty: float,
+          flaws: np.ndarray | None = None) -> tuple[Tensor, Tensor]:
+    """Image (1, *shape) float32 and labels (1, *shape) int16.
+
+    Args: placed (D+1, D+1): world to patient; look (5,), flaws (3,): numbers in [0, 1), see ``imperfect``.
+    """
     device = patient.volumes.device
     to_patient = matmul(placed, torch.from_numpy(grid.voxel_to_world))
     points = affine_coordinates(to_patient[None].to(device), grid.shape)[0]
@@ -179,8 +210,12 @@ def _scan(breath: Breath, patient: Patient, placed: Tensor, grid: Grid, look: np
     density = number(0, -0.02, 0.02) - 0.09 * breath.phase + (0.022 - 0.03 * breath.phase) * back
     image = outer + inside * (tissue + air * density - outer)
     image = number(1, 0.96, 1.04) * image + number(2, -0.02, 0.02)
-    image = image + number(3, 0.008, 0.025) * noise_at(look[4:5], grid.shape, device)[0, 0]
-    labels = (lungs * inside >= 0.5).to(torch.int16) * LUNG
+    grain = number(3, 0.008, 0.025) * (1 if flaws is None else 1 + 3 * flaws[0])
+    shown = lungs * inside >= (0.5 if flaws is None else 0.15 + 0.7 * flaws[1])
+    if flaws is not None and flaws[2] < _WITHOUT_VESSELS:
+        shown = shown & (image < _VESSEL)
+    image = image + grain * noise_at(look[4:5], grid.shape, device)[0, 0]
+    labels = shown.to(torch.int16) * LUNG
     return image.clamp(0, 1)[None], labels[None]
 
 

@@ -22,15 +22,15 @@ AFRESH = 16  # slices after which a running sum starts again, so that its roundi
 
 
 def lncc_force(fixed: Tensor, warped: Tensor, mask: Tensor | None, standard: Tensor,
-               window: int) -> tuple[Tensor, Tensor]:
+               window: int, want_force: bool) -> tuple[Tensor, Tensor]:
     """As ``regenv.ops.kernels.reference.lncc_force``, float32."""
     a, b = _volume(fixed), _volume(warped)
     weight = np.empty((len(a), 1, 1, 1, 1), np.float32) if mask is None else _volume(mask)
-    force = torch.empty(warped.shape, dtype=torch.float32)
+    force = torch.empty(warped.shape if want_force else 0, dtype=torch.float32)
     sums = np.zeros(a.shape[:3])
     given = standard.detach().to(torch.float32).contiguous().numpy()
-    out = force.numpy().reshape(a.shape)
-    run(_lncc, a, b, weight, mask is not None, given, window, out, sums, voxels=force.numel())
+    out = force.numpy().reshape(a.shape if want_force else (len(a), a.shape[1], 0, 0, 0))
+    run(_lncc, a, b, weight, mask is not None, given, window, want_force, out, sums, voxels=a.size)
     return torch.from_numpy(sums.sum(-1)), force
 
 
@@ -41,7 +41,8 @@ def _volume(image: Tensor) -> NDArray[np.float32]:
 
 
 @numba.njit(cache=True, nogil=True, error_model="numpy")
-def _lncc(fixed, warped, mask, masked, standard, window, force, sums, chunk, chunks):  # type: ignore[no-untyped-def]
+def _lncc(fixed, warped, mask, masked, standard, window, wanted,  # type: ignore[no-untyped-def]
+          force, sums, chunk, chunks):
     lanes, channels, depth = fixed.shape[:3]
     blocks = (depth + AFRESH - 1) // AFRESH     # a chunk is a run of them, so that it does not matter where it starts
     total = lanes * channels * blocks
@@ -50,25 +51,28 @@ def _lncc(fixed, warped, mask, masked, standard, window, force, sums, chunk, chu
         plane, first = at // blocks, at % blocks
         last = min(blocks, first + end - at)
         b, c = plane // channels, plane % channels
-        _stream(fixed[b, c], warped[b, c], mask[b, 0], masked, standard[b, c], window, first * AFRESH,
+        _stream(fixed[b, c], warped[b, c], mask[b, 0], masked, standard[b, c], window, wanted, first * AFRESH,
                 min(last * AFRESH, depth), force[b, c], sums[b, c])
         at += last - first
 
 
 @numba.njit(cache=True, nogil=True, error_model="numpy")
-def _stream(a, b, m, masked, standard, window, start, stop, force, sums):  # type: ignore[no-untyped-def]
-    """Writes the gradient of slices start to stop, and the sums of their correlations."""
+def _stream(a, b, m, masked, standard, window, wanted, start, stop, force, sums):  # type: ignore[no-untyped-def]
+    """Writes the sums of the correlations of slices start to stop, and their gradient where it is wanted."""
     depth, height, width = a.shape
     radius, parts = window // 2, 6 if masked else 5
+    reach = min(radius, depth - 1)              # of the window over slices: no further than there are any
+    slots = 2 * reach + 1
     pitch = width + 2 * radius                  # of a row of one quantity, with the border that doubling needs
-    recent, slices, volume, column = _sums(parts * pitch, window, height)
-    recent2, slices2, volume2, column2 = _sums(3 * pitch, window, height)
+    recent, slices, volume, column = _sums(parts * pitch, window, slots, height)
+    recent2, slices2, volume2, column2 = _sums(3 * pitch, window, slots, height)
     lines = np.zeros((parts + 1) * pitch, np.float32), np.zeros((parts + 1) * pitch, np.float32)
     lines2 = np.zeros(4 * pitch, np.float32), np.zeros(4 * pitch, np.float32)
-    across, up, along = _counts(height, radius), _counts(depth, radius), _counts(width, radius)
-    for z in range(max(start - 2 * radius, 0), stop + 2 * radius):
+    across, up, along = _counts(height, radius), _counts(depth, reach), _counts(width, radius)
+    ahead = 2 * reach if wanted else reach    # slices from which those asked for are made
+    for z in range(max(start - ahead, 0), stop + ahead):
         recent[:], column[:], recent2[:], column2[:] = 0, 0, 0, 0
-        there, mz = z % window, z if masked else 0
+        there, mz = z % slots, z if masked else 0
         for y in range(height + radius if z < depth else 0):
             if y < height:
                 _products(a[z, y], b[z, y], m[mz, y if masked else 0], masked, standard, lines[0], radius)
@@ -77,20 +81,24 @@ def _stream(a, b, m, masked, standard, window, start, stop, force, sums):  # typ
             if y >= radius:
                 _across(column, slices[there, y - radius], volume[y - radius])
         _leave(slices, volume, there, z >= depth, z % AFRESH == 0)
-        here, done = z - radius, z - 2 * radius     # slices whose windows of both kinds are now complete
-        if here < max(start - radius, 0):
+        here, done = z - reach, z - 2 * reach       # slices whose windows of both kinds are now complete
+        if here < max(start + reach - ahead, 0):
             continue
-        there, mz = here % window, here if masked else 0
-        for y in range(height + radius if here < depth else 0):
+        there, mz = here % slots, here if masked else 0
+        for y in range(height + radius if here < depth and wanted else height if here < depth else 0):
             if y < height:
                 total = _coefficients(volume[y], pitch, m[mz, y if masked else 0], masked, up[here] * across[y], along,
                                       lines2[0], radius)
                 if start <= here < stop:
                     sums[here] += total
+                if not wanted:
+                    continue
                 _box(lines2, window)
             _down(lines2, window, recent2[y % window], column2, y < height)
             if y >= radius:
                 _across(column2, slices2[there, y - radius], volume2[y - radius])
+        if not wanted:
+            continue
         _leave(slices2, volume2, there, here >= depth, done % AFRESH == 0)
         if start <= done < stop:
             for y in range(height):
@@ -99,9 +107,9 @@ def _stream(a, b, m, masked, standard, window, start, stop, force, sums):  # typ
 
 
 @numba.njit(error_model="numpy", cache=True)
-def _sums(length, window, height):  # type: ignore[no-untyped-def]
+def _sums(length, window, slots, height):  # type: ignore[no-untyped-def]
     """Of quantities: row sums of the last rows, column sums of the last slices, sums over the window, and of a row."""
-    return (np.zeros((window, length), np.float32), np.zeros((window, height, length), np.float32),
+    return (np.zeros((window, length), np.float32), np.zeros((slots, height, length), np.float32),
             np.zeros((height, length), np.float32), np.zeros(length, np.float32))
 
 

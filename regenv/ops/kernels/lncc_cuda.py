@@ -15,7 +15,7 @@ STATISTICS, COEFFICIENTS = 6, 3
 
 
 def lncc_force(fixed: Tensor, warped: Tensor, mask: Tensor | None, standard: Tensor,
-               window: int) -> tuple[Tensor, Tensor]:
+               window: int, want_force: bool) -> tuple[Tensor, Tensor]:
     """As ``regenv.ops.kernels.reference.lncc_force``, float32."""
     lanes, channels, *shape = fixed.shape
     voxels, planes = fixed[0, 0].numel(), lanes * channels
@@ -30,10 +30,13 @@ def lncc_force(fixed: Tensor, warped: Tensor, mask: Tensor | None, standard: Ten
     found = fixed.new_empty((planes, COEFFICIENTS, voxels), dtype=torch.float32)
     values = fixed.new_empty((planes, blocks), dtype=torch.float32)
     _coefficients[grid](parts, weight, found, values, *sizes, LOCALLY_FLAT, MASKED=masked, BLOCK=BLOCK)
+    sums = values.sum(-1, dtype=torch.float64).view(lanes, channels)
+    if not want_force:
+        return sums, values.new_empty(0)
     found = _summed(found, shape, window)
     force = fixed.new_empty(fixed.shape, dtype=torch.float32)
     _force[grid](*images, weight, given, found, force, *sizes, MASKED=masked, BLOCK=BLOCK)
-    return values.sum(-1, dtype=torch.float64).view(lanes, channels), force
+    return sums, force
 
 
 def _summed(parts: Tensor, shape: list[int], window: int) -> Tensor:

@@ -62,11 +62,11 @@ def check_float(name: str, image: Tensor) -> None:
 
 def check_lncc(fixed: Tensor, warped: Tensor, mask: Tensor | None) -> None:
     """Raise ValueError unless two images and a mask fit together."""
-    check("lncc_force", fixed, None, None, fixed.shape[2:])
+    check("lncc", fixed, None, None, fixed.shape[2:])
     if mask is not None and (mask.shape[1:] != (1, *fixed.shape[2:]) or len(mask) not in (1, len(fixed))):
-        raise ValueError(f"lncc_force: the fixed image is {tuple(fixed.shape)}, the mask {tuple(mask.shape)}; the mask "
+        raise ValueError(f"lncc: the fixed image is {tuple(fixed.shape)}, the mask {tuple(mask.shape)}; the mask "
                          f"must be {(len(fixed), 1, *fixed.shape[2:])}.")
-    _check_alike("lncc_force", fixed, warped, mask)
+    _check_alike("lncc", fixed, warped, mask)
 
 
 def _check_alike(name: str, first: Tensor, second: Tensor, mask: Tensor | None = None) -> None:
@@ -81,20 +81,29 @@ def _check_alike(name: str, first: Tensor, second: Tensor, mask: Tensor | None =
             raise ValueError(f"{name}: tensors are on {first.device} and {other.device}; move one of them.")
 
 
-@custom_op("regenv::lncc_force", mutates_args=(),
-           schema="(Tensor fixed, Tensor warped, Tensor? mask, Tensor standard, int window) -> (Tensor, Tensor)")
-def lncc_force(fixed: Tensor, warped: Tensor, mask: Tensor | None, standard: Tensor,
-               window: int) -> tuple[Tensor, Tensor]:
+# An operator of custom_op loads torch's compiler when it is first called, for seconds. These, which rewards and all
+# agents call, do not.
+_LIGHT = (torch.Tag.pt2_compliant_tag,)
+torch.library.define("regenv::lncc_force", "(Tensor fixed, Tensor warped, Tensor? mask, Tensor standard, int window, "
+                     "bool want_force) -> (Tensor, Tensor)", tags=_LIGHT)
+torch.library.define("regenv::fused_warp", "(Tensor fixed, Tensor moving, Tensor? matrix, Tensor? displacement, "
+                     "str view) -> (Tensor, Tensor)", tags=_LIGHT)
+lncc_force, fused_warp = torch.ops.regenv.lncc_force, torch.ops.regenv.fused_warp
+
+
+@torch.library.impl("regenv::lncc_force", "default")
+def _lncc_force(fixed: Tensor, warped: Tensor, mask: Tensor | None, standard: Tensor, window: int,
+                want_force: bool) -> tuple[Tensor, Tensor]:
     """Sums of local correlations and their gradient, in one pass: ``reference.lncc_force``."""
     check_lncc(fixed, warped, mask)
     if standard.shape != (*fixed.shape[:2], 4) or standard.device != fixed.device:
-        raise ValueError(f"lncc_force: standard is {tuple(standard.shape)} on {standard.device}; it must be "
+        raise ValueError(f"lncc: standard is {tuple(standard.shape)} on {standard.device}; it must be "
                          f"{(*fixed.shape[:2], 4)} on {fixed.device}.")
     if mask is not None and len(mask) != len(fixed):
         mask = mask.expand(len(fixed), *mask.shape[1:])
     if window < 1 or window % 2 == 0:
         raise ValueError(f"lncc_force: window is {window}; it must be a positive odd number of voxels.")
-    return backend(fixed.device, fixed).lncc_force(fixed, warped, mask, standard, window)
+    return backend(fixed.device, fixed).lncc_force(fixed, warped, mask, standard, window, want_force)
 
 
 @custom_op("regenv::smoothed", mutates_args=(), schema="(Tensor image, Tensor taps) -> Tensor")
@@ -149,13 +158,6 @@ def warp_labels(labels: Tensor, matrix: Tensor | None, displacement: Tensor | No
     """The nearest voxels' labels, 0 outside."""
     check("warp_labels", labels, matrix, displacement, shape)
     return backend(labels.device, displacement).warp_labels(labels, matrix, displacement, tuple(shape))
-
-
-# An operator of custom_op loads torch's compiler when it is first called, for seconds. This one, which all agents call,
-# does not.
-torch.library.define("regenv::fused_warp", "(Tensor fixed, Tensor moving, Tensor? matrix, Tensor? displacement, "
-                     "str view) -> (Tensor, Tensor)", tags=(torch.Tag.pt2_compliant_tag,))
-fused_warp = torch.ops.regenv.fused_warp
 
 
 @torch.library.impl("regenv::fused_warp", "default")
@@ -215,10 +217,12 @@ def _(fixed: Tensor, moving: Tensor, matrix: Tensor | None, displacement: Tensor
             fixed.new_empty((lanes, channels, MOMENTS), dtype=torch.float64))
 
 
-@lncc_force.register_fake
-def _(fixed: Tensor, warped: Tensor, mask: Tensor | None, standard: Tensor, window: int) -> tuple[Tensor, Tensor]:
+@torch.library.register_fake("regenv::lncc_force")
+def _(fixed: Tensor, warped: Tensor, mask: Tensor | None, standard: Tensor, window: int,
+      want_force: bool) -> tuple[Tensor, Tensor]:
     kind = torch.promote_types(fixed.dtype, torch.float32)
-    return fixed.new_empty(fixed.shape[:2], dtype=torch.float64), fixed.new_empty(fixed.shape, dtype=kind)
+    return (fixed.new_empty(fixed.shape[:2], dtype=torch.float64),
+            fixed.new_empty(fixed.shape if want_force else 0, dtype=kind))
 
 
 @smoothed.register_fake

@@ -57,13 +57,13 @@ def vjp(grad: Tensor, image: Tensor, matrix: Tensor | None, displacement: Tensor
 
 
 def lncc_force(fixed: Tensor, warped: Tensor, mask: Tensor | None, standard: Tensor,
-               window: int) -> tuple[Tensor, Tensor]:
+               window: int, want_force: bool) -> tuple[Tensor, Tensor]:
     """Sum over the voxels of a channel of the local correlations, and its gradient by ``warped``.
 
     Args:
         fixed, warped: (B, C, *shape); mask: (B, 1, *shape).
         standard: (B, C, 4), mean and 1 / deviation of each channel of ``fixed``, then of ``warped``.
-    Returns: (B, C) float64; (B, C, *shape) float32, or float64 of such images.
+    Returns: (B, C) float64; (B, C, *shape) float32, or float64 of such images; empty if not wanted.
     """
     kind = torch.promote_types(fixed.dtype, torch.float32)
     mean_a, scale_a, mean_b, scale_b = standard.to(kind).view(*standard.shape, *(1,) * (fixed.ndim - 2)).unbind(2)
@@ -75,11 +75,13 @@ def lncc_force(fixed: Tensor, warped: Tensor, mask: Tensor | None, standard: Ten
     cov, var_a, var_b = means[4] - means[0] * means[1], means[2] - means[0] ** 2, means[3] - means[1] ** 2
     flat, var_a, var_b = var_b <= 0, var_a.clamp_min(0), var_b.clamp_min(0)
     d = 1 / (var_a * var_b + LOCALLY_FLAT)
+    sums = (cov * cov * d * weight).flatten(2).sum(-1, dtype=torch.float64)
+    if not want_force:
+        return sums, a.new_empty(0)
     p = 2 * cov * d * weight * share
     q = torch.where(flat, 0.0, p * cov * d * var_a)
     p_sum, q_sum, r_sum = (window_sum(each, window) for each in (p, q, p * means[0] - q * means[1]))
-    return (cov * cov * d * weight).flatten(2).sum(-1, dtype=torch.float64), (
-        weight * scale_b * (p_sum * a - q_sum * b - r_sum))
+    return sums, weight * scale_b * (p_sum * a - q_sum * b - r_sum)
 
 
 def smoothed(image: Tensor, taps: Tensor) -> Tensor:

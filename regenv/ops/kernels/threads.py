@@ -15,6 +15,9 @@ from typing import Any
 
 import torch
 
+from regenv.ops.kernels import notice
+
+notice.install()
 SERIAL_BELOW = 1 << 20  # voxels: for less, waking threads costs more than it saves; ten times so on a busy machine
 
 

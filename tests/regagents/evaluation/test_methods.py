@@ -15,6 +15,7 @@ from regagents.agents import create
 from regagents.classical import Elastix
 from regagents.classical.syn import SyN
 from regagents.common import checkpoints
+from regagents.common.checkpoints import CheckpointError
 from regagents.dsl import DSL
 from regagents.evaluation.evaluate import evaluate
 from regagents.evaluation.methods import (
@@ -28,6 +29,7 @@ from regagents.evaluation.methods import (
 )
 from regagents.evaluation.pairs import chunks
 from regagents.evaluation.tuned import tuned_fields, tuned_mi
+from regagents.registration.deformation import OPTIMISERS
 from regenv.registry import build
 
 ID = "RegSimilarity2D-v0"
@@ -129,6 +131,16 @@ def test_classical_displacements_are_the_tuned_ones() -> None:
     assert method_named("bspline", task) == ClassicalField("bspline", tuned.bspline)
     assert method_named("convexadam", task) == Optimiser("convexadam", tuned.convexadam, masked=True)
     assert method_named("adam", build("RegDenseDigits-v0")) == Optimiser("adam", tuned.adam, masked=False)
+
+
+def test_every_optimiser_of_register_is_measured_by_its_name() -> None:
+    task = build("RegKeypoint3D-v0")
+    for name in ("greedy:mind", "greedy:mse", "greedy:brain", "convex"):
+        assert method_named(name, task) == Optimiser(name, OPTIMISERS[name].solver, masked=True)
+    with pytest.raises(CheckpointError, match="greedy:labels"):      # it would be told what it is measured by
+        method_named("greedy:labels", task)
+    with pytest.raises(CheckpointError, match="greedy:mind"):
+        method_named("greedy:mind", build("RegRigid3D-v0"))
 
 
 @pytest.mark.parametrize(("name", "env", "kind"), [

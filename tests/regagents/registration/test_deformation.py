@@ -7,6 +7,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 import SimpleITK as sitk
+import torch
 
 from regagents.classical.syn import SyN
 from regagents.common.checkpoints import CheckpointError
@@ -15,6 +16,7 @@ from regagents.registration.register import register
 from regenv.data.io.images import Image, ImageError, read_image
 from regenv.data.io.resampling import matrix_to_sitk, resampled
 from regenv.grid import Grid
+from regenv.ops.regularity import non_diffeomorphic_volume
 from tests.regagents.toys import checkpoint
 
 SHAPES = {2: (64, 56), 3: (36, 40, 32)}
@@ -97,6 +99,8 @@ def test_register_deforms_measures_and_writes(tmp_path: Path) -> None:
     assert result.metrics["similarity"]["deformation"] > result.metrics["similarity"]["agent"]
     assert result.metrics["dice"]["after"]["1"] > result.metrics["dice"]["pose"]["1"]
     assert result.metrics["deformation"]["folding"] == result.deformation.folding
+    assert result.metrics["deformation"]["non_diffeomorphic_volume"] == pytest.approx(
+        non_diffeomorphic_volume(torch.from_numpy(result.deformation.displacement)[None]).item())
     out = result.save(tmp_path / "out")
     read = sitk.ReadTransform(str(out / "transform.h5"))
     for point in points[:5].tolist():
@@ -122,7 +126,7 @@ def test_a_learned_optimiser_starts_and_adam_refines(tmp_path: Path) -> None:
     fixed, moving, pose, points = pair(3)
     alone = dense.optimiser("lung3d-l2o", 3, refine=False)
     coarse = alone.register(fixed, moving, pose)
-    assert coarse.grid.spacing == pytest.approx((5.0,) * 3, rel=0.1)
+    assert coarse.grid.spacing == pytest.approx((2.5,) * 3, rel=0.1)
     before = error(matrix_to_sitk(pose), pose, points)
     rough = error(coarse.through(pose), pose, points)
     fine = dense.optimiser("lung3d-l2o", 3).register(fixed, moving, pose)
@@ -162,6 +166,33 @@ def test_memory_limits_the_grid_and_nothing_else_does() -> None:
         dense.optimiser("greedy", 3, memory=0)
     with pytest.raises(ValueError, match=r"'greedy:knee'; it must be one of .*greedy:lung"):
         dense.optimiser("greedy:knee", 3)
+
+
+def test_a_coarser_grid_than_the_image_is_told_with_the_memory_that_it_would_take() -> None:
+    fixed, moving, pose, _ = pair(3)
+    needed = np.prod(fixed.grid.shape) * dense.OPTIMISERS["adam"].memory
+    notes = register(fixed, moving, "none", initial=pose, refine=False, deform="adam",
+                     memory=int(needed / 8)).metrics["notes"]
+    assert notes == [f"deformed on a grid of 5.00 mm: in the image's own voxels of 2.50 mm it would take "
+                     f"{needed / 1e9:.1f} GB of memory, and {needed / 8e9:.1f} GB are allowed (memory)."]
+    assert not dense.optimiser("adam", 3).register(fixed, moving, pose).notes
+
+
+def test_labels_take_part_where_they_are_asked_to() -> None:
+    """Two discs that the images do not show."""
+    flat = Grid.centered((48, 48), 2.0)
+    places = flat.to_world(np.moveaxis(np.indices(flat.shape), 0, -1).reshape(-1, 2)).reshape(48, 48, 2)
+    image = Image(bumps(places).astype(np.float32), flat, "image.nii")
+    discs = [Image((np.linalg.norm(places - [x, 0], axis=-1) < 16).astype(np.int32), flat, "disc.nii") for x in (-5, 5)]
+    common = {"initial": "header", "refine": False, "labels": tuple(discs)}
+    found = {name: register(image, image, "none", deform=name, **common).metrics["dice"]
+             for name in ("greedy", dense.LABELLED)}
+    assert found["greedy"]["after"]["1"] == pytest.approx(found["greedy"]["before"]["1"], abs=0.02)
+    assert found[dense.LABELLED]["after"]["1"] > found["greedy"]["after"]["1"] + 0.1
+    with pytest.raises(ValueError, match="greedy:labels', but labels is None"):
+        register(image, image, "none", deform=dense.LABELLED)
+    with pytest.raises(ValueError, match="there are no labels"):
+        dense.optimiser(dense.LABELLED, 2).register(image, image, np.eye(3))
 
 
 @pytest.mark.skipif(SyN.available(), reason="antspyx is installed")

@@ -18,12 +18,14 @@ import torch.nn.functional as F
 
 from regagents.registration import report
 from regagents.registration.deformation import Deformation
-from regagents.registration.report.page import embedded
-from regagents.registration.report.volumes import MOST_DETERMINANTS, MOST_VECTORS, MOST_VOXELS, blocks, coded, shrunk
 from regagents.registration.result import Result, composed
+from regenv import viewer
 from regenv.data.io.images import Image
 from regenv.data.io.resampling import resampled
 from regenv.grid import Grid
+from regenv.render import planes_of
+from regenv.viewer.page import embedded
+from regenv.viewer.volumes import MOST_DETERMINANTS, MOST_VECTORS, MOST_VOXELS, blocks, coded, shrunk
 from tests.regagents.toys import blobs, grids, rigid
 
 VERDICT = {"state": "doubtful", "probability": 0.62, "reasons": ["Two groups of lanes are 14 mm apart."],
@@ -89,7 +91,7 @@ def test_a_page_embeds_the_images_and_where_they_lie(ndim: int) -> None:
 def test_the_window_lies_at_percentiles_of_what_is_not_background(rng: np.random.Generator) -> None:
     array = np.full((40, 50, 60), -1000.0, np.float32)
     array[10:30] = rng.uniform(0, 100, (20, 50, 60))
-    low, high = report.Volume.of("ct", Image(array, Grid.centered(array.shape, 1.0), "ct.nii.gz")).window
+    low, high = viewer.Volume.of("ct", Image(array, Grid.centered(array.shape, 1.0), "ct.nii.gz")).window
     assert (low, high) == pytest.approx((0.5, 99.5), abs=0.2)
 
 
@@ -102,23 +104,23 @@ def test_reduction_is_that_of_torch_with_antialiasing(shape: tuple[int, int], rn
 
 def test_a_grid_is_reduced_no_further_than_it_must() -> None:
     slabs = Grid.centered((24, 512, 400), (0.5, 0.5, 5.0))
-    seen = report.view_grid(slabs, 1_000_000, 160)
+    seen = viewer.view_grid(slabs, 1_000_000, 160)
     assert seen.shape[0] == 24 and max(seen.shape) <= 160 and np.prod(seen.shape) <= 1_000_000
     assert seen.shape[1] == 160 and seen.extent == pytest.approx(slabs.extent)
-    assert report.view_grid(slabs, 10_000_000, 512) is slabs
+    assert viewer.view_grid(slabs, 10_000_000, 512) is slabs
 
 
 def test_a_page_of_pure_noise_is_below_10_mb(rng: np.random.Generator) -> None:
-    def noise(name: str) -> report.Volume:
+    def noise(name: str) -> viewer.Volume:
         grid = Grid.centered((125, 125, 128), 1.0)
         assert np.prod(grid.shape) == MOST_VOXELS
-        return report.Volume(name, rng.integers(0, 256, grid.shape, dtype=np.uint8), grid, (0.0, 1.0))
+        return viewer.Volume(name, rng.integers(0, 256, grid.shape, dtype=np.uint8), grid, (0.0, 1.0))
 
     vectors, determinants = Grid.centered((50, 50, 40), 2.0), Grid.centered((100, 50, 100), 1.0)
     assert np.prod(vectors.shape) == MOST_VECTORS and np.prod(determinants.shape) == MOST_DETERMINANTS
-    displacement = report.DisplacementMap(rng.random((3, *vectors.shape)).astype(np.float32), vectors,
+    displacement = viewer.DisplacementMap(rng.random((3, *vectors.shape)).astype(np.float32), vectors,
                                           rng.integers(0, 256, determinants.shape, dtype=np.uint8), determinants)
-    page = report.Page("Report", "noise", "", noise("a"), noise("b"), noise("c"), np.eye(4), displacement=displacement)
+    page = viewer.Page("Report", "noise", "", noise("a"), noise("b"), noise("c"), np.eye(4), displacement=displacement)
     assert len(page.html()) < 10e6
 
 
@@ -163,7 +165,7 @@ def test_planes_of_any_orientation_show_the_patients_right_on_the_left_and_the_t
     for order, signs in product(permutations(range(3)), product((1, -1), repeat=3)):
         direction = np.eye(3)[:, list(order)] * signs
         grid = Grid.centered((5, 6, 7), (1.0, 2.0, 3.0), direction=direction.ravel())
-        for plane in report.planes_of(grid):
+        for plane in planes_of(grid):
             assert "".join(plane.letters) == expected[plane.name]
             for axis, flipped, letter in zip(plane.axes[1:], plane.flipped, (plane.letters[3], plane.letters[1]),
                                              strict=True):
@@ -173,7 +175,7 @@ def test_planes_of_any_orientation_show_the_patients_right_on_the_left_and_the_t
 
 def test_an_oblique_plane_tells_two_letters() -> None:
     turn = rigid([0, 0, 0, 0, 0, 30.0], np.zeros(3))[:3, :3]
-    axial = report.planes_of(Grid.centered((5, 5, 5), 1.0, direction=turn.ravel()))[0]
+    axial = planes_of(Grid.centered((5, 5, 5), 1.0, direction=turn.ravel()))[0]
     assert {axial.letters[0][0], axial.letters[1][0]} == {"R", "L"} and all(map(len, axial.letters))
     assert {len(letters) for letters in axial.letters} == {2}
 

@@ -15,6 +15,7 @@ from regagents.registration import report
 from regagents.registration.result import Result
 from regenv.data.io.images import Image
 from regenv.data.io.resampling import framed, matrix_to_sitk, sampled
+from regenv.render import planes_of
 from tests.regagents.registration.browser import Browser, chromium
 from tests.regagents.registration.test_report import VERDICT, data_of, outcome
 
@@ -103,7 +104,7 @@ def test_every_step_of_the_film_is_the_moving_image_through_its_pose(browser: Br
         for i, j in product(range(grid.ndim), range(grid.ndim + 1)):
             pose[i, j] = row[f"m{i}{j}"]
         expected = 255 * sampled(framed(normal.array, normal.grid), grid, matrix_to_sitk(pose), fill=-1 / 255)
-        for number, plane in enumerate(report.planes_of(grid)):
+        for number, plane in enumerate(planes_of(grid)):
             index = expected.shape[plane.axes[0]] // 2 if grid.ndim == 3 else 0
             wanted = expected if grid.ndim == 2 else np.take(expected, index, plane.axes[0])
             wanted = wanted if plane.axes[1] < plane.axes[2] else wanted.T

@@ -15,7 +15,9 @@ from torch import Tensor
 
 from regenv.ops import similarity
 from regenv.ops.kernels import operators
+from regenv.ops.kernels.layout import LOCALLY_FLAT
 from regenv.ops.smoothing import gaussian
+from regenv.ops.windows import window_sum
 
 SHAPES = pytest.mark.parametrize("shape", [(14, 23), (11, 7, 9), (9, 1, 6)])
 RELATIVE = 1e-5     # of the largest gradient
@@ -40,9 +42,15 @@ def images(shape: tuple[int, ...], channels: int = 2, masked: bool = False) -> t
 
 
 def by_autograd(fixed: Tensor, warped: Tensor, mask: Tensor | None, window: int) -> tuple[Tensor, Tensor]:
-    """The value and the gradient of :func:`similarity.lncc` in float64."""
+    """The definition of the local correlation in float64, and its gradient by autograd."""
     leaf = warped.double().requires_grad_()
-    value = similarity.lncc(fixed.double(), leaf, None if mask is None else mask.double(), window)
+    weight = torch.ones_like(leaf[:, :1]) if mask is None else mask.double()
+    count = window_sum(weight, window).clamp_min(1e-12)
+    # Their product must be far above LOCALLY_FLAT: no window of these images is flat.
+    a, b = ((each - each.mean()) / each.std() for each in (fixed.double(), leaf))
+    mean_a, mean_b, aa, bb, ab = (window_sum(each * weight, window) / count for each in (a, b, a * a, b * b, a * b))
+    local = (ab - mean_a * mean_b) ** 2 / ((aa - mean_a**2) * (bb - mean_b**2) + LOCALLY_FLAT)
+    value = ((local * weight).flatten(2).sum(2) / weight.flatten(2).sum(2)).mean(1)
     value.sum().backward()
     assert leaf.grad is not None
     return value.detach(), leaf.grad
@@ -59,15 +67,40 @@ def test_lncc_and_its_force_are_those_of_autograd(shape: tuple[int, ...], masked
     torch.testing.assert_close(force.double(), gradient, rtol=0, atol=RELATIVE * float(gradient.abs().max()))
 
 
+@SHAPES
+@pytest.mark.parametrize("masked", [False, True])
+def test_the_value_alone_is_that_with_its_gradients_by_either_image(shape: tuple[int, ...], masked: bool,
+                                                                    backend: str) -> None:
+    fixed, warped, mask = images(shape, masked=masked)
+    alone = similarity.lncc(fixed, warped, mask, 5)
+    assert torch.equal(alone, similarity.lncc_force(fixed, warped, mask, 5)[0])
+    leaves = fixed.clone().requires_grad_(), warped.clone().requires_grad_()
+    value = similarity.lncc(*leaves, mask, 5)
+    found = torch.autograd.grad(value, leaves, torch.tensor([1.0, 3.0]))    # lanes weigh differently
+    assert torch.equal(value.detach(), alone)
+    for gradient, (one, other) in zip(found, ((warped, fixed), (fixed, warped)), strict=True):
+        expected = by_autograd(one, other, mask, 5)[1].float()
+        expected[1] *= 3
+        torch.testing.assert_close(gradient, expected, rtol=0, atol=RELATIVE * float(expected.abs().max()))
+
+
+def test_there_is_no_second_gradient() -> None:
+    fixed, warped, _ = images((8, 9))
+    leaf = warped.requires_grad_()
+    [slope] = torch.autograd.grad(similarity.lncc(fixed, leaf).square().sum(), leaf, create_graph=True)
+    with pytest.raises(RuntimeError, match="once_differentiable"):
+        slope.sum().backward()
+
+
 def test_a_lane_of_many_slices_is_the_same_on_any_number_of_threads() -> None:
     fixed, warped, mask = images((70, 90, 90), channels=1, masked=True)
     assert mask is not None
     standard = torch.tensor([0.5, 3.0, 0.5, 3.5]).expand(2, 1, 4)
-    whole = operators.lncc_force(fixed, warped, mask, standard, 9)
+    whole = operators.lncc_force(fixed, warped, mask, standard, 9, True)
     torch.set_num_threads(3)
-    shared = operators.lncc_force(fixed, warped, mask, standard, 9)
+    shared = operators.lncc_force(fixed, warped, mask, standard, 9, True)
     assert all(torch.equal(one, other) for one, other in zip(whole, shared, strict=True))
-    alone = operators.lncc_force(fixed[1:], warped[1:], mask[1:], standard[1:], 9)
+    alone = operators.lncc_force(fixed[1:], warped[1:], mask[1:], standard[1:], 9, True)
     assert all(torch.equal(one[1:], other) for one, other in zip(whole, alone, strict=True))
 
 
@@ -124,7 +157,7 @@ def test_what_does_not_fit_together_is_named_before_memory_is_touched(given, tol
 def test_the_operators_themselves_refuse_what_would_leave_memory() -> None:
     a, b, _ = images((8, 9))
     with pytest.raises(ValueError, match="standard is"):
-        operators.lncc_force(a, b, None, torch.zeros(2, 1, 4), 9)
+        operators.lncc_force(a, b, None, torch.zeros(2, 1, 4), 9, True)
     with pytest.raises(ValueError, match="the images are"):
         operators.central_force(a[:, :1], b)
     with pytest.raises(ValueError, match="filter is"):
@@ -155,9 +188,11 @@ def test_the_force_is_along_central_differences(shape: tuple[int, ...], backend:
 
 
 def test_compiled_and_exported_programs_know_the_shapes() -> None:
-    for operator, arguments in ((torch.ops.regenv.lncc_force, (*images((8, 9))[:2], None, torch.ones(2, 2, 4), 5)),
-                                (torch.ops.regenv.smoothed, (images((8, 9))[0], torch.ones(2))),
-                                (torch.ops.regenv.central_force, images((8, 9))[:2])):
+    pair = images((8, 9))[:2]
+    for operator, arguments in ((torch.ops.regenv.lncc_force, (*pair, None, torch.ones(2, 2, 4), 5, True)),
+                                (torch.ops.regenv.lncc_force, (*pair, None, torch.ones(2, 2, 4), 5, False)),
+                                (torch.ops.regenv.smoothed, (pair[0], torch.ones(2))),
+                                (torch.ops.regenv.central_force, pair)):
         torch.library.opcheck(operator, arguments, test_utils=("test_schema", "test_faketensor"))
 
 

@@ -1,5 +1,8 @@
 """Roughness and Jacobians: closed forms, NumPy, MONAI, and the Learn2Reg challenge's evaluation written out."""
 
+import itertools
+import math
+
 import numpy as np
 import pytest
 import scipy.ndimage
@@ -107,6 +110,57 @@ def test_mirrored_space_is_folded_everywhere_and_a_flattened_one_too(shape):
     assert regularity.folding(mirrored / 2) == 1  # the determinant is 0
 
 
+def cells_folded(u: np.ndarray) -> np.ndarray:
+    """Folded volume in each cell between voxels of a field (D, *shape), from its simplices' corners, a mean over the
+    two ways to cut it: (*shape - 1)."""
+    ndim, shape = len(u), u.shape[1:]
+    places = np.stack(np.meshgrid(*(np.arange(n) for n in shape), indexing="ij")) + u
+    corners = {c: places[(slice(None), *(slice(a, n - 1 + a) for a, n in zip(c, shape, strict=True)))]
+               for c in itertools.product((0, 1), repeat=ndim)}
+    total = np.zeros([n - 1 for n in shape])
+    for parity in (0, 1):           # corners of this parity are cut off, each with its neighbours
+        cut = [c for c in corners if sum(c) % 2 == parity]
+        simplices = [[c, *(tuple(1 - v if a == axis else v for a, v in enumerate(c)) for axis in range(ndim))]
+                     for c in cut]
+        if ndim == 3:               # and the corners that are left are those of the middle one
+            simplices.append([c for c in corners if sum(c) % 2 != parity])
+        for simplex in simplices:
+            before, after = (np.stack([where[c] - where[simplex[0]] for c in simplex[1:]], -1)
+                             for where in ({c: np.array(c) for c in corners},
+                                           {c: np.moveaxis(corners[c], 0, -1) for c in corners}))
+            signed = np.linalg.det(after.swapaxes(-1, -2)) * np.sign(np.linalg.det(before)) / math.factorial(ndim)
+            total += np.maximum(-signed, 0) / 2
+    return total
+
+
+@SHAPES
+def test_non_diffeomorphic_volume_is_that_of_the_simplices_turned_inside_out(shape):
+    u = random_field(shape)
+    rim = torch.zeros_like(u)
+    rim[(..., *[slice(2, -2)] * len(shape))] = u[(..., *[slice(2, -2)] * len(shape))]
+    inner = math.prod(n - 2 for n in shape)
+    for lane in range(2):
+        expected = cells_folded(rim[lane].numpy()).sum() / inner
+        np.testing.assert_allclose(regularity.non_diffeomorphic_volume(rim)[lane], expected, rtol=1e-10)
+    assert 0.01 < expected < 0.5
+
+
+@SHAPES
+def test_non_diffeomorphic_volume_of_a_mirror_is_all_and_sees_a_voxel_that_jumps(shape):
+    x = sampling.identity(shape)
+    mirrored = torch.cat([-3 * x[:, :1], 0 * x[:, 1:]], dim=1)              # twofold
+    assert regularity.non_diffeomorphic_volume(0 * x) == 0
+    assert regularity.non_diffeomorphic_volume(mirrored) == pytest.approx(2)
+    jumped = torch.zeros_like(x)
+    middle = tuple(n // 2 for n in shape)
+    jumped[(0, 0, *middle)] = 1.5                                           # over its neighbour
+    assert regularity.jacobian(jumped)[(0, *middle)] == 1                   # central differences do not see it
+    there = torch.zeros(1, 1, *shape, dtype=torch.bool)
+    there[(0, 0, *middle)] = True
+    assert regularity.non_diffeomorphic_volume(jumped, there) > 0
+    assert regularity.non_diffeomorphic_volume(jumped, there & False).isnan()
+
+
 def learn2reg_sd_log_jacobian(displacement: np.ndarray, mask: np.ndarray | None) -> float:
     """SDlogJ of one field (D, *shape), step by step as the challenge's evaluation has it, for any D."""
     ndim = len(displacement)
@@ -179,7 +233,8 @@ def test_a_lane_equals_the_same_field_alone(penalty, shape):
 
 @pytest.mark.parametrize(("function", "shape", "least"), [
     (regularity.diffusion, (1, 2, 1, 5), 2), (regularity.bending, (1, 2, 5, 2), 3),
-    (regularity.jacobian, (1, 3, 5, 5), 2), (regularity.sd_log_jacobian, (1, 3, 9, 4, 9), 5),
+    (regularity.jacobian, (1, 3, 5, 5), 2),
+    (regularity.non_diffeomorphic_volume, (1, 2, 5, 2), 3), (regularity.sd_log_jacobian, (1, 3, 9, 4, 9), 5),
 ])
 def test_fields_of_a_wrong_shape_are_refused(function, shape, least):
     with pytest.raises(ValueError, match=rf"{function.__name__}: the displacement is .*at least {least} voxels"):
