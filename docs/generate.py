@@ -32,6 +32,18 @@ SMALL = {"RegDense3D-v0": {"size": 48}, "RegKeypoint3D-v0": {}, "RegRigid3D-v0":
 """Arguments that make an id's animation quicker to play."""
 
 
+def on_config(config: MkDocsConfig) -> MkDocsConfig:
+    """Put the generated pages into the navigation, below their index."""
+    pages = {"environments": list(CATALOGUE), "agents": [path.stem for path, _ in shipped()]}
+    assert config.nav is not None
+    for entry in config.nav:
+        for title, place in entry.items():
+            folder = str(place).removesuffix("/index.md")
+            if folder in pages:
+                entry[title] = [place, *({name: f"{folder}/{name}.md"} for name in pages[folder])]
+    return config
+
+
 def on_files(files: Files, config: MkDocsConfig) -> Files:
     """Add the generated pages and pictures."""
     for env_id in CATALOGUE:
@@ -46,8 +58,6 @@ def on_files(files: Files, config: MkDocsConfig) -> Files:
         _add(files, config, f"agents/{path.stem}.md", _agent(path.stem, card))
     _add(files, config, "agents/index.md", _agents([(path.stem, card) for path, card in cards]))
     return files
-
-
 
 
 def animation(env_id: str) -> tuple[bytes, str]:

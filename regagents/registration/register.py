@@ -63,7 +63,8 @@ def register(fixed: ImageLike, moving: ImageLike, agent: str | Path | Pipeline =
     where asked for an optimiser then finds the displacements that are left.
 
     Args:
-        fixed, moving: paths or images, of any spacing, origin, direction; both 2D or both 3D.
+        fixed: path or image, of any spacing, origin, direction, in 2D or 3D.
+        moving: likewise, of as many axes.
         agent: "auto"; a name in AGENTS, a Pipeline, shipped weights or a checkpoint's path; "none" leaves the start to
             the refinement.
         refine: refine the pose, and a learned optimiser's deformation by Adam. Else the best of the agent's own ends.
