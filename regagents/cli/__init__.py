@@ -10,7 +10,20 @@ import shlex
 import sys
 from collections.abc import Sequence
 
-from regagents.cli import agents, apply, batch, compare, evaluate, info, invert, record, register, train, watch
+from regagents.cli import (
+    agents,
+    apply,
+    batch,
+    benchmark,
+    compare,
+    evaluate,
+    info,
+    invert,
+    record,
+    register,
+    train,
+    watch,
+)
 from regagents.cli.common import Parser, Version
 
 
@@ -33,6 +46,6 @@ def parser() -> Parser:
     parser.add_argument("--version", action=Version, nargs=0, help="show the version and exit")
     parser.set_defaults(debug=False)
     commands = parser.add_subparsers(required=True, metavar="COMMAND")
-    for module in (register, batch, apply, invert, info, evaluate, compare, record, train, watch, agents):
+    for module in (register, batch, apply, invert, info, evaluate, benchmark, compare, record, train, watch, agents):
         module.add(commands)
     return parser

@@ -86,7 +86,7 @@ def test_measures_that_a_source_does_not_allow_are_left_out_and_undefined_ones_a
     assert "tre_mm" not in field_measures(drawn, None, digits.task.grid)  # they have no landmarks
     core, state = begun(2)
     bare = replace(state, pair=replace(state.pair, fixed_labels=None, moving_labels=None, landmarks=None, targets=None))
-    assert list(field_measures(bare, None, core.task.grid, tuple(MEASURES))) == ["folding", "sd_log_jacobian"]
+    assert list(field_measures(bare, None, core.task.grid, tuple(MEASURES))) == ["folding", "sd_log_jacobian", "ndv"]
     assert state.pair.moving_labels is not None
     labels = state.pair.moving_labels.clone()
     labels[1] = 0

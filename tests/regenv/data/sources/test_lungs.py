@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from dataclasses import replace
+from typing import Any
 
 import numpy as np
 import pytest
@@ -137,15 +138,17 @@ def test_the_lungs_slide_along_the_ribs() -> None:
 
 # ------------------------------------------------------------------------------------------------------ correspondence
 
-@pytest.mark.parametrize(("ndim", "axis"), [(3, 0), (3, 1), (3, 2), (2, 0), (2, 2)])
-def test_key_points_see_the_same_place_of_the_patient(ndim: int, axis: int, monkeypatch: pytest.MonkeyPatch) -> None:
+@pytest.mark.parametrize(("ndim", "axis", "zoom"), [(3, 0, 1.0), (3, 1, 1.0), (3, 2, 1.0), (2, 0, 1.0), (2, 2, 1.0),
+                                                    (2, 0, 1.6), (2, 2, 1.6)])
+def test_key_points_see_the_same_place_of_the_patient(ndim: int, axis: int, zoom: float,
+                                                      monkeypatch: pytest.MonkeyPatch) -> None:
     """Images that show the painted chest's own coordinate agree at key-points and targets."""
     low, high = ((-190.0, 190.0), (-140.0, 140.0), (-165.0, 165.0))[axis]
     with_ramps(monkeypatch, axis, low, high)
     grid = Grid.centered((44, 40, 44), 2.0, ((-70.0, 10.0, -20.0), (70.0, 20.0, 0.0), (-60.0, -10.0, 20.0))[axis])
     if ndim == 2:
         grid = Grid.centered((80, 50), 2.0, (-66.0, 10.0))
-    source = Lungs(ndim=ndim, patients=PATIENTS, key_points=100, bank_spacing=COARSE_MM)
+    source = Lungs(ndim=ndim, patients=PATIENTS, key_points=100, bank_spacing=COARSE_MM, zoom=(zoom, zoom))
     monkeypatch.setattr(lungs, "_scan", plain(lungs._scan))
     monkeypatch.setattr(lungs, "_seen_in_both", anywhere(lungs._seen_in_both))
     pair = source.draw(generators(2), grid, CPU)
@@ -157,9 +160,24 @@ def test_key_points_see_the_same_place_of_the_patient(ndim: int, axis: int, monk
         assert np.abs(seen[0] - seen[1]).max() < EXACT_MM
 
 
+def test_imperfect_scans_are_noisier_and_their_masks_are_off() -> None:
+    grid = Grid.centered((90, 60), 3.0, (-66.0, 10.0))
+    clean, flawed = (Lungs(ndim=2, patients=PATIENTS, imperfect=share).draw(generators(4), grid, CPU)
+                     for share in (0.0, 1.0))
+    assert (flawed.fixed - clean.fixed).std() > 0.01
+    off = (flawed.fixed_labels != clean.fixed_labels).float().flatten(1).mean(1)
+    assert (off > 0).any() and (off < 0.2).all()
+
+
+@pytest.mark.parametrize(("argument", "value"), [("zoom", (2.0, 1.0)), ("zoom", (0.1, 1.0)), ("imperfect", 1.5)])
+def test_a_bad_look_is_told(argument: str, value: Any) -> None:
+    with pytest.raises(ValueError, match=f"lungs: {argument} is"):
+        Lungs(**{argument: value})
+
+
 def plain(scan: Callable) -> Callable:
     """Scans whose intensities are the painted ones."""
-    def made(breath, patient, placed, grid, look, difficulty):
+    def made(breath, patient, placed, grid, look, difficulty, flaws):
         return scan(breath, patient, placed, grid, np.full(5, 0.5), 0.0)
     return made
 
