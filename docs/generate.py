@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import io
 import json
+from pathlib import Path
 from typing import Any
 
 import gymnasium as gym
@@ -18,10 +19,13 @@ from PIL import Image
 
 from regagents.agents import ALGORITHMS, load, shipped
 from regagents.common.player import player_of
+from regagents.evaluation.suites import page as standings
+from regagents.evaluation.suites import read_board
 from regagents.training.recording import best_by_expert, chosen_by
 from regenv.describe import page, sections
 from regenv.registry import CATALOGUE, build
 
+BOARD = Path(__file__).parents[1] / "benchmarks" / "results" / "leaderboard.json"
 FRAMES, MILLISECONDS = 12, 350      # of an animation, and of each of its frames
 PLAYERS = {"RegRigid2D-v0": "rigid2d", "RegDenseDigits-v0": "digits-spac", "RegSDM2D-v0": "organ2d",
            "RegKeypoint3D-v0": "lung3d-l2o"}
@@ -57,6 +61,7 @@ def on_files(files: Files, config: MkDocsConfig) -> Files:
     for path, card in cards:
         _add(files, config, f"agents/{path.stem}.md", _agent(path.stem, card))
     _add(files, config, "agents/index.md", _agents([(path.stem, card) for path, card in cards]))
+    _add(files, config, "leaderboard.md", _leaderboard())
     return files
 
 
@@ -89,6 +94,15 @@ def animation(env_id: str) -> tuple[bytes, str]:
     return out.getvalue(), who
 
 
+def _leaderboard() -> str:
+    return ("# Leaderboard\n\nA suite is a named, frozen set of held-out pairs; `regagents benchmark` lists them. Its "
+            "hash tells whether two numbers are of the same pairs. Agents are bold; seconds are of one thread of one "
+            "machine. Intervals are of the mean over distinct pairs.\n\n"
+            "```\nregagents benchmark spine --agent MINE.safetensors --leaderboard board.json\n```\n\n"
+            "To have an entry added, send the file that the command wrote, with the weights.\n\n"
+            f"{standings(read_board(BOARD))}")
+
+
 def _environments() -> str:
     rows = "\n".join(f"| [{env_id}]({env_id}.md) | {sections(env_id)['']} | {row.steps} |"
                      for env_id, row in CATALOGUE.items())
@@ -99,7 +113,8 @@ def _environments() -> str:
 def _agents(cards: list[tuple[str, dict[str, Any]]]) -> str:
     rows = "\n".join(f"| [{name}]({name}.md) | {card['algorithm']} | [{card['env']}](../environments/{card['env']}.md) "
                      f"| {card.get('samples', 0):,} |" for name, card in cards)
-    about = "\n".join(f"* **{name}** moves a {row.moves}: {(row.algorithm.__doc__ or '').strip().splitlines()[0]}"
+    about = "\n".join(f"* **{name}** moves a {row.moves}, learns from: {row.learns_from}. "
+                      f"{(row.algorithm.__doc__ or '').strip().splitlines()[0]}"
                       for name, row in ALGORITHMS.items())
     return (f"# Agents\n\n{about}\n\n## Shipped weights\n\n| weights | algorithm | plays | samples |\n"
             f"|---|---|---|---:|\n{rows}\n")

@@ -39,6 +39,8 @@ class Row:
         algorithm: its class.
         policy: alias of the policy where a preset names none.
         moves: "pose" (parameters of a transform) or "field" (a displacement of every voxel).
+        learns_from: what teaches it: the "truth" (poses or key-points that only training pairs have), the "gradient" of
+            a loss that needs no truth, or the "reward" alone; several, where it learns from several.
         hyperparams: YAML file of tuned settings by id; the file's name without suffix is the algorithm's name in the
             zoo. None: the zoo does not know it.
     """
@@ -46,18 +48,19 @@ class Row:
     algorithm: type[Algorithm]
     policy: str
     moves: str
+    learns_from: str
     hyperparams: Path | None = None
 
 
 ALGORITHMS: dict[str, Row] = {
-    "DSL": Row(DSL, "CompactPolicy", "pose", HYPERPARAMS / "dsl.yml"),
-    "OneShot": Row(OneShot, "CnnPolicy", "pose"),
-    "A3C": Row(A3C, "CnnLstmPolicy", "pose", HYPERPARAMS / "a3c.yml"),
-    "SPAC": Row(SPAC, "CnnPolicy", "field", HYPERPARAMS / "spac.yml"),
-    "PPOModified": Row(PPOModified, "CnnPolicy", "field"),
-    "DDPGModified": Row(DDPGModified, "CnnPolicy", "field"),
-    "DenseOneShot": Row(DenseOneShot, "CnnPolicy", "field"),
-    "L2O": Row(L2O, "MultiInputPolicy", "field", HYPERPARAMS / "l2o.yml"),
+    "DSL": Row(DSL, "CompactPolicy", "pose", "truth", HYPERPARAMS / "dsl.yml"),
+    "OneShot": Row(OneShot, "CnnPolicy", "pose", "truth"),
+    "A3C": Row(A3C, "CnnLstmPolicy", "pose", "truth, reward", HYPERPARAMS / "a3c.yml"),
+    "SPAC": Row(SPAC, "CnnPolicy", "field", "gradient, reward", HYPERPARAMS / "spac.yml"),
+    "PPOModified": Row(PPOModified, "CnnPolicy", "field", "gradient, reward"),
+    "DDPGModified": Row(DDPGModified, "CnnPolicy", "field", "gradient, reward"),
+    "DenseOneShot": Row(DenseOneShot, "CnnPolicy", "field", "gradient"),
+    "L2O": Row(L2O, "MultiInputPolicy", "field", "truth", HYPERPARAMS / "l2o.yml"),
 }
 
 

@@ -17,9 +17,9 @@ def add(commands: Commands) -> None:
     command.add_argument("--env-kwargs", metavar="JSON", default="{}", help="arguments of the environment")
     command.add_argument("--refine", action="store_true", help="a second row for every agent, refined")
     command.add_argument("--baselines", metavar="LIST",
-                         help="for poses of initial, mi, mi-multistart (the slowest agent's time), sift, elastix "
-                         "(default initial,mi); for displacements of initial, demons, bspline, adam, convexadam, "
-                         "greedy, syn (default all that are installed)")
+                         help="for poses of initial, random, expert, mi, mi-multistart (the slowest agent's time), "
+                         "sift, elastix (default initial,mi); for displacements of initial, random, demons, bspline, "
+                         "adam, convexadam, greedy, syn (default all that are installed but random)")
     command.add_argument("--json", metavar="FILE", help="write the report, every pair's error too")
     command.add_argument("--csv", metavar="FILE", help="write the table")
     command.add_argument("--ledger", metavar="FILE", help="keep finished parts here; go on from them")

@@ -19,7 +19,15 @@ from stable_baselines3.common.callbacks import BaseCallback
 from regagents.common import jobs
 from regagents.common.threads import one_thread
 from regagents.evaluation.evaluate import evaluate, measured
-from regagents.evaluation.methods import MULTI, Found, Policy, baselines_of, default_baselines, method_named
+from regagents.evaluation.methods import (
+    MULTI,
+    Found,
+    Policy,
+    baselines_of,
+    default_baselines,
+    method_named,
+    yardsticks,
+)
 from regagents.evaluation.pairs import Chunk, chunks, of_pairs, task_of
 from regagents.training import zoo
 from regenv.atomic import atomic
@@ -27,6 +35,7 @@ from regenv.registry import CATALOGUE, build
 from regenv.task import SUCCESS_MM, Task
 from regenv.tasks.keypoint import keypoint
 
+SCHEMA = 2              # of what the ledger keeps of a run
 POINTS = 10             # of a learning curve
 DRAWS, CONFIDENCE = 2000, 95
 TRE, DICE = "TRE, mm", "Dice"
@@ -47,6 +56,8 @@ class Entry:
     steps: NDArray[np.float64] = field(default_factory=lambda: np.zeros(0))
     curves: NDArray[np.float64] = field(default_factory=lambda: np.zeros((0, 0)))
     seconds: float = 0.0
+    clock: NDArray[np.float64] = field(default_factory=lambda: np.zeros(0))
+    learns_from: str = ""
 
 
 @dataclass(frozen=True)
@@ -63,21 +74,23 @@ class Comparison:
 
     def table(self) -> str:
         """Markdown: interquartile mean over runs and pairs with its interval, mean, median, and times."""
-        lines = [f"| method | {self.measure}: IQM | {CONFIDENCE} % interval | mean | median | "
+        lines = [f"| method | learns from | {self.measure}: IQM | {CONFIDENCE} % interval | mean | median | "
                  f"{f'within {SUCCESS_MM:g} mm | ' if self.measure == TRE else ''}training, s | s/pair |",
-                 f"| --- | ---: | ---: | ---: | ---: | {'---: | ' if self.measure == TRE else ''}---: | ---: |"]
+                 f"| --- | --- | ---: | ---: | ---: | ---: | {'---: | ' if self.measure == TRE else ''}---: | ---: |"]
         for entry in self.entries:
             low, high = interval(entry.scores)
             near = f"{(entry.scores <= SUCCESS_MM).mean():.0%} | " if self.measure == TRE else ""
             shown = f"{low:.3g} to {high:.3g}" if len(entry.scores) > 1 else "one run"
-            lines.append(f"| {entry.method} | {iqm(entry.scores):.3g} | {shown} | {entry.scores.mean():.3g} | "
-                         f"{np.median(entry.scores):.3g} | {near}{entry.seconds:.0f} | {entry.seconds_per_pair:.3f} |")
+            lines.append(f"| {entry.method} | {entry.learns_from} | {iqm(entry.scores):.3g} | {shown} | "
+                         f"{entry.scores.mean():.3g} | {np.median(entry.scores):.3g} | {near}{entry.seconds:.0f} | "
+                         f"{entry.seconds_per_pair:.3f} |")
         return "\n".join(lines) + "\n"
 
     def to_dict(self) -> dict[str, Any]:
         """Plain numbers and names."""
         rows = [{"method": e.method, "scores": e.scores.tolist(), "seconds_per_pair": e.seconds_per_pair,
-                 "steps": e.steps.tolist(), "curves": e.curves.tolist(), "seconds": e.seconds} for e in self.entries]
+                 "steps": e.steps.tolist(), "curves": e.curves.tolist(), "seconds": e.seconds,
+                 "clock": e.clock.tolist(), "learns_from": e.learns_from} for e in self.entries]
         return {"env": self.env, "env_kwargs": dict(self.env_kwargs), "budget": self.budget, "pairs": self.pairs,
                 "seeds": self.seeds, "measure": self.measure, "entries": rows}
 
@@ -96,23 +109,27 @@ class Comparison:
         self.draw(path.with_name(f"{path.name}.png"))
 
     def draw(self, path: Path) -> None:
-        """Learning curves: mean over the runs and their range; grey, what does not learn."""
+        """Learning curves over steps and over time: mean of the runs and their range; grey, what does not learn."""
         import matplotlib
         matplotlib.use("Agg")
         import matplotlib.pyplot as plt
 
-        figure, axis = plt.subplots(figsize=(7, 4.5))
-        styles = itertools.cycle((":", "--", "-."))
-        for entry in self.entries:
-            if len(entry.steps):
-                [line] = axis.plot(entry.steps, entry.curves.mean(0), label=entry.method, marker=".")
-                axis.fill_between(entry.steps, entry.curves.min(0), entry.curves.max(0), alpha=0.15, lw=0,
-                                  color=line.get_color())
-            else:
-                axis.axhline(entry.scores.mean(), label=entry.method, linestyle=next(styles), lw=1, color="0.3")
-        axis.set(xlabel="environment steps", ylabel=f"{self.measure}, mean of held-out pairs", title=self.env)
-        axis.grid(alpha=0.3)
-        axis.legend(fontsize=8)
+        figure, axes = plt.subplots(1, 2, figsize=(12, 4.5), sharey=True)
+        labels = {"steps": "environment steps", "clock": "seconds of training"}
+        for axis, (along, label) in zip(axes, labels.items(), strict=True):
+            styles = itertools.cycle((":", "--", "-."))
+            for entry in self.entries:
+                if len(entry.steps):
+                    at = getattr(entry, along)
+                    [line] = axis.plot(at, entry.curves.mean(0), label=entry.method, marker=".")
+                    axis.fill_between(at, entry.curves.min(0), entry.curves.max(0), alpha=0.15, lw=0,
+                                      color=line.get_color())
+                else:
+                    axis.axhline(entry.scores.mean(), label=entry.method, linestyle=next(styles), lw=1, color="0.3")
+            axis.set(xlabel=label, title=self.env)
+            axis.grid(alpha=0.3)
+        axes[0].set(ylabel=f"{self.measure}, mean of held-out pairs")
+        axes[1].legend(fontsize=8)
         figure.tight_layout()
         with atomic(path) as temporary:
             figure.savefig(temporary, dpi=110, format="png")
@@ -152,7 +169,8 @@ def compare(env_id: str, agents: Sequence[str], budget: int, pairs: int = 64, se
         env_kwargs: of training and measuring; they replace those of the settings. held_out: those of measuring that
             differ, such as ``{"source": {"name": "digits", "split": "test"}}``.
         baselines: names of :func:`regagents.evaluation.evaluate.evaluate`'s classical methods; default "initial" and
-            "mi" for poses, all that are installed for displacements.
+            "mi" for poses, all that are installed for displacements; and always, unless given, "random" and, where the
+            id has one, "expert".
         engine, workers: see :func:`regagents.common.jobs.run`.
         progress: called with what was finished and the share of all.
     Raises: ValueError: an unknown name, a number out of range, or a ledger of another comparison.
@@ -165,8 +183,8 @@ def compare(env_id: str, agents: Sequence[str], budget: int, pairs: int = 64, se
     measure, names = first_measure(env_id, measured_on), _classical_names(env_id, measured_on, baselines)
     out = Path(out)
     ledger = jobs.Ledger(out.with_name(f"{out.name}.jsonl"), {
-        "env": env_id, "env_kwargs": dict(env_kwargs or {}), "held_out": dict(held_out or {}), "budget": budget,
-        "pairs": pairs, "seed": seed})
+        "schema": SCHEMA, "env": env_id, "env_kwargs": dict(env_kwargs or {}), "held_out": dict(held_out or {}),
+        "budget": budget, "pairs": pairs, "seed": seed})
     keys = {name: f"{name} {_digest(method_named(name, task_of(env_id, measured_on)), measured_on)}" for name in names}
     runs = {agent: [f"{agent} {run} {_digest(zoo.settings(agent, env_id), trained_on[agent], measured_on)}"
                     for run in range(seeds)] for agent in agents}
@@ -217,7 +235,7 @@ def _environments(env_id: str, agents: Sequence[str], env_kwargs: Mapping[str, A
 def _classical_names(env_id: str, env_kwargs: Mapping[str, Any], given: Sequence[str] | None) -> tuple[str, ...]:
     """The classical methods to be measured. Raises ValueError for those that the id's pairs do not have."""
     task = task_of(env_id, env_kwargs)
-    names = default_baselines(task) if given is None else tuple(given)
+    names = (*default_baselines(task), *yardsticks(task)) if given is None else tuple(given)
     known = [name for name in baselines_of(task) if name != MULTI]
     if not set(names) <= set(known):
         raise ValueError(f"compare: baselines are {', '.join(names)}; for {env_id} they are {', '.join(known)}.")
@@ -250,7 +268,8 @@ def _trained(env_id: str, trained_on: Mapping[str, Any], measured_on: Mapping[st
     callback.measure_now(POINTS)
     seconds = perf_counter() - begun - callback.seconds
     agent.get_env().close()
-    return {"steps": callback.steps, "curve": callback.means, "scores": callback.scores, "seconds": seconds,
+    return {"steps": callback.steps, "clock": callback.clock, "curve": callback.means, "scores": callback.scores,
+            "seconds": seconds,
             "seconds_per_pair": callback.seconds / callback.times / pairs}
 
 
@@ -258,7 +277,8 @@ def _entry(agent: str, runs: Sequence[Mapping[str, Any]]) -> Entry:
     """Of an agent's runs."""
     seconds, per_pair = (float(np.mean([run[name] for run in runs])) for name in ("seconds", "seconds_per_pair"))
     return Entry(agent, np.array([run["scores"] for run in runs]), per_pair, np.array(runs[0]["steps"]),
-                 np.array([run["curve"] for run in runs]), seconds)
+                 np.array([run["curve"] for run in runs]), seconds, np.mean([run["clock"] for run in runs], 0),
+                 zoo.learns_from(agent))
 
 
 class EvalCallback(BaseCallback):
@@ -273,7 +293,9 @@ class EvalCallback(BaseCallback):
         self.steps: list[int] = []
         self.means: list[float] = []
         self.scores: list[float] = []
+        self.clock: list[float] = []
         self.seconds, self.times = 0.0, 0
+        self.begun = perf_counter()
 
     def _on_step(self) -> bool:
         due = min(self.num_timesteps * POINTS // self.budget, POINTS - 1)
@@ -291,5 +313,6 @@ class EvalCallback(BaseCallback):
         while len(self.steps) < points:
             self.steps.append(round((len(self.steps) + 1) * self.budget / POINTS))
             self.means.append(float(np.mean(self.scores)))
+            self.clock.append(begun - self.begun - self.seconds)
         self.seconds += perf_counter() - begun
         self.times += 1

@@ -53,12 +53,13 @@ def evaluate(env_id: str, methods: Sequence[Given], pairs: int, seed: int = 0,
         env_id: an id of regenv, or a name in HELD_OUT: "whole-head" (two subjects never trained on, seen whole; the
             moving image with a random contrast that may invert, a bias field and noise), "spine" (patients never
             trained on).
-        methods: a classical method, with the settings of :mod:`regagents.evaluation.tuned`. For poses: "initial" (the
-            start), "mi" (MattesMI from the start), "mi-multistart" (the same from one random start after another, +-30
-            mm and degrees about the given one, while time is left), "sift" (2D), "elastix" (where itk-elastix is
-            installed). For displacements: "initial", "demons", "bspline", "adam", "convexadam", "syn" (where antspyx is
-            installed). Or the name of a pipeline or a checkpoint ("NAME+mc": an A3C agent with look-ahead), a
-            Pipeline, or any :class:`regagents.evaluation.methods.Method`, such as a Policy.
+        methods: "initial" (the start), "random" (random actions), "expert" (the best action by the true pose; ids with
+            discrete actions); a classical method, with the settings of :mod:`regagents.evaluation.tuned`. For poses:
+            "mi" (MattesMI from the start), "mi-multistart" (the same from one random start after another, +-30 mm and
+            degrees about the given one, while time is left), "sift" (2D), "elastix" (where itk-elastix is installed).
+            For displacements: "demons", "bspline", "adam", "convexadam", "greedy", "syn" (where antspyx is installed).
+            Or the name of a pipeline or a checkpoint ("NAME+mc": an A3C agent with look-ahead), a Pipeline, or any
+            :class:`regagents.evaluation.methods.Method`, such as a Policy.
         pairs: how many.
         seed: of the first pair.
         env_kwargs: arguments of the environment; they replace those of HELD_OUT.

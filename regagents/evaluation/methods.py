@@ -10,6 +10,8 @@ from dataclasses import dataclass, replace
 from typing import Any, ClassVar, Protocol
 
 import numpy as np
+import torch
+from gymnasium.spaces import Discrete
 from numpy.typing import NDArray
 from torch import Tensor
 
@@ -202,6 +204,47 @@ class ValueStop:
         return Found.of(ended)
 
 
+@dataclass(frozen=True)
+class Random:
+    """Random actions to the time limit, the same ones for the same pairs."""
+
+    name: str = "random"
+    learned: ClassVar[bool] = False
+
+    def __call__(self, chunk: Chunk) -> Found:
+        core, state = chunk.core, chunk.state
+        spaces = [core.task.actions.space() for _ in range(state.lanes)]
+        for lane, space in enumerate(spaces):
+            space.seed(chunk.seed + lane)
+        for _ in range(core.task.max_episode_steps):
+            actions = torch.from_numpy(np.stack([space.sample() for space in spaces])).to(core.device)
+            state = core.step(state, actions)[0]
+        return Found.of(state)
+
+
+@dataclass(frozen=True)
+class ByExpert:
+    """The best action by the true pose, step by step, and of all the poses on the way the one that is nearest.
+
+    It tells how far unit steps reach in the time that an episode has.
+    """
+
+    name: str = "expert"
+    learned: ClassVar[bool] = False
+
+    def __call__(self, chunk: Chunk) -> Found:
+        core, state = chunk.core, chunk.state
+        expert, measure = core.task.expert, core.measure(state.pair)
+        assert expert is not None
+        nearest, found = state.tre.clone(), state.pull_back.clone()
+        for _ in range(core.task.max_episode_steps):
+            state = core.step(state, expert(core.task.transform, measure, state.pose, core.deltas).argmax(1))[0]
+            better = state.tre < nearest
+            nearest, found = torch.where(better, state.tre, nearest), torch.where(better[:, None, None],
+                                                                                  state.pull_back, found)
+        return Found(found.cpu().numpy())
+
+
 def refined(chunk: Chunk, found: Found) -> Found:
     """Poses after the local refinement by mutual information."""
     return Found(np.stack([refine_pose(to_sitk(case.fixed), to_sitk(case.moving), pose, case.center).pull_back
@@ -257,10 +300,17 @@ def _syn(task: Task) -> Method:
     return ClassicalField("syn", tuned_fields(task).syn)
 
 
-POSES: dict[str, Callable[[Task], Method]] = {"initial": lambda task: Initial(), "mi": _mi, "sift": _sift,
+def _expert(task: Task) -> Method:
+    if task.expert is None or not isinstance(task.actions.space(), Discrete):
+        raise ValueError("evaluate: baseline is 'expert'; it needs an id with discrete actions and a true pose.")
+    return ByExpert()
+
+
+PLAIN: dict[str, Callable[[Task], Method]] = {"initial": lambda task: Initial(), "random": lambda task: Random()}
+POSES: dict[str, Callable[[Task], Method]] = {**PLAIN, "expert": _expert, "mi": _mi, "sift": _sift,
                                               "elastix": _elastix}
 FIELDS: dict[str, Callable[[Task], Method]] = {
-    "initial": lambda task: Initial(),
+    **PLAIN,
     "demons": lambda task: ClassicalField("demons", tuned_fields(task).demons),
     "bspline": lambda task: ClassicalField("bspline", tuned_fields(task).bspline),
     "adam": lambda task: Optimiser("adam", tuned_fields(task).adam, tuned_fields(task).masked),
@@ -286,7 +336,13 @@ def default_baselines(task: Task) -> tuple[str, ...]:
     """The classical rows that are measured unless told otherwise."""
     if task.transform.linear:
         return "initial", "mi"
-    return tuple(name for name in FIELDS if name != "syn" or SyN.available())
+    return tuple(name for name in FIELDS if name != "random" and (name != "syn" or SyN.available()))
+
+
+def yardsticks(task: Task) -> tuple[str, ...]:
+    """Rows that tell what an agent's number is worth: random actions and, where there is one, the expert's."""
+    expert = task.expert is not None and isinstance(task.actions.space(), Discrete)
+    return ("random", "expert") if expert else ("random",)
 
 
 def method_named(name: str | Pipeline, task: Task) -> Method:

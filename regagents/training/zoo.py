@@ -54,6 +54,12 @@ def algorithms() -> dict[str, type[Any]]:
     return {**SB3_ALGORITHMS, **{name: row.algorithm for name, row in own_algorithms().items()}}
 
 
+def learns_from(algo: str) -> str:
+    """What teaches an algorithm, see :class:`regagents.agents.Row`; SB3's learn from the reward alone."""
+    own = own_algorithms().get(algo)
+    return own.learns_from if own else "reward"
+
+
 def hyperparams(algo: str) -> Path:
     """The YAML file of an algorithm's settings by id."""
     own = own_algorithms().get(algo)

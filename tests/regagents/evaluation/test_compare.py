@@ -57,15 +57,20 @@ def test_all_are_measured_on_the_same_pairs(found: Comparison) -> None:
     assert initial.scores[0] == pytest.approx([env.reset(seed=50 + i)[1]["tre"] for i in range(3)])
     mi = evaluate("RegRigid2D-v0", ["mi"], 3, 50, SMALL).rows[0]
     assert found.entries[1].scores[0] == pytest.approx(mi.errors_mm)
+    assert [entry.method for entry in found.entries[2:4]] == ["random", "expert"]
+    assert (found.entries[3].scores < initial.scores).all()
 
 
 def test_agents_have_runs_and_curves(found: Comparison) -> None:
-    for entry in found.entries[2:]:
+    for entry in found.entries[4:]:
+        assert entry.clock.shape == (module.POINTS,) and (np.diff(entry.clock) >= 0).all()
+        assert 0 < entry.clock[-1] <= entry.seconds + 1e-6
         assert entry.scores.shape == (2, 3) and np.isfinite(entry.scores).all()
         assert entry.curves.shape == (2, module.POINTS) and entry.steps[-1] == 96
         assert entry.curves[:, -1] == pytest.approx(entry.scores.mean(1))
-    ppo = found.entries[2]
-    assert ppo.method == "ppo" and not np.array_equal(ppo.scores[0], ppo.scores[1])
+    ppo, dsl = found.entries[4:]
+    assert (ppo.method, ppo.learns_from, dsl.learns_from) == ("ppo", "reward", "truth")
+    assert not np.array_equal(ppo.scores[0], ppo.scores[1])
 
 
 def test_an_interrupted_comparison_goes_on(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, found: Comparison) -> None:
@@ -88,14 +93,14 @@ def test_an_interrupted_comparison_goes_on(tmp_path: Path, monkeypatch: pytest.M
         np.testing.assert_allclose(entry.scores, other.scores)
     with pytest.raises(ValueError, match="budget is 96 there and 128 here"):
         small(tmp_path / "table", budget=128)
-    assert small(tmp_path / "table", seeds=1).entries[2].scores.shape == (1, 3)
+    assert small(tmp_path / "table", seeds=1).entries[4].scores.shape == (1, 3)
 
 
 def test_what_is_written(tmp_path: Path, found: Comparison) -> None:
     found.save(tmp_path / "table", "regagents compare")
     told = (tmp_path / "table.md").read_text()
-    assert "Made by `regagents compare`" in told and "| dsl |" in told and "one run" in told
-    assert len(json.loads((tmp_path / "table.json").read_text())["entries"]) == 4
+    assert "Made by `regagents compare`" in told and "| dsl | truth |" in told and "one run" in told
+    assert len(json.loads((tmp_path / "table.json").read_text())["entries"]) == 6
     assert (tmp_path / "table.png").read_bytes()[:4] == b"\x89PNG"
 
 
@@ -103,7 +108,7 @@ def test_deforming_ids_are_measured_by_their_labels(tmp_path: Path) -> None:
     digits = compare("RegDenseDigits-v0", ["ppo"], 32, 2, 1, 7, {"max_episode_steps": 2}, out=tmp_path / "digits",
                      held_out={"source": {"name": "digits", "split": "test"}})
     assert digits.measure == "Dice" and [entry.method for entry in digits.entries if entry.method != "syn"] == [
-        "initial", "demons", "bspline", "adam", "convexadam", "greedy", "ppo"]
+        "initial", "demons", "bspline", "adam", "convexadam", "greedy", "random", "ppo"]
     assert all((entry.scores >= 0).all() and (entry.scores <= 1).all() for entry in digits.entries)
     tuned = evaluate("RegDenseDigits-v0", ["demons"], 2, 7, {"source": {"name": "digits", "split": "test"}}).rows[0]
     assert digits.entries[1].scores[0].tolist() == tuned.values("dice").tolist()
@@ -123,7 +128,7 @@ def test_key_points_are_measured_by_their_error() -> None:
 @pytest.mark.parametrize(("arguments", "told"), [
     ({"agents": []}, "agents are none"), ({"agents": ["ppo", "ppo"]}, "name each once"),
     ({"agents": ["sac"]}, "sac has no settings"), ({"budget": 0}, "budget is 0"), ({"pairs": 0}, "pairs is 0"),
-    ({"baselines": ["demons"]}, "baselines are demons; for RegRigid2D-v0 they are initial, mi, sift, elastix")])
+    ({"baselines": ["demons"]}, "baselines are demons; for RegRigid2D-v0 they are initial, random, expert, mi, sift, ela")])
 def test_bad_arguments_are_named(tmp_path: Path, arguments: dict[str, Any], told: str) -> None:
     with pytest.raises(ValueError, match=told):
         small(tmp_path / "table", **arguments)

@@ -166,3 +166,37 @@ def test_baselines_that_do_not_fit_are_named(monkeypatch: pytest.MonkeyPatch) ->
     monkeypatch.setattr(SyN, "available", staticmethod(lambda: False))
     with pytest.raises(ValueError, match="pip install antspyx"):
         method_named("syn", build("RegDenseDigits-v0"))
+
+
+# ------------------------------------------------------------------------------------------------ random and the expert
+
+def test_random_actions_are_those_of_the_action_space_one_after_another() -> None:
+    [chunk] = chunks(ID, PAIRS, SEED, {**KWARGS, "max_episode_steps": 5})
+    found = method_named("random", chunk.core.task)(chunk)
+    for lane in range(PAIRS):
+        space = chunk.core.task.actions.space()
+        space.seed(SEED + lane)
+        alone = error_after([space.sample() for _ in range(5)], ID, SEED + lane)
+        assert chunk.cases[lane].error(found.pull_backs[lane]) == pytest.approx(alone, abs=SAME_MM)
+
+
+def test_the_expert_goes_where_its_values_are_highest_and_keeps_the_nearest_pose() -> None:
+    steps = {"size": 24, "spacing": 8.0, "max_episode_steps": 60}
+    row = evaluate("RegRigid2D-v0", ["initial", "random", "expert"], PAIRS, SEED, steps)
+    start, chance, best = (row.row(name).values("tre_mm") for name in ("initial", "random", "expert"))
+    for lane in range(PAIRS):
+        env = gym.make("RegRigid2D-v0", stop="never", privileged=True, **steps)
+        _, info = env.reset(seed=SEED + lane)
+        errors = [info["tre"]]
+        for _ in range(60):
+            info = env.step(int(np.argmax(info["q_star"])))[-1]
+            errors.append(info["tre"])
+        assert best[lane] == pytest.approx(min(errors), abs=SAME_MM) and min(errors) < 0.5 * start[lane]
+    assert not np.allclose(start, chance) and (best < chance).all()
+    with pytest.raises(ValueError, match="'expert'; it needs an id with discrete actions"):
+        evaluate("RegRigid2DContinuous-v0", ["expert"], 1)
+
+
+def test_random_displacements_are_measured_too() -> None:
+    row = evaluate("RegDenseDigits-v0", ["initial", "random"], 2, SEED, {"max_episode_steps": 2})
+    assert (row.row("random").values("dice") != row.row("initial").values("dice")).any()
