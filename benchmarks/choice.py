@@ -167,13 +167,14 @@ def main(argv: Sequence[str] | None = None) -> int:
     torch.set_num_threads(1)
     known = json.loads(OUT.read_text()) if OUT.is_file() else {"kinds": {}}
     seen = correlations()
-    page: dict[str, Any] = {"made": made_by("choice.py", typed), "limits": {
+    page: dict[str, Any] = {"limits": {
         "correlation": round((min(seen["same"]) + max(seen["different"])) / 2, 2), "lungs": 0.05},
         "limits_from": {"correlation": seen, "lungs": "lungs take a sixth and more of a chest's CT, air and fat about "
                         "other organs a hundredth"},
         "kinds": known["kinds"]}
     for kind in arguments.kinds:
-        page["kinds"][kind] = measured(kind, arguments.pairs, arguments.coarse, arguments.without)
+        page["kinds"][kind] = {"made": made_by("choice.py", typed),
+                               **measured(kind, arguments.pairs, arguments.coarse, arguments.without)}
         with atomic(OUT) as temporary:
             temporary.write_text(json.dumps(page, indent=1) + "\n")
     return 0

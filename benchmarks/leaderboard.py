@@ -36,7 +36,7 @@ AGENTS = {"rigid2d": ["rigid2d"], "rigid-head": ["head", "head-geometric", "head
           "organ2d": ["organ2d"], "organ3d": ["organ3d"],
           "digits": ["digits-oneshot", "digits-spac-norl", "digits-spac"],
           "brain2d": ["brain2d-oneshot", "brain2d-spac-norl", "brain2d-spac"], "brain3d": [],
-          "lung": ["lung3d-l2o", "lung3d-oneshot"]}
+          "lung": ["lung3d-l2o"]}
 """Agents that suit a suite, of those that are shipped."""
 SLOW = {"brain3d": ["syn"], "lung": ["syn"], "organ3d": ["syn"]}      # minutes a pair
 

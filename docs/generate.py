@@ -57,6 +57,7 @@ def on_files(files: Files, config: MkDocsConfig) -> Files:
         _add(files, config, f"environments/{env_id}.md",
              f"{text[0]}\n\n![One episode, played by {who}]({env_id}.webp)\n\n*Played by {who}.*\n{text[2]}")
     _add(files, config, "environments/index.md", _environments())
+    _add(files, config, "report.png", (BOARD.parent / "report.png").read_bytes())
     cards = shipped()
     for path, card in cards:
         _add(files, config, f"agents/{path.stem}.md", _agent(path.stem, card))
