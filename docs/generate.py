@@ -19,8 +19,9 @@ from PIL import Image
 
 from regagents.agents import ALGORITHMS, load, shipped
 from regagents.common.player import player_of
+from regagents.evaluation.pairs import HELD_OUT
 from regagents.evaluation.suites import page as standings
-from regagents.evaluation.suites import read_board
+from regagents.evaluation.suites import read_board, suites
 from regagents.training.recording import best_by_expert, chosen_by
 from regenv.describe import page, sections
 from regenv.registry import CATALOGUE, build
@@ -55,7 +56,8 @@ def on_files(files: Files, config: MkDocsConfig) -> Files:
         _add(files, config, f"environments/{env_id}.webp", data)
         text = page(env_id).split("\n", 2)
         _add(files, config, f"environments/{env_id}.md",
-             f"{text[0]}\n\n![One episode, played by {who}]({env_id}.webp)\n\n*Played by {who}.*\n{text[2]}")
+             f"{text[0]}\n\n![One episode, played by {who}]({env_id}.webp)\n\n*Played by {who}.*\n{text[2]}\n"
+             f"{_scores(env_id)}")
     _add(files, config, "environments/index.md", _environments())
     _add(files, config, "report.png", (BOARD.parent / "report.png").read_bytes())
     cards = shipped()
@@ -102,6 +104,14 @@ def _leaderboard() -> str:
             "```\nregagents benchmark spine --agent MINE.safetensors --leaderboard board.json\n```\n\n"
             "To have an entry added, send the file that the command wrote, with the weights.\n\n"
             f"{standings(read_board(BOARD))}")
+
+
+def _scores(env_id: str) -> str:
+    """What the leaderboard has of an id, or nothing."""
+    rows = [each for each in read_board(BOARD)
+            if env_id in (suites()[each.suite].env, HELD_OUT.get(suites()[each.suite].env, ("",))[0])]
+    told = standings(rows).replace("## ", "### ")
+    return f"\n## Scores\n\nFrom the [leaderboard](../leaderboard.md).\n\n{told}" if rows else ""
 
 
 def _environments() -> str:

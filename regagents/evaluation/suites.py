@@ -65,7 +65,8 @@ class Suite:
 
     @property
     def distinct(self) -> NDArray[np.intp]:
-        """Which pairs are the same one, drawn again: (pairs,) numbers from 0; they start alike."""
+        """Which pairs are the same one, drawn again: (pairs,) numbers from 0. They start alike; so do a pair and its
+        reverse where overlap is measured, and they count as one."""
         return np.unique(self.starts, return_inverse=True)[1]
 
     def check(self, initial: Row) -> None:
