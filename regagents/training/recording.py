@@ -14,9 +14,13 @@ from torch import Tensor
 
 from regagents.agents import load
 from regagents.common.player import Player, player_of
+from regenv import __version__
 from regenv.registry import CATALOGUE, build
 
 EXPERT = "expert"
+AUTHOR, CONTACT = "the regenv authors", "see CITATION.cff of regenv"
+CODE = f"regenv {__version__}, module regagents.training.recording"
+REFERENCES = 100        # episodes that reference scores are means of, at most
 Choose = Callable[[Any, Mapping[str, Any], Any], tuple[Any, Any]]
 """From an observation, its info and the memory of the step before to an action and the memory for the next step."""
 
@@ -33,7 +37,8 @@ def record(dataset_id: str, env_id: str | None = None, agent: str = EXPERT, epis
         episodes: how many, with seeds ``seed``, ``seed + 1``, ...
         env_kwargs: arguments of the environment that replace the agent's.
         progress: called with the agent's name and the share of work done.
-    Returns: the ``minari.MinariDataset``, which can make its environment again.
+    Returns: the ``minari.MinariDataset``, which can make its environment again. It keeps infos (errors, success, the
+        expert's values), and reference scores.
     Raises: ValueError: an unknown id, an id without an expert, a dataset id in use, or Minari is not installed.
         CheckpointError: bad weights.
     """
@@ -47,26 +52,46 @@ def record(dataset_id: str, env_id: str | None = None, agent: str = EXPERT, epis
         raise ValueError(f"record: dataset {dataset_id!r} is there already; give another id, or delete it "
                          f"(minari delete {dataset_id}).")
     setup = (_of_expert if agent == EXPERT else _of_agent)(agent, env_id, dict(env_kwargs or {}))
-    env = minari.DataCollector(gym.make(setup.env_id, **setup.arguments))
+    played = gym.make(setup.env_id, **setup.arguments)
+    env = minari.DataCollector(played, record_infos=True)
     for episode in range(episodes):
         play_episode(env, setup.choose, seed + episode)
         if progress is not None:
             progress(agent, (episode + 1) / episodes)
+    low, high = reference_scores(setup, min(episodes, REFERENCES), seed)
     dataset = env.create_dataset(
-        dataset_id, algorithm_name=agent, requirements=["regenv"],
-        description=f"{episodes} episodes of {agent} on {setup.env_id}, seeds {seed} and on.")
+        dataset_id, eval_env=played.spec, algorithm_name=agent, requirements=[f"regenv=={__version__}"], author=AUTHOR,
+        author_email=CONTACT, code_permalink=CODE,
+        ref_min_score=low, ref_max_score=high,
+        description=f"{episodes} episodes of {agent} on {setup.env_id}, seeds {seed} and on. Reference scores are mean "
+                    "returns from the same starts: of random actions, and of the expert where the id has one, else of "
+                    f"{agent}.")
     env.close()
     return dataset
 
 
-def play_episode(env: gym.Env[Any, Any], choose: Choose, seed: int) -> None:
-    """One episode of an environment from a seed to its end."""
+def play_episode(env: gym.Env[Any, Any], choose: Choose, seed: int) -> float:
+    """One episode of an environment from a seed to its end. Returns its undiscounted return."""
     observation, info = env.reset(seed=seed)
-    memory, ended = None, False
+    memory, ended, total = None, False, 0.0
     while not ended:
         action, memory = choose(observation, info, memory)
-        observation, _, terminated, truncated, info = env.step(action)
-        ended = terminated or truncated
+        observation, reward, terminated, truncated, info = env.step(action)
+        ended, total = terminated or truncated, total + float(reward)
+    return total
+
+
+def reference_scores(setup: _Setup, episodes: int, seed: int) -> tuple[float, float]:
+    """Mean returns of random actions, and of the expert where the id has one, else of the setup's own player."""
+    arguments, best = setup.arguments, setup.choose
+    if _has_expert(setup.env_id, arguments):
+        arguments, best = {**arguments, "privileged": True}, best_by_expert
+    env = gym.make(setup.env_id, **arguments)
+    env.action_space.seed(seed)
+    scores = [float(np.mean([play_episode(env, choose, seed + episode) for episode in range(episodes)]))
+              for choose in (lambda *seen: (env.action_space.sample(), None), best)]
+    env.close()
+    return scores[0], scores[1]
 
 
 def best_by_expert(observation: Any, info: Mapping[str, Any], memory: None) -> tuple[Any, None]:
@@ -103,8 +128,7 @@ class _Setup:
 
 def _of_expert(name: str, env_id: str | None, arguments: dict[str, Any]) -> _Setup:
     env_id = _known(env_id)
-    if build(env_id, **arguments).expert is None or not isinstance(gym.make(env_id, **arguments).action_space,
-                                                                  gym.spaces.Discrete):
+    if not _has_expert(env_id, arguments):
         raise ValueError(f"record: {env_id} has no expert; give an agent.")
     return _Setup(env_id, {**arguments, "privileged": True}, best_by_expert)
 
@@ -115,6 +139,11 @@ def _of_agent(name: str, env_id: str | None, arguments: dict[str, Any]) -> _Setu
     if env_id not in (None, own):
         raise ValueError(f"record: {name} plays {own}, not {env_id!r}.")
     return _Setup(_known(own), {**agent.card["config"]["env_kwargs"], **arguments}, chosen_by(player_of(agent)))
+
+
+def _has_expert(env_id: str, arguments: dict[str, Any]) -> bool:
+    task = build(env_id, **{name: value for name, value in arguments.items() if name != "privileged"})
+    return task.expert is not None and isinstance(task.actions.space(), gym.spaces.Discrete)
 
 
 def _known(env_id: str | None) -> str:

@@ -383,6 +383,9 @@ def test_one_command_makes_a_minari_dataset(tmp_path: Path, monkeypatch: pytest.
     monkeypatch.setenv("MINARI_DATASETS_PATH", str(tmp_path))
     assert main(["record", "regenv/test/made-v0", *words, "--episodes", "2", "--seed", "3"]) == 0
     data = minari.load_dataset("regenv/test/made-v0")
+    spec = data.storage.metadata
+    assert spec["ref_min_score"] < spec["ref_max_score"] and spec["author"] and spec["code_permalink"]
+    assert {"score", "tre"} <= set(next(data.iterate_episodes()).infos)
     env = data.recover_environment()
     for number, episode in enumerate(data.iterate_episodes()):
         first, _ = env.reset(seed=3 + number)
