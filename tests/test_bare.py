@@ -77,3 +77,10 @@ def test_training_works_without_tensorboard_and_says_so(bare: Path, images: Path
     done = run("regagents train rigid2d --steps 48 --out run", bare, images, tmp_path)
     assert done.returncode == 0 and EXTRA.search(done.stderr) and done.stderr.count("\n") == 1, done.stderr
     assert (tmp_path / "run" / "progress.csv").is_file() and (tmp_path / "run" / "rigid2d.safetensors").is_file()
+
+
+def test_a_newcomer_plays_trains_and_sees_success_rise(bare: Path, images: Path, tmp_path: Path) -> None:
+    done = run(f"python {ROOT / 'tests' / 'newcomer.py'} 20000", bare, images, tmp_path)
+    assert done.returncode == 0 and "Traceback" not in done.stderr, done.stderr
+    before, after = map(float, re.findall(r"success ([\d.]+) before, ([\d.]+) after", done.stdout)[0])
+    assert after > before + 0.05
