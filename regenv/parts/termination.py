@@ -22,6 +22,7 @@ class Arrived:
 
     tolerance: float = 0.5
     endless: ClassVar[bool] = False
+    kernel: ClassVar[tuple[str, ...]] = ("arrived", "tolerance")
 
     def __call__(self, transform: Transform, measure: Measure, state: EpisodeState, deltas: Tensor) -> Tensor:
         """(B,) bool. Args: measure: D of poses; deltas (A, P), the discrete actions."""
@@ -47,6 +48,7 @@ class Never:
     """Episodes run to their time limit: for evaluation, where arrival must not be revealed to the agent."""
 
     endless: ClassVar[bool] = True
+    kernel: ClassVar[tuple[str, ...]] = ("never",)
 
     def __call__(self, transform: Transform, measure: Measure, state: EpisodeState, deltas: Tensor) -> Tensor:
         """(B,) bool, False."""

@@ -20,7 +20,7 @@ from numba.extending import intrinsic
 from numpy.typing import NDArray
 from torch import Tensor
 
-from regenv.ops.kernels.layout import MOMENTS, bits, homogeneous
+from regenv.ops.kernels.layout import MIDDLE, MOMENTS, QUANTIZED, bits
 from regenv.ops.kernels.lncc_cpu import lncc_force
 from regenv.ops.kernels.smoothing_cpu import central_force, smoothed
 from regenv.ops.kernels.threads import run
@@ -28,6 +28,8 @@ from regenv.ops.kernels.threads import run
 __all__ = ["central_force", "fused_warp", "lncc_force", "smoothed", "vjp", "warp", "warp_labels"]
 
 BLOCK = 1024  # voxels, of whole rows of one lane
+_VIEWS = {"warped": 0, "difference": 1, "pair": 2}
+_NO_IMAGE, _NO_PIXELS = np.empty((0,) * 5, np.float32), np.empty((0,) * 5, np.uint8)
 _PAIR, _FUSED = ir.VectorType(ir.FloatType(), 2), ("contract",)
 Map = tuple[NDArray[np.float32], NDArray[np.float32], bool, bool]
 
@@ -35,7 +37,7 @@ Map = tuple[NDArray[np.float32], NDArray[np.float32], bool, bool]
 def warp(image: Tensor, matrix: Tensor | None, displacement: Tensor | None, shape: tuple[int, ...], border: bool,
          add: bool = False) -> Tensor:
     """Linear values (B, C, *shape); ``add``: plus the displacement, of as many channels."""
-    volume, where, out = _volume(image), _map(matrix, displacement, len(image)), _empty(image, shape)
+    volume, where, out = volume_of(image), _map(matrix, displacement, len(image), len(shape)), _empty(image, shape)
     run(_warp, volume, *where, border, add, _lifted(out), voxels=out.numel())
     return out.to(image.dtype)
 
@@ -45,7 +47,7 @@ def warp_labels(labels: Tensor, matrix: Tensor | None, displacement: Tensor | No
     """Nearest voxels' values (B, C, *shape) of any type, which are copied bit by bit."""
     words = bits(labels)
     out = torch.empty((*labels.shape[:2], *shape), dtype=words.dtype)
-    run(_nearest, _lifted(words), *_map(matrix, displacement, len(labels)), _lifted(out), voxels=out.numel())
+    run(_nearest, _lifted(words), *_map(matrix, displacement, len(labels), len(shape)), _lifted(out), voxels=out.numel())
     return out.view(labels.dtype)
 
 
@@ -53,12 +55,15 @@ def fused_warp(fixed: Tensor, moving: Tensor, matrix: Tensor | None, displacemen
                view: str) -> tuple[Tensor, Tensor]:
     """A view of the warped image, and the moments of both images, in one pass over the voxels."""
     lanes, channels, shape = *moving.shape[:2], tuple(fixed.shape[2:])
-    image = torch.empty((lanes, (2 if view == "pair" else 1) * channels, *shape), dtype=torch.float32)
+    kind, whole = view.removesuffix(QUANTIZED), view.endswith(QUANTIZED)
+    image = torch.empty((lanes, (2 if kind == "pair" else 1) * channels, *shape),
+                        dtype=torch.uint8 if whole else torch.float32)
     moments = torch.empty((lanes, channels, MOMENTS), dtype=torch.float64)
-    still = _volume(fixed)
+    still = volume_of(fixed)
     sums = np.empty((lanes * _blocks.py_func(still.shape)[2], channels, MOMENTS))
-    run(_fused_warp, still, _volume(moving), *_map(matrix, displacement, lanes), view == "difference",
-        _lifted(image), sums, voxels=lanes * channels * fixed[0, 0].numel())
+    views = (_NO_IMAGE, _lifted(image)) if whole else (_lifted(image), _NO_PIXELS)
+    run(_fused_warp, still, volume_of(moving), *_map(matrix, displacement, lanes, len(shape)),
+        _VIEWS[kind], *views, sums, voxels=lanes * channels * fixed[0, 0].numel())
     _total(sums, moments.numpy())
     return image, moments
 
@@ -66,8 +71,9 @@ def fused_warp(fixed: Tensor, moving: Tensor, matrix: Tensor | None, displacemen
 def vjp(grad: Tensor, image: Tensor, matrix: Tensor | None, displacement: Tensor | None, border: bool,
         want_image: bool, want_points: bool) -> tuple[Tensor | None, Tensor | None]:
     """Gradients of :func:`warp`, contracted with ``grad``: of the image, and of the points (B, D, *shape)."""
-    volume, where, shape = _volume(image), _map(matrix, displacement, len(image)), grad.shape[2:]
-    flow, ndim, of_image, of_points = _volume(grad), len(shape), None, None
+    shape = grad.shape[2:]
+    volume, where = volume_of(image), _map(matrix, displacement, len(image), len(shape))
+    flow, ndim, of_image, of_points = volume_of(grad), len(shape), None, None
     if want_points:
         of_points = torch.empty((len(image), ndim, *shape), dtype=torch.float32)
         run(_slopes, flow, volume, *where, border, _lifted(of_points), voxels=grad.numel())
@@ -78,7 +84,7 @@ def vjp(grad: Tensor, image: Tensor, matrix: Tensor | None, displacement: Tensor
     return of_image, of_points
 
 
-def _volume(image: Tensor) -> NDArray[Any]:
+def volume_of(image: Tensor) -> NDArray[Any]:
     """Float32 memory of images (B, C, *shape) as (B, C, D, H, W)."""
     return _lifted(image.detach().to(torch.float32).contiguous())
 
@@ -91,12 +97,16 @@ def _empty(image: Tensor, shape: tuple[int, ...]) -> Tensor:
     return torch.empty((*image.shape[:2], *shape), dtype=torch.float32)
 
 
-def _map(matrix: Tensor | None, displacement: Tensor | None, lanes: int) -> Map:
-    """Matrices (B, 4, 4) and displacements (B, 2 or 3, D, H, W), and whether there are any."""
-    field = np.empty((lanes, 3, 1, 1, 1), np.float32) if displacement is None else _volume(displacement)
+def _map(matrix: Tensor | None, displacement: Tensor | None, lanes: int, ndim: int) -> Map:
+    """Matrices (B, 4, 4) and displacements (B, D, 1 or depth, H, W), and whether there are any."""
+    field = np.empty((lanes, ndim, 1, 1, 1), np.float32) if displacement is None else volume_of(displacement)
+    rows = np.empty((lanes, 4, 4), np.float32)
     if matrix is None:
-        return np.empty((lanes, 4, 4), np.float32), field, False, True
-    return homogeneous(matrix, lanes).numpy(), field, True, displacement is not None
+        return rows, field, False, True
+    if ndim == 2:
+        rows[:] = np.eye(4, dtype=np.float32)
+    rows[:, 3 - ndim:, 3 - ndim:] = matrix.detach().numpy()
+    return rows, field, True, displacement is not None
 
 
 @numba.njit(inline="always", error_model="numpy")
@@ -204,6 +214,58 @@ def _cells(points, n, sizes, places):  # type: ignore[no-untyped-def]
 
 
 @numba.njit(inline="always", error_model="numpy")
+def _cell(at, top, last):  # type: ignore[no-untyped-def]
+    """Fraction across a cell, and the index of the cell, of a coordinate."""
+    at = _clamped(at, top)
+    cell = min(np.int32(at), last)
+    return at - np.float32(cell), cell
+
+
+@numba.njit(error_model="numpy", cache=True)
+def _plane(m, field, moved, bent, width, first, last, sizes, points, places, kept):  # type: ignore[no-untyped-def]
+    """All of :func:`_points`, :func:`_kept` and :func:`_cells` of rows of a slice, outside of which there is nothing.
+    """
+    half, one, zero = np.float32(0.5), np.float32(1), np.float32(0)
+    bottom, right = np.float32(sizes[1]) - half, np.float32(sizes[2]) - half
+    top_y, top_x = np.float32(sizes[1] - 1), np.float32(sizes[2] - 1)
+    last_y, last_x, across = np.int32(max(sizes[1] - 2, 0)), np.int32(max(sizes[2] - 2, 0)), np.int32(sizes[2])
+    my, mx = _row(m, 1), _row(m, 2)
+    for row in range(first, last):
+        at, to, j = row * width, (row - first) * width, np.float32(row)
+        ys, xs = points[1, to:to + width], points[2, to:to + width]
+        ks, ps = kept[to:to + width], places[to:to + width]
+        if bent:
+            down, along = field[0, at:at + width], field[1, at:at + width]
+            if moved:
+                for i in range(width):
+                    v, u = j + down[i], np.float32(np.int32(i)) + along[i]
+                    ys[i], xs[i] = my[3] + my[1] * v + my[2] * u, mx[3] + mx[1] * v + mx[2] * u
+            else:
+                for i in range(width):
+                    ys[i], xs[i] = j + down[i], np.float32(np.int32(i)) + along[i]
+        else:
+            sy, sx = my[3] + my[1] * j, mx[3] + mx[1] * j
+            for i in range(width):
+                u = np.float32(np.int32(i))
+                ys[i], xs[i] = sy + my[2] * u, sx + mx[2] * u
+        for i in range(width):
+            y, x = ys[i], xs[i]
+            ks[i] = one if (y >= -half) & (x >= -half) & (y < bottom) & (x < right) else zero
+            ys[i], yi = _cell(y, top_y, last_y)
+            xs[i], xi = _cell(x, top_x, last_x)
+            ps[i] = yi * across + xi
+    return _count(kept, (last - first) * width)
+
+
+@numba.njit(error_model="numpy", cache=True, fastmath={"reassoc"})
+def _count(kept, n):  # type: ignore[no-untyped-def]
+    total = np.float32(0)
+    for i in range(n):
+        total += kept[i]
+    return int(total)
+
+
+@numba.njit(inline="always", error_model="numpy")
 def _strides(sizes):  # type: ignore[no-untyped-def]
     """Steps to a cell's next voxel along each axis, 0 for an axis of one. Unsigned: no index counts from the end."""
     d, h, w = sizes
@@ -307,31 +369,58 @@ def _warp(image, matrix, field, moved, bent, border, add, out, chunk, chunks):  
 
 
 @numba.njit(cache=True, nogil=True, error_model="numpy")
-def _fused_warp(fixed, moving, matrix, field, moved, bent, difference, view, sums, chunk, chunks):  # type: ignore[no-untyped-def]
+def _fused_warp(fixed, moving, matrix, field, moved, bent, kind, view, pixels, sums, chunk, chunks):  # type: ignore[no-untyped-def]
     channels, (height, width) = fixed.shape[1], fixed.shape[3:]
-    sizes = moving.shape[2:]
-    flat, fields, still, views = _flat(moving), _flat(field), _flat(fixed), _flat(view)
-    second = view.shape[1] - channels  # of a pair, the warped image's first channel
+    sizes, flatland = moving.shape[2:], field.shape[1] == 2
+    flat, fields, still, views, bytes_ = _flat(moving), _flat(field), _flat(fixed), _flat(view), _flat(pixels)
     some, rows, blocks, start, stop = _shares(fixed.shape, chunk, chunks)
     points, places, kept = _buffers(some * width)
+    buffer = np.empty(some * width, np.float32)
+    whole, paired = len(pixels) > 0, channels if kind == 2 else 0     # of a pair, the warped image's first channel
     for block in range(start, stop):
         b, first, last, at, n = _rows(block, some, rows, blocks, width)
-        _points(matrix[b], fields[b], moved, bent, height, width, first, last, points)
-        count = _kept(points, n, sizes, False, kept)
-        if count:
-            _cells(points, n, sizes, places)
+        if flatland:
+            count = _plane(matrix[b], fields[b], moved, bent, width, first, last, sizes, points, places, kept)
+        else:
+            _points(matrix[b], fields[b], moved, bent, height, width, first, last, points)
+            count = _kept(points, n, sizes, False, kept)
+            if count:
+                _cells(points, n, sizes, places)
         for c in range(channels):
-            line, before = views[b, second + c, at:at + n], still[b, c, at:at + n]
+            line, before = buffer[:n], still[b, c, at:at + n]
             if count:
                 _fetch(flat[b, c], sizes, places, points, line)
             if count < n:
                 _blank(line, kept, False)
             _sum(before, line, sums[block, c])
-            if difference:
-                _subtract(before, line)
-            elif second:
-                _clip(line, line)
-                _clip(before, views[b, c, at:at + n])
+            if whole:
+                there = bytes_[b, paired + c, at:at + n]
+                if kind == 1:
+                    _subtract(before, line, line)
+                    _quantize(line, np.float32(0.5), MIDDLE, there)
+                else:
+                    _quantize(line, np.float32(1), np.float32(0), there)
+                if kind == 2:
+                    _quantize(before, np.float32(1), np.float32(0), bytes_[b, c, at:at + n])
+            else:
+                seen = views[b, paired + c, at:at + n]
+                if kind == 1:
+                    _subtract(before, line, seen)
+                elif kind == 2:
+                    _clip(line, seen)
+                    _clip(before, views[b, c, at:at + n])
+                else:
+                    seen[:] = line
+
+
+@numba.njit(error_model="numpy", cache=True)
+def _quantize(a, factor, offset, out):  # type: ignore[no-untyped-def]
+    """Writes ``a * factor + offset``, of 0 to 1, as bytes: to the nearest, halves to the even one."""
+    most, magic = np.float32(255), np.float32(12582912)     # the float32 of 1.5 * 2^23 and more are whole numbers
+    for i in range(len(out)):
+        value = (a[i] * factor + offset) * most
+        value = value if value > np.float32(0) else np.float32(0)
+        out[i] = np.uint8(np.int32((value if value < most else most) + magic - magic))
 
 
 @numba.njit(error_model="numpy", cache=True)
@@ -341,9 +430,9 @@ def _add(line, more):  # type: ignore[no-untyped-def]
 
 
 @numba.njit(error_model="numpy", cache=True)
-def _subtract(a, line):  # type: ignore[no-untyped-def]
-    for i in range(len(line)):
-        line[i] = a[i] - line[i]
+def _subtract(a, b, out):  # type: ignore[no-untyped-def]
+    for i in range(len(out)):
+        out[i] = a[i] - b[i]
 
 
 @numba.njit(error_model="numpy", cache=True)
