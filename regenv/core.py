@@ -15,7 +15,7 @@ from regenv.data.pairs import PairBatch
 from regenv.inputs import checked_actions, checked_amounts, checked_device, flag
 from regenv.ops.affine import about, invert_affine, matmul, transform_points
 from regenv.ops.regularity import jacobian
-from regenv.placement import Compiled, accepted, error_of, measure_of, placed
+from regenv.placement import Compiled, accepted, error_of, measure_of, moved
 from regenv.state import EpisodeState
 from regenv.task import LinearTransform, Measure, Task
 
@@ -31,7 +31,7 @@ class RegistrationCore:
         self.privileged = flag("privileged", privileged)
         self.action_space = task.actions.space()
         self.deltas = torch.from_numpy(task.actions.deltas).to(self.device)
-        self._compiled, self._deltas_cpu = Compiled.of(task, self.device), task.actions.deltas
+        self._compiled = Compiled.of(task, self.device)
 
     def reset(self, rngs: Sequence[np.random.Generator], difficulty: float = 1.0, reach: float = 1.0,
               pair: PairBatch | None = None) -> EpisodeState:
@@ -131,7 +131,7 @@ class RegistrationCore:
         if self.task.guard is None:
             return None
         if self._compiled is not None and state.pose.device.type == "cpu":
-            return self._compiled.passing(state, self._deltas_cpu)
+            return self._compiled.passing(state)
         return accepted(self.task, state, state.pose, self.deltas.expand(state.lanes, -1, -1)).all(-1)
 
     def frame(self, state: EpisodeState, lane: int, style: str = "overlay", trail: render.Trail | None = None,
@@ -177,24 +177,14 @@ class RegistrationCore:
         return measure_of(self.task, pair)
 
     def _moved(self, state: EpisodeState, delta: Tensor | None, steps: Tensor) -> EpisodeState:
-        """The state after changes ``delta`` of its poses, or None for what its poses are, with all that follows: images
-        are warped once, and errors measured once."""
+        """The state after changes ``delta`` of its poses, or None for what its poses are, with all that follows."""
         task = self.task
         if self._compiled is not None and state.pose.device.type == "cpu":
-            place = self._compiled.placed(state, delta, self._deltas_cpu)
-        else:
-            place = placed(task, state, delta)
-        displacement = task.transform.displacement(place.pose)
-        there = state.after(anchor=place.anchor, pose=place.pose, pull_back=place.pull_back, displacement=displacement,
-                            distance=place.distance, tre=error_of(state.pair, place.pull_back, displacement),
-                            steps=steps)
-        views, moments = there.look(task.observation.view)
-        seen = there.after(views=views, moments=moments)
+            seen = self._compiled.moved(state, delta, steps)
+            return seen.after(score=task.reward.score(seen))
+        seen = moved(task, state, delta, steps)
         scored = seen.after(score=task.reward.score(seen))
-        arrived = place.arrived
-        if arrived is None:
-            arrived = task.termination(task.transform, self.measure(state.pair), scored, self.deltas)
-        return scored.after(arrived=arrived)
+        return scored.after(arrived=task.termination(task.transform, self.measure(state.pair), scored, self.deltas))
 
 
 def landmark_error(state: EpisodeState) -> Tensor:

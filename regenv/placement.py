@@ -8,17 +8,16 @@ names of the fields that are its numbers. A subclass that says nothing is anothe
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from functools import partial
-from typing import Any, NamedTuple
+from typing import Any
 
 import numpy as np
 import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
-from regenv.data.pairs import PairBatch
+from regenv.data.pairs import Arrays, PairBatch
 from regenv.ops.affine import about, invert_affine, matmul, transform_points
 from regenv.ops.kernels import cpu, operators, poses_cpu
 from regenv.ops.landmarks import tre
@@ -28,21 +27,11 @@ from regenv.state import EpisodeState
 from regenv.task import Measure, Task
 
 TRANSFORMS = {"rigid": poses_cpu.RIGID, "motion": poses_cpu.MOTION, "similarity": poses_cpu.SIMILARITY,
-              "amplitudes": poses_cpu.AMPLITUDES}
+              "amplitudes": poses_cpu.AMPLITUDES, "field": poses_cpu.FIELD}
 DISTANCES = {"parameters": poses_cpu.PARAMETERS, "landmarks": poses_cpu.LANDMARKS, "target": poses_cpu.TARGET}
 STOPS = {"never": poses_cpu.NEVER, "arrived": poses_cpu.ARRIVED}
 GUARDS = {"fuzzy": 0}
-_NOBODY: NDArray[np.int64] = np.empty(0, np.int64)
-
-
-class Placement(NamedTuple):
-    """What follows of poses: see :class:`regenv.state.EpisodeState`; ``arrived`` None: not known yet."""
-
-    anchor: Tensor
-    pose: Tensor
-    pull_back: Tensor
-    distance: Tensor
-    arrived: Tensor | None
+_NOBODY, _NO_POSE, _NO_FIELD = np.empty(0, np.int64), np.empty((1, 0)), np.empty((0, 1, 1, 1, 1), np.float32)
 
 
 def measure_of(task: Task, pair: PairBatch) -> Measure:
@@ -58,33 +47,41 @@ def accepted(task: Task, state: EpisodeState, pose: Tensor, delta: Tensor) -> Te
     return task.guard.accepted(pose, delta, counter_uniform(state.guard_seed, state.steps, 2 * pose.shape[-1]))
 
 
-def placed(task: Task, state: EpisodeState, delta: Tensor | None) -> Placement:
-    """What actions of changes ``delta`` make of a state, or None what its poses are, by the task's parts in torch."""
+def moved(task: Task, state: EpisodeState, delta: Tensor | None, steps: Tensor) -> EpisodeState:
+    """The state after changes ``delta`` of its poses, or None for what its poses are: all of it but score and arrival,
+    which stay as they are. Images are warped once, and errors measured once; by the task's parts, in torch."""
     transform, pair, anchor, pose = task.transform, state.pair, state.anchor, state.pose
     if delta is not None:
         residual = about(pair.center, transform.matrix(pose))
-        moved, start = transform.rebase(anchor, residual, pose)    # in lanes whose truth is unknown
+        there, start = transform.rebase(anchor, residual, pose)    # in lanes whose truth is unknown
         kept = pair.known.view(-1, *(1,) * (pose.ndim - 1))
-        anchor = torch.where(pair.known[:, None, None], anchor, moved)
+        anchor = torch.where(pair.known[:, None, None], anchor, there)
         start = torch.where(kept, pose, start)
         if task.guard is not None:
             delta = delta * accepted(task, state, start, delta[:, None])[:, 0]
         pose = transform.apply(start, delta)
     pull_back = matmul(anchor, about(pair.center, transform.matrix(pose)))
+    displacement = transform.displacement(pose)
     distance = measure_of(task, pair)(pose) + torch.where(pair.known, 0.0, torch.nan)
-    return Placement(anchor, pose, pull_back, distance, None)
+    placed = state.after(anchor=anchor, pose=pose, pull_back=pull_back, displacement=displacement, distance=distance,
+                         tre=error_of(pair, pull_back, displacement), steps=steps)
+    views, moments = placed.look(task.observation.view)
+    return placed.after(views=views, moments=moments)
 
 
 @dataclass(frozen=True)
 class Compiled:
-    """:func:`placed` of tasks whose parts are all known to the kernels; it finds out who has arrived as well.
+    """:func:`moved` of tasks whose parts are all known to the kernels; it finds out who has arrived as well.
 
-    Args: codes: transform, distance, stopping rule. units: numbers of the transform and the distance.
+    Args: codes: transform, distance, stopping rule. units: numbers of the transform and the distance. deltas (A, P):
+    the discrete actions. deviations, k: of the guard.
     """
 
+    task: Task
     codes: tuple[int, int, int]
     units: tuple[float, float, float]
     tolerance: float
+    deltas: NDArray[np.float64]
     deviations: NDArray[np.float64]
     k: float
 
@@ -98,45 +95,58 @@ class Compiled:
                 or (far[0] == poses_cpu.LANDMARKS and not task.transform.linear)):
             return None
         unit, scale_unit = move[1] or (1.0, 1.0)
-        return cls((move[0], far[0], stop[0]), (unit, scale_unit, *(far[1] or (1.0,))), *(stop[1] or (0.0,)),
-                   np.asarray(guard[1][0], np.float64), guard[1][1])
+        return cls(task, (move[0], far[0], stop[0]), (unit, scale_unit, *(far[1] or (1.0,))), *(stop[1] or (0.0,)),
+                   task.actions.deltas, np.asarray(guard[1][0], np.float64), guard[1][1])
 
-    def placed(self, state: EpisodeState, delta: Tensor | None, deltas: NDArray[np.float64]) -> Placement:
-        """Args: delta (B, P) float64, or None; deltas (A, P), the discrete actions."""
-        pair, pose = state.pair, state.pose.contiguous()
-        ended, start = torch.empty_like(pose), torch.empty_like(state.pull_back)
-        pull_back, distance = torch.empty_like(start), pose.new_empty(len(pose))
-        arrived = torch.empty(len(pose), dtype=torch.bool)
-        seeds = _NOBODY if state.guard_seed is None else state.guard_seed.numpy()
+    def moved(self, state: EpisodeState, delta: Tensor | None, steps: Tensor) -> EpisodeState:
+        """As :func:`moved`, and arrival."""
+        transform, pair, known = self.task.transform, state.pair, state.pair.arrays
+        lanes, ndim = len(known.center), pair.ndim
+        dense = self.codes[0] == poses_cpu.FIELD        # its pose is no row of parameters
+        before = _NO_POSE[:1].repeat(lanes, 0) if dense else _array(state.pose)
+        ended, start, pull_back = np.empty_like(before), np.empty_like(known.truth), np.empty_like(known.truth)
+        rows, distance, arrived = np.empty((lanes, 4, 4), np.float32), np.empty(lanes), np.empty(lanes, np.bool_)
         poses_cpu.place(
-            self.codes, self.units, self.tolerance, deltas, pair.known.numpy(), _array(pair.center),
-            _array(pair.landmarks, pair.lanes) if self.codes[1] == poses_cpu.LANDMARKS else _nothing(3),
-            _nothing(2) if pair.target_pose is None else _array(pair.target_pose), _array(state.anchor), pose.numpy(),
-            _nothing(2) if delta is None else _array(delta), seeds, state.steps.numpy(), self.deviations, self.k,
-            ended.numpy(), start.numpy(), pull_back.numpy(), distance.numpy(), arrived.numpy())
-        return Placement(start, ended, pull_back, distance, arrived)
+            self.codes, self.units, self.tolerance, self.deltas, known.fixed_to_world, known.world_to_moving,
+            known.known, known.center, known.landmarks, known.target_pose, _array(state.anchor), before,
+            _NO_POSE[:0] if delta is None or dense else _array(delta),
+            _NOBODY if state.guard_seed is None else state.guard_seed.numpy(), state.steps.numpy(), self.deviations,
+            self.k, ended, start, pull_back, rows, distance, arrived)
+        if dense:
+            pose = state.pose if delta is None else transform.apply(state.pose, delta)
+        else:
+            pose = torch.from_numpy(ended)
+        displacement = transform.displacement(pose)
+        field = np.empty((lanes, ndim, 1, 1, 1), np.float32) if displacement is None else cpu.volume_of(displacement)
+        bent = displacement is not None
+        image, moments = cpu.look(known.fixed, known.moving, (rows, field, True, bent), self.task.observation.view)
+        return state.after(
+            anchor=torch.from_numpy(start), pose=pose, pull_back=torch.from_numpy(pull_back),
+            displacement=displacement, distance=torch.from_numpy(distance),
+            tre=_error(known, pull_back, field if bent else _NO_FIELD), steps=steps, moments=moments,
+            views={self.task.observation.view: image if ndim == 3 else image.squeeze(2)},
+            arrived=torch.from_numpy(arrived))
 
-    def passing(self, state: EpisodeState, deltas: NDArray[np.float64]) -> Tensor:
+    def passing(self, state: EpisodeState) -> Tensor:
         """Which discrete actions the guard will let through, (B, A) bool."""
         assert state.guard_seed is not None
-        out = torch.empty((state.lanes, len(deltas)), dtype=torch.bool)
-        poses_cpu.passing(_array(state.pose), deltas, state.guard_seed.numpy(), state.steps.numpy(), self.deviations,
-                          self.k, out.numpy())
+        out = torch.empty((state.lanes, len(self.deltas)), dtype=torch.bool)
+        poses_cpu.passing(_array(state.pose), self.deltas, state.guard_seed.numpy(), state.steps.numpy(),
+                          self.deviations, self.k, out.numpy())
         return out
 
 
 def error_of(pair: PairBatch, pull_back: Tensor, displacement: Tensor | None) -> Tensor:
     """The landmark error (B,) mm of these maps, displaced first, then pulled back; NaN where it is unknown."""
-    if pair.landmarks is None:
-        return torch.full((pair.lanes,), torch.nan, dtype=torch.float64, device=pair.fixed.device)
     if operators.backend(pull_back.device) is cpu:
-        return _error_cpu(pair, pull_back, displacement)
+        return _error(pair.arrays, _array(pull_back), _NO_FIELD if displacement is None else cpu.volume_of(displacement))
     return error_by_torch(pair, pull_back, displacement)
 
 
 def error_by_torch(pair: PairBatch, pull_back: Tensor, displacement: Tensor | None) -> Tensor:
-    """:func:`error_of` pairs with landmarks on any device: the kernel's reference."""
-    assert pair.landmarks is not None
+    """:func:`error_of` on any device: the kernel's reference."""
+    if pair.landmarks is None:
+        return torch.full((pair.lanes,), torch.nan, dtype=torch.float64, device=pair.fixed.device)
     points = pair.landmarks
     if displacement is not None:
         points_vox = transform_points(invert_affine(pair.fixed_to_world), points)
@@ -148,16 +158,12 @@ def error_by_torch(pair: PairBatch, pull_back: Tensor, displacement: Tensor | No
     return torch.where(pair.known, error, torch.nan)
 
 
-def _error_cpu(pair: PairBatch, pull_back: Tensor, displacement: Tensor | None) -> Tensor:
-    points = _array(pair.landmarks, pair.lanes)
-    field = np.empty((0, 1, 1, 1, 1), np.float32)
-    if displacement is not None:
-        field = cpu.volume_of(displacement)
-    out = torch.empty(pair.lanes, dtype=torch.float64)
-    poses_cpu.errors(points, _array(pull_back), _array(pair.truth), pair.known.numpy(),
-                     _nothing(3) if pair.targets is None else _array(pair.targets, pair.lanes),
-                     _array(pair.fixed_to_world), field, out.numpy())
-    return out
+def _error(known: Arrays, pull_back: NDArray[np.float64], field: NDArray[np.float32]) -> Tensor:
+    out = np.full(len(pull_back), np.nan)
+    if len(known.landmarks):
+        poses_cpu.errors(known.landmarks, pull_back, known.truth, known.known, known.targets, known.fixed_to_world, field,
+                         out)
+    return torch.from_numpy(out)
 
 
 def _known(part: Any, codes: dict[str, int]) -> tuple[int, list[Any]] | None:
@@ -166,13 +172,6 @@ def _known(part: Any, codes: dict[str, int]) -> tuple[int, list[Any]] | None:
     return (codes[name], [getattr(part, each) for each in numbers]) if name in codes else None
 
 
-def _array(tensor: Tensor | None, lanes: int | None = None) -> NDArray[Any]:
-    """Contiguous float64 memory of a tensor; ``lanes``: of one that may have one lane for all."""
-    assert tensor is not None
-    if lanes is not None and len(tensor) != lanes:
-        tensor = tensor.expand(lanes, *tensor.shape[1:])
+def _array(tensor: Tensor) -> NDArray[np.float64]:
+    """Contiguous float64 memory of a tensor."""
     return tensor.detach().to(torch.float64).contiguous().numpy()
-
-
-def _nothing(ndim: int, kept: Sequence[NDArray[Any]] = tuple(np.empty((0,) * n) for n in range(4))) -> NDArray[Any]:
-    return kept[ndim]

@@ -16,6 +16,7 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
+from regenv.ops.kernels import cpu, operators
 from regenv.ops.kernels.overlap_cpu import overlap_counts_cpu
 from regenv.ops.warp import warp_through
 
@@ -57,6 +58,8 @@ def warped_dice(fixed: Tensor, moving: Tensor, matrix: Tensor, displacement: Ten
                 classes: Sequence[int]) -> Tensor:
     """Mean Dice (B,) float32 of fixed labels and of moving ones, resampled at ``matrix (x + displacement(x))``, the
     nearest: :func:`mean_dice` of :func:`regenv.ops.warp.warp_through`. Arguments as of these."""
+    if operators.backend(fixed.device, displacement) is cpu and classes and max(classes) - min(classes) < _WIDEST:
+        return cpu.warped_dice(fixed, moving, matrix, displacement, classes)
     return mean_dice(fixed, warp_through(moving, matrix, displacement, tuple(fixed.shape[2:]), "nearest"), classes)
 
 

@@ -25,7 +25,7 @@ from regenv.ops.kernels.lncc_cpu import lncc_force
 from regenv.ops.kernels.smoothing_cpu import central_force, smoothed
 from regenv.ops.kernels.threads import run
 
-__all__ = ["central_force", "fused_warp", "lncc_force", "smoothed", "vjp", "warp", "warp_labels"]
+__all__ = ["central_force", "fused_warp", "lncc_force", "look", "smoothed", "vjp", "warp", "warp_labels", "warped_dice"]
 
 BLOCK = 1024  # voxels, of whole rows of one lane
 _VIEWS = {"warped": 0, "difference": 1, "pair": 2}
@@ -54,18 +54,38 @@ def warp_labels(labels: Tensor, matrix: Tensor | None, displacement: Tensor | No
 def fused_warp(fixed: Tensor, moving: Tensor, matrix: Tensor | None, displacement: Tensor | None,
                view: str) -> tuple[Tensor, Tensor]:
     """A view of the warped image, and the moments of both images, in one pass over the voxels."""
-    lanes, channels, shape = *moving.shape[:2], tuple(fixed.shape[2:])
+    where = _map(matrix, displacement, len(moving), fixed.ndim - 2)
+    image, moments = look(volume_of(fixed), volume_of(moving), where, view)
+    return (image if fixed.ndim == 5 else image.squeeze(2)), moments
+
+
+def look(still: NDArray[np.float32], moving: NDArray[np.float32], where: Map, view: str) -> tuple[Tensor, Tensor]:
+    """:func:`fused_warp` of images (B, C, depth, H, W) through a map: the view has five axes too."""
+    lanes, channels = moving.shape[:2]
     kind, whole = view.removesuffix(QUANTIZED), view.endswith(QUANTIZED)
-    image = torch.empty((lanes, (2 if kind == "pair" else 1) * channels, *shape),
-                        dtype=torch.uint8 if whole else torch.float32)
-    moments = torch.empty((lanes, channels, MOMENTS), dtype=torch.float64)
-    still = volume_of(fixed)
+    image = np.empty((lanes, (2 if kind == "pair" else 1) * channels, *still.shape[2:]),
+                     np.uint8 if whole else np.float32)
+    moments = np.empty((lanes, channels, MOMENTS))
     sums = np.empty((lanes * _blocks.py_func(still.shape)[2], channels, MOMENTS))
-    views = (_NO_IMAGE, _lifted(image)) if whole else (_lifted(image), _NO_PIXELS)
-    run(_fused_warp, still, volume_of(moving), *_map(matrix, displacement, lanes, len(shape)),
-        _VIEWS[kind], *views, sums, voxels=lanes * channels * fixed[0, 0].numel())
-    _total(sums, moments.numpy())
-    return image, moments
+    run(_fused_warp, still, moving, *where, _VIEWS[kind], *((_NO_IMAGE, image) if whole else (image, _NO_PIXELS)), sums,
+        voxels=still.size)
+    _total(sums, moments)
+    return torch.from_numpy(image), torch.from_numpy(moments)
+
+
+def warped_dice(fixed: Tensor, moving: Tensor, matrix: Tensor | None, displacement: Tensor | None,
+                classes: Sequence[int]) -> Tensor:
+    """Mean Dice (B,) float32 of fixed labels and of the nearest moving ones, in one pass that keeps no labels."""
+    low = min(classes)
+    column = np.full(max(classes) - low + 1, -1, np.int32)
+    column[np.asarray(classes) - low] = np.arange(len(classes), dtype=np.int32)
+    here, there = (_lifted(labels.detach().contiguous()) for labels in (fixed, moving))
+    counts = np.zeros((len(here), 3, len(classes)), np.int64)
+    run(_overlap, here, there, *_map(matrix, displacement, len(here), fixed.ndim - 2), low, column, counts,
+        voxels=here.size if len(here) >= torch.get_num_threads() else 0)
+    out = np.empty(len(here), np.float32)
+    _mean_dice(counts, out)
+    return torch.from_numpy(out)
 
 
 def vjp(grad: Tensor, image: Tensor, matrix: Tensor | None, displacement: Tensor | None, border: bool,
@@ -498,6 +518,44 @@ def _nearest(image, matrix, field, moved, bent, out, chunk, chunks):  # type: ig
             else:
                 for i in range(n):
                     line[i] = v[np.uint64(places[i])] if kept[i] > np.float32(0) else 0
+
+
+@numba.njit(cache=True, nogil=True, error_model="numpy")
+def _overlap(fixed, moving, matrix, field, moved, bent, low, column, counts, chunk, chunks):  # type: ignore[no-untyped-def]
+    """Adds voxels of fixed, of warped and of both labels to counts (B, 3, classes), whole lanes a chunk."""
+    lanes, (height, width), sizes = len(fixed), fixed.shape[3:], moving.shape[2:]
+    flat, fields, still = _flat(moving), _flat(field), _flat(fixed)
+    some, rows, blocks, _, _ = _shares(fixed.shape, 0, 1)
+    points, places, kept = _buffers(some * width)
+    for block in range(chunk * lanes // chunks * blocks, (chunk + 1) * lanes // chunks * blocks):
+        b, first, last, at, n = _rows(block, some, rows, blocks, width)
+        _points(matrix[b], fields[b], moved, bent, height, width, first, last, points)
+        _kept(points, n, sizes, False, kept)
+        _voxels(points, n, sizes, places)
+        v, before, mine = flat[b, 0], still[b, 0, at:at + n], counts[b]
+        for i in range(n):
+            a = np.int64(before[i]) - low
+            c = (np.int64(v[np.uint64(places[i])]) if kept[i] > np.float32(0) else 0) - low
+            one = column[a] if 0 <= a < len(column) else np.int32(-1)
+            two = column[c] if 0 <= c < len(column) else np.int32(-1)
+            if one >= 0:
+                mine[0, one] += 1
+                mine[2, one] += one == two
+            if two >= 0:
+                mine[1, two] += 1
+
+
+@numba.njit(cache=True, nogil=True, error_model="numpy")
+def _mean_dice(counts, out):  # type: ignore[no-untyped-def]
+    """Writes the means over the classes that both images have, of float32 as ``regenv.ops.overlap.dice`` gives them."""
+    for b in range(len(counts)):
+        total, present = np.float32(0), 0
+        for c in range(counts.shape[2]):
+            one, two = counts[b, 0, c], counts[b, 1, c]
+            if one > 0 and two > 0:
+                total += np.float32(np.float32(2 * counts[b, 2, c]) / np.float32(one + two))
+                present += 1
+        out[b] = total / np.float32(present) if present else np.float32(np.nan)
 
 
 @numba.njit(error_model="numpy", cache=True)

@@ -273,19 +273,20 @@ def passing(pose, deltas, seeds, steps, deviations, k, out):  # type: ignore[no-
 # ---------------------------------------------------------------------------------------------------------------- step
 
 @numba.njit(cache=True, nogil=True, error_model="numpy")
-def place(codes, units, tolerance, deltas, known, center, points, goal, anchor, pose, delta,  # type: ignore[no-untyped-def]
-          seeds, steps, deviations, k, pose_out, anchor_out, pull_back, distance, arrived):
-    """Writes what actions make of poses: pose, anchor, pull-back, D and whether the episode has arrived.
+def place(codes, units, tolerance, deltas, to_world, to_moving, known, center, points, goal,  # type: ignore[no-untyped-def]
+          anchor, pose, delta, seeds, steps, deviations, k, pose_out, anchor_out, pull_back, rows, distance, arrived):
+    """Writes what actions make of poses: pose, anchor, pull-back, D and whether the episode has arrived; and to rows
+    (B, 4, 4) float32 the map from voxels of the fixed to those of the moving image, without a displacement.
 
-    codes: transform, distance, stopping rule. delta (B, P), or of no lanes where nothing has been done yet. points
-    (B, N, D) and goal (B, P) are of no lanes where there are none; seeds likewise, without a guard.
+    codes: transform, distance, stopping rule. delta (B, P), or of no lanes where nothing has been done yet; as are
+    points (B, N, D), goal (B, P) and seeds (B,) where there are none.
     """
     family, measure, stop = codes
     n, count = center.shape[1], pose.shape[1]
     half, whole, moved, tried = np.empty((n + 1, n + 1)), np.empty((n + 1, n + 1)), np.empty(count), np.empty(count)
     for lane in range(len(pose)):
         before, mine = pose[lane], center[lane]
-        here = points[lane] if len(points) else np.empty((0, n))
+        here = points[lane] if measure == LANDMARKS else np.empty((0, n))
         there = goal[lane] if len(goal) else np.empty(0)
         after = pose_out[lane]
         anchor_out[lane] = anchor[lane]
@@ -308,6 +309,11 @@ def place(codes, units, tolerance, deltas, known, center, points, goal, anchor, 
         _matrix(family, after, half, whole)
         _about(mine, half)
         _matmul(anchor_out[lane], half, pull_back[lane])
+        _matmul(to_moving[lane], pull_back[lane], half)
+        _matmul(half, to_world[lane], whole)
+        rows[lane] = 0
+        rows[lane, 0, 0] = 1
+        rows[lane, 3 - n:, 3 - n:] = whole
         arrived[lane] = False
         distance[lane] = np.nan
         if known[lane]:
