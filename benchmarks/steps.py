@@ -25,7 +25,7 @@ from time import perf_counter, process_time
 from typing import Any
 
 HERE = Path(__file__).resolve().parents[1]
-LANES, DRAWN, SECONDS, IDLE = 16, 32, 0.25, 1.5     # lanes of a batch, actions, of a measurement, load
+LANES, DRAWN, SECONDS, IDLE = 16, 32, 0.2, 1.5     # lanes of a batch, actions, of a measurement, load
 CASES: dict[str, tuple[str, dict[str, Any]]] = {
     "RegRigid2D-v0, 48 x 48": ("RegRigid2D-v0", {"size": 48}), "RegRigid2D-v0, 128 x 128": ("RegRigid2D-v0", {}),
     "RegSimilarity2D-v0": ("RegSimilarity2D-v0", {}), "RegSDM2D-v0": ("RegSDM2D-v0", {}),

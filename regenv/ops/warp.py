@@ -9,7 +9,7 @@ from __future__ import annotations
 
 from torch import Tensor
 
-from regenv.ops.kernels import operators
+from regenv.ops.kernels import cpu, operators
 from regenv.ops.sampling import sample
 
 VIEWS = ("warped", "difference", "pair", "difference_uint8", "pair_uint8")
@@ -119,6 +119,8 @@ def compose(a: Tensor, b: Tensor) -> Tensor:
     Args: a, b: (B, D, *shape), voxels of the grid, array-axis order.
     Returns: (B, D, *shape), ``b(x) + a(x + b(x))``.
     """
+    if operators.plain(a, b) and a.shape == b.shape and b.shape[1] == b.ndim - 2:
+        return cpu.warp(a, None, b, tuple(b.shape[2:]), border=True, add=True)     # a tenth of an operator's overhead
     return operators.compose(a, b)
 
 

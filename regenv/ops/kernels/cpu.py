@@ -27,6 +27,7 @@ from regenv.ops.kernels.threads import run
 
 __all__ = ["central_force", "fused_warp", "lncc_force", "look", "smoothed", "vjp", "warp", "warp_labels", "warped_dice"]
 
+_FEW = 8      # classes up to which comparing is faster than a table
 BLOCK = 1024  # voxels, of whole rows of one lane
 _VIEWS = {"warped": 0, "difference": 1, "pair": 2}
 _NO_IMAGE, _NO_PIXELS = np.empty((0,) * 5, np.float32), np.empty((0,) * 5, np.uint8)
@@ -79,10 +80,11 @@ def warped_dice(fixed: Tensor, moving: Tensor, matrix: Tensor | None, displaceme
     low = min(classes)
     column = np.full(max(classes) - low + 1, -1, np.int32)
     column[np.asarray(classes) - low] = np.arange(len(classes), dtype=np.int32)
+    few = np.asarray(classes if len(classes) <= _FEW else (), np.int64)
     here, there = (_lifted(labels.detach().contiguous()) for labels in (fixed, moving))
     counts = np.zeros((len(here), 3, len(classes)), np.int64)
-    run(_overlap, here, there, *_map(matrix, displacement, len(here), fixed.ndim - 2), low, column, counts,
-        voxels=here.size if len(here) >= torch.get_num_threads() else 0)
+    run(_overlap, here, there, *_map(matrix, displacement, len(here), fixed.ndim - 2), few, low, column, counts,
+        voxels=here.size)
     out = np.empty(len(here), np.float32)
     _mean_dice(counts, out)
     return torch.from_numpy(out)
@@ -521,12 +523,14 @@ def _nearest(image, matrix, field, moved, bent, out, chunk, chunks):  # type: ig
 
 
 @numba.njit(cache=True, nogil=True, error_model="numpy")
-def _overlap(fixed, moving, matrix, field, moved, bent, low, column, counts, chunk, chunks):  # type: ignore[no-untyped-def]
-    """Adds voxels of fixed, of warped and of both labels to counts (B, 3, classes), whole lanes a chunk."""
+def _overlap(fixed, moving, matrix, field, moved, bent, few, low, column, counts, chunk, chunks):  # type: ignore[no-untyped-def]
+    """Adds voxels of fixed, of warped and of both labels to counts (B, 3, classes), whole lanes a chunk; by comparison
+    with ``few`` labels, or by a table where there are none of these."""
     lanes, (height, width), sizes = len(fixed), fixed.shape[3:], moving.shape[2:]
     flat, fields, still = _flat(moving), _flat(field), _flat(fixed)
     some, rows, blocks, _, _ = _shares(fixed.shape, 0, 1)
     points, places, kept = _buffers(some * width)
+    found = np.empty(some * width, moving.dtype)
     for block in range(chunk * lanes // chunks * blocks, (chunk + 1) * lanes // chunks * blocks):
         b, first, last, at, n = _rows(block, some, rows, blocks, width)
         _points(matrix[b], fields[b], moved, bent, height, width, first, last, points)
@@ -534,15 +538,40 @@ def _overlap(fixed, moving, matrix, field, moved, bent, low, column, counts, chu
         _voxels(points, n, sizes, places)
         v, before, mine = flat[b, 0], still[b, 0, at:at + n], counts[b]
         for i in range(n):
-            a = np.int64(before[i]) - low
-            c = (np.int64(v[np.uint64(places[i])]) if kept[i] > np.float32(0) else 0) - low
-            one = column[a] if 0 <= a < len(column) else np.int32(-1)
-            two = column[c] if 0 <= c < len(column) else np.int32(-1)
-            if one >= 0:
-                mine[0, one] += 1
-                mine[2, one] += one == two
-            if two >= 0:
-                mine[1, two] += 1
+            found[i] = v[np.uint64(places[i])] if kept[i] > np.float32(0) else 0
+        if len(few):
+            for c in range(len(few)):
+                _matches(before, found[:n], few[c], mine[:, c])
+        else:
+            _tally(before, found[:n], low, column, mine)
+
+
+@numba.njit(error_model="numpy", cache=True)
+def _matches(a, b, label, out):  # type: ignore[no-untyped-def]
+    """Adds voxels of a, of b and of both that have a label."""
+    one, two, both = np.int32(0), np.int32(0), np.int32(0)
+    for i in range(len(a)):
+        here, there = a[i] == label, b[i] == label
+        one += np.int32(here)
+        two += np.int32(there)
+        both += np.int32(here & there)
+    out[0] += one
+    out[1] += two
+    out[2] += both
+
+
+@numba.njit(error_model="numpy", cache=True)
+def _tally(a, b, low, column, out):  # type: ignore[no-untyped-def]
+    """The same of all labels that have a column in a table, which begins at ``low``."""
+    for i in range(len(a)):
+        here, there = np.int64(a[i]) - low, np.int64(b[i]) - low
+        one = column[here] if 0 <= here < len(column) else np.int32(-1)
+        two = column[there] if 0 <= there < len(column) else np.int32(-1)
+        if one >= 0:
+            out[0, one] += 1
+            out[2, one] += one == two
+        if two >= 0:
+            out[1, two] += 1
 
 
 @numba.njit(cache=True, nogil=True, error_model="numpy")

@@ -36,6 +36,14 @@ def backend(device: torch.device, displacement: Tensor | None = None) -> ModuleT
     return cpu if device.type == "cpu" else reference
 
 
+def plain(*tensors: Tensor) -> bool:
+    """Whether kernels may take the memory of tensors as it is: on the CPU, and neither differentiated nor traced."""
+    return (backend(tensors[0].device) is cpu and not torch.compiler.is_compiling()
+            and not torch._C._are_functorch_transforms_active()
+            and all(type(each) is Tensor and each.dtype == torch.float32 for each in tensors)
+            and not (torch.is_grad_enabled() and any(each.requires_grad for each in tensors)))
+
+
 def check(name: str, image: Tensor, matrix: Tensor | None, displacement: Tensor | None,
           shape: Sequence[int]) -> None:
     """Raise ValueError unless the arguments fit together: kernels do not check the bounds of memory."""

@@ -186,21 +186,21 @@ def _apply(family, n, pose, delta, out, half):  # type: ignore[no-untyped-def]
 # ------------------------------------------------------------------------------------------------ distances and stopping
 
 @numba.njit(cache=True, nogil=True, error_model="numpy", fastmath={"reassoc", "contract"})
-def _mean_shift(linear, points, center):  # type: ignore[no-untyped-def]
-    """Mean of |U x - x| over points (N, D) about a centre, of a push-forward U."""
+def _mean_length(m, points, center):  # type: ignore[no-untyped-def]
+    """Mean of |m (x - center)| over points (N, D), of an affine map m."""
     n, total = len(center), 0.0
+    a, b, c, d = m[0, 0], m[0, 1], m[1, 0], m[1, 1]
     if n == 2:
-        a, b, c, d, s, t = (linear[0, 0] - 1, linear[0, 1], linear[1, 0], linear[1, 1] - 1, linear[0, 2], linear[1, 2])
+        s, t = m[0, 2], m[1, 2]
         for i in range(len(points)):
             x, y = points[i, 0] - center[0], points[i, 1] - center[1]
             u, v = a * x + b * y + s, c * x + d * y + t
             total += math.sqrt(u * u + v * v)
     else:
+        e, f, g, h, k, r, s, t = m[0, 2], m[1, 2], m[2, 0], m[2, 1], m[2, 2], m[0, 3], m[1, 3], m[2, 3]
         for i in range(len(points)):
             x, y, z = points[i, 0] - center[0], points[i, 1] - center[1], points[i, 2] - center[2]
-            u = (linear[0, 0] - 1) * x + linear[0, 1] * y + linear[0, 2] * z + linear[0, 3]
-            v = linear[1, 0] * x + (linear[1, 1] - 1) * y + linear[1, 2] * z + linear[1, 3]
-            w = linear[2, 0] * x + linear[2, 1] * y + (linear[2, 2] - 1) * z + linear[2, 3]
+            u, v, w = a * x + b * y + e * z + r, c * x + d * y + f * z + s, g * x + h * y + k * z + t
             total += math.sqrt(u * u + v * v + w * w)
     return total / len(points)
 
@@ -215,7 +215,9 @@ def _distance(family, units, measure, pose, goal, points, center, half, whole): 
             _invert(half, whole)
         else:
             _push(family, pose, whole)
-        return _mean_shift(whole, points, center) / units[2]
+        for axis in range(n):
+            whole[axis, axis] -= 1.0
+        return _mean_length(whole, points, center) / units[2]
     if measure == PARAMETERS and family == SIMILARITY:
         for p in range(n):
             total += (pose[p] / (pose[-1] * units[0])) ** 2
@@ -332,35 +334,28 @@ def place(codes, units, tolerance, deltas, to_world, to_moving, known, center, p
 
 
 @numba.njit(cache=True, nogil=True, error_model="numpy")
+def _across(at, size):  # type: ignore[no-untyped-def]
+    """A coordinate's two voxels and the fraction between them; beyond the border its voxel."""
+    at = min(at if at > 0 else 0.0, size - 1.0)
+    first = min(int(at), max(size - 2, 0))
+    return first, min(first + 1, size - 1), at - first
+
+
+@numba.njit(cache=True, nogil=True, error_model="numpy")
 def _bent(point, field, out):  # type: ignore[no-untyped-def]
-    """Writes a voxel point moved by a displacement (D, *shape) flat in (D, 1 or depth, H, W), interpolated at it; beyond
-    the border its last value holds."""
+    """Writes a voxel point moved by a displacement (D, 1 or depth, H, W), interpolated at it."""
     n = len(point)
-    thin, corners = 3 - n, 1 << n
-    first, fraction = np.zeros(3, np.int64), np.zeros(3)
+    y0, y1, y = _across(point[n - 2], field.shape[2])
+    x0, x1, x = _across(point[n - 1], field.shape[3])
+    z0, z1, z = _across(point[0], field.shape[1]) if n == 3 else (0, 0, 0.0)
     for axis in range(n):
-        top = field.shape[axis + 1 + thin] - 1
-        at = min(point[axis] if point[axis] > 0 else 0.0, np.float64(top))
-        first[axis + thin] = min(int(at), max(top - 1, 0))
-        fraction[axis + thin] = at - first[axis + thin]
-    for axis in range(n):
-        total = 0.0
-        for corner in range(corners):
-            weight, z, y, x = 1.0, first[0], first[1], first[2]
-            if corner & 1:
-                weight, x = weight * fraction[2], min(x + 1, field.shape[3] - 1)
-            else:
-                weight *= 1 - fraction[2]
-            if corner & 2:
-                weight, y = weight * fraction[1], min(y + 1, field.shape[2] - 1)
-            else:
-                weight *= 1 - fraction[1]
-            if corner & 4:
-                weight, z = weight * fraction[0], min(z + 1, field.shape[1] - 1)
-            elif n == 3:
-                weight *= 1 - fraction[0]
-            total += weight * field[axis, z, y, x]
-        out[axis] = point[axis] + total
+        u = field[axis]
+        near = (1 - y) * ((1 - x) * u[z0, y0, x0] + x * u[z0, y0, x1]) + y * ((1 - x) * u[z0, y1, x0] + x * u[z0, y1, x1])
+        if z > 0:
+            far = ((1 - y) * ((1 - x) * u[z1, y0, x0] + x * u[z1, y0, x1])
+                   + y * ((1 - x) * u[z1, y1, x0] + x * u[z1, y1, x1]))
+            near += z * (far - near)
+        out[axis] = point[axis] + near
 
 
 @numba.njit(cache=True, nogil=True, error_model="numpy")
@@ -380,14 +375,18 @@ def errors(points, pull_back, truth, known, targets, to_world, field, out):  # t
     A field of no lanes displaces nothing.
     """
     n = points.shape[2]
-    whole = np.empty((n + 1, n + 1))
+    whole, nowhere = np.empty((n + 1, n + 1)), np.zeros(n)
     for lane in range(len(points)):
         if not (len(targets) or known[lane]):
             out[lane] = np.nan
-            continue
-        if len(field):
+        elif len(field) or len(targets):
             _invert(to_world[lane], whole)
-        out[lane] = _error(points[lane], pull_back[lane], truth[lane], targets, lane, to_world[lane], field, whole)
+            out[lane] = _error(points[lane], pull_back[lane], truth[lane], targets, lane, to_world[lane], field, whole)
+        else:
+            for row in range(n):
+                for column in range(n + 1):
+                    whole[row, column] = pull_back[lane, row, column] - truth[lane, row, column]
+            out[lane] = _mean_length(whole, points[lane], nowhere)
 
 
 @numba.njit(cache=True, nogil=True, error_model="numpy")
