@@ -31,7 +31,7 @@ _FEW = 8      # classes up to which comparing is faster than a table
 BLOCK = 1024  # voxels, of whole rows of one lane
 _VIEWS = {"warped": 0, "difference": 1, "pair": 2}
 _NO_IMAGE, _NO_PIXELS = np.empty((0,) * 5, np.float32), np.empty((0,) * 5, np.uint8)
-_PAIR, _FUSED = ir.VectorType(ir.FloatType(), 2), ("contract",)
+_FUSED = ("contract",)
 Map = tuple[NDArray[np.float32], NDArray[np.float32], bool, bool]
 
 
@@ -247,15 +247,10 @@ def _cell(at, top, last):  # type: ignore[no-untyped-def]
 def _plane(m, field, moved, bent, width, first, last, sizes, points, places, kept):  # type: ignore[no-untyped-def]
     """All of :func:`_points`, :func:`_kept` and :func:`_cells` of rows of a slice, outside of which there is nothing.
     """
-    half, one, zero = np.float32(0.5), np.float32(1), np.float32(0)
-    bottom, right = np.float32(sizes[1]) - half, np.float32(sizes[2]) - half
-    top_y, top_x = np.float32(sizes[1] - 1), np.float32(sizes[2] - 1)
-    last_y, last_x, across = np.int32(max(sizes[1] - 2, 0)), np.int32(max(sizes[2] - 2, 0)), np.int32(sizes[2])
     my, mx = _row(m, 1), _row(m, 2)
     for row in range(first, last):
         at, to, j = row * width, (row - first) * width, np.float32(row)
         ys, xs = points[1, to:to + width], points[2, to:to + width]
-        ks, ps = kept[to:to + width], places[to:to + width]
         if bent:
             down, along = field[0, at:at + width], field[1, at:at + width]
             if moved:
@@ -270,13 +265,43 @@ def _plane(m, field, moved, bent, width, first, last, sizes, points, places, kep
             for i in range(width):
                 u = np.float32(np.int32(i))
                 ys[i], xs[i] = sy + my[2] * u, sx + mx[2] * u
-        for i in range(width):
-            y, x = ys[i], xs[i]
-            ks[i] = one if (y >= -half) & (x >= -half) & (y < bottom) & (x < right) else zero
-            ys[i], yi = _cell(y, top_y, last_y)
-            xs[i], xi = _cell(x, top_x, last_x)
-            ps[i] = yi * across + xi
-    return _count(kept, (last - first) * width)
+    n = (last - first) * width
+    kept[:n] = np.float32(1)
+    places[:n] = np.uint32(0)
+    return _settle(points, n, sizes, places, kept)
+
+
+@numba.njit(error_model="numpy", cache=True)
+def _space(m, field, moved, bent, height, width, first, last, sizes, points, places, kept):  # type: ignore[no-untyped-def]
+    """The same of rows of a volume."""
+    _points(m, field, moved, bent, height, width, first, last, points)
+    n = (last - first) * width
+    half, one, zero = np.float32(0.5), np.float32(1), np.float32(0)
+    d, top, end, down = np.float32(sizes[0]) - half, np.float32(sizes[0] - 1), np.int32(max(sizes[0] - 2, 0)), sizes[1]
+    zs, across = points[0, :n], np.int32(down)
+    for i in range(n):
+        z = zs[i]
+        kept[i] = one if (z >= -half) & (z < d) else zero
+        zs[i], zi = _cell(z, top, end)
+        places[i] = zi * across
+    return _settle(points, n, sizes, places, kept)
+
+
+@numba.njit(error_model="numpy", cache=True)
+def _settle(points, n, sizes, places, kept):  # type: ignore[no-untyped-def]
+    """The same of rows and columns, on top of what slices have left. More memory in one loop is not made to vectors."""
+    half, one, zero = np.float32(0.5), np.float32(1), np.float32(0)
+    h, w = np.float32(sizes[1]) - half, np.float32(sizes[2]) - half
+    top_y, top_x = np.float32(sizes[1] - 1), np.float32(sizes[2] - 1)
+    last_y, last_x, across = np.int32(max(sizes[1] - 2, 0)), np.int32(max(sizes[2] - 2, 0)), np.int32(sizes[2])
+    ys, xs = points[1, :n], points[2, :n]
+    for i in range(n):
+        y, x = ys[i], xs[i]
+        kept[i] *= one if (y >= -half) & (x >= -half) & (y < h) & (x < w) else zero
+        ys[i], yi = _cell(y, top_y, last_y)
+        xs[i], xi = _cell(x, top_x, last_x)
+        places[i] = (np.int32(places[i]) + yi) * across + xi
+    return _count(kept, n)
 
 
 @numba.njit(error_model="numpy", cache=True, fastmath={"reassoc"})
@@ -295,41 +320,66 @@ def _strides(sizes):  # type: ignore[no-untyped-def]
 
 
 def _between(builder: Any, a: Any, b: Any, fraction: Any) -> Any:
-    """Linear mix of two numbers, or of pairs of them: exactly the first at fraction 0 and the second at 1."""
-    one = ir.FloatType()(1.0)
-    if a.type == _PAIR:
-        fraction, one = _both(builder, fraction), ir.Constant(_PAIR, [one, one])
-    rest = builder.fsub(one, fraction)
+    """Linear mix of two vectors: exactly the first at fraction 0 and the second at 1."""
+    rest = builder.fsub(ir.Constant(a.type, [1.0] * a.type.count), fraction)
     return builder.fadd(builder.fmul(a, rest, flags=_FUSED), builder.fmul(b, fraction, flags=_FUSED), flags=_FUSED)
 
 
-def _both(builder: Any, number: Any) -> Any:
-    pair = builder.insert_element(ir.Constant(_PAIR, ir.Undefined), number, ir.IntType(32)(0))
-    return builder.insert_element(pair, number, ir.IntType(32)(1))
+def _cell_values(deep: bool, count: int) -> Any:
+    """Writes the linear values in ``count`` cells from number i on: one, or four together.
 
+    A load takes two voxels that lie side by side in the image, and what is mixed along y and z are vectors of such
+    pairs: a third as many instructions as the compiler finds for the same formula. The axis of the pairs must have two
+    voxels.
+    """
+    pair, lines, width = (ir.VectorType(ir.FloatType(), n) for n in (2, 2 * count, count))
+    number = ir.IntType(32)
 
-def _cell_value(deep: bool) -> Any:
-    """Linear value in a cell whose first voxel is p, by loads of two voxels that lie side by side in the image: half as
-    many instructions as the compiler finds for the same formula. The axis of such pairs must have two voxels."""
-    def typed(context: Any, v: Any, p: Any, down: Any, back: Any, fz: Any, fy: Any, fx: Any) -> Any:
+    def shuffled(builder: Any, a: Any, b: Any, order: Sequence[int]) -> Any:
+        return builder.shuffle_vector(a, b, ir.Constant(ir.VectorType(number, len(order)), list(order)))
+
+    def typed(context: Any, v: Any, places: Any, zs: Any, ys: Any, xs: Any, line: Any, i: Any, down: Any,
+              back: Any) -> Any:
         def generate(context: Any, builder: Any, signature: Any, given: Sequence[Any]) -> Any:
-            v, p, down, back, fz, fy, fx = given
-            data = cgutils.create_struct_proxy(signature.args[0])(context, builder, v).data
+            data = [cgutils.create_struct_proxy(kind)(context, builder, each).data
+                    for kind, each in zip(signature.args[:6], given[:6], strict=True)]
+            i, down, back = given[6:]
 
-            def load(place: Any) -> Any:
-                return builder.load(builder.bitcast(builder.gep(data, [place]), _PAIR.as_pointer()), align=4)
+            def some(which: int, kind: Any) -> Any:
+                return builder.bitcast(builder.gep(data[which], [i]), kind.as_pointer())
 
-            pair = _between(builder, load(p), load(builder.add(p, down)), fy)
+            cells = builder.load(some(1, ir.VectorType(number, count)), align=4)
+            first = [builder.zext(builder.extract_element(cells, number(n)), ir.IntType(64)) for n in range(count)]
+
+            def pairs(step: Any) -> Any:
+                found = [builder.load(builder.bitcast(builder.gep(data[0], [
+                    cell if step is None else builder.add(cell, step)]), pair.as_pointer()), align=4) for cell in first]
+                while len(found) > 1:
+                    found = [shuffled(builder, a, b, range(2 * a.type.count))
+                             for a, b in zip(found[::2], found[1::2], strict=True)]
+                return found[0]
+
+            def fraction(which: int) -> Any:
+                mine = builder.load(some(which, width), align=4)
+                return shuffled(builder, mine, ir.Constant(width, ir.Undefined), [n // 2 for n in range(2 * count)])
+
+            fy = fraction(3)
+            mixed = _between(builder, pairs(None), pairs(down), fy)
             if deep:
-                r = builder.add(p, back)
-                pair = _between(builder, pair, _between(builder, load(r), load(builder.add(r, down)), fy), fz)
-            first, second = (builder.extract_element(pair, ir.IntType(32)(n)) for n in (0, 1))
-            return _between(builder, first, second, fx)
-        return numba.float32(v, p, down, back, fz, fy, fx), generate
+                beyond = _between(builder, pairs(back), pairs(builder.add(back, down)), fy)
+                mixed = _between(builder, mixed, beyond, fraction(2))
+            near, far = (shuffled(builder, mixed, ir.Constant(lines, ir.Undefined), range(side, 2 * count, 2))
+                         for side in (0, 1))
+            value = _between(builder, near, far, builder.load(some(4, width), align=4))
+            builder.store(value, some(5, width), align=4)
+            return context.get_dummy_value()
+        return numba.void(v, places, zs, ys, xs, line, i, down, back), generate
     return intrinsic(typed)
 
 
-_in_volume, _in_slice = _cell_value(deep=True), _cell_value(deep=False)
+_SOME = 4
+_in_volume, _in_slice = _cell_values(deep=True, count=1), _cell_values(deep=False, count=1)
+_in_volumes, _in_slices = _cell_values(deep=True, count=_SOME), _cell_values(deep=False, count=_SOME)
 
 
 @numba.njit(error_model="numpy", cache=True, fastmath={"contract", "nsz"})
@@ -342,12 +392,18 @@ def _fetch(v, sizes, places, fractions, line):  # type: ignore[no-untyped-def]
             p, fz, fy = np.uint64(places[i]), zs[i], ys[i]
             r, gz, gy = p + back, np.float32(1) - fz, np.float32(1) - fy
             line[i] = gz * (gy * v[p] + fy * v[p + down]) + fz * (gy * v[r] + fy * v[r + down])
-    elif sizes[0] == 1:
-        for i in range(len(line)):
-            line[i] = _in_slice(v, np.uint64(places[i]), down, back, zs[i], ys[i], xs[i])
+        return
+    whole, end = np.uint64(len(line) // _SOME), np.uint64(len(line))
+    if sizes[0] == 1:
+        for i in range(whole):
+            _in_slices(v, places, zs, ys, xs, line, i * np.uint64(_SOME), down, back)
+        for i in range(whole * np.uint64(_SOME), end):
+            _in_slice(v, places, zs, ys, xs, line, i, down, back)
     else:
-        for i in range(len(line)):
-            line[i] = _in_volume(v, np.uint64(places[i]), down, back, zs[i], ys[i], xs[i])
+        for i in range(whole):
+            _in_volumes(v, places, zs, ys, xs, line, i * np.uint64(_SOME), down, back)
+        for i in range(whole * np.uint64(_SOME), end):
+            _in_volume(v, places, zs, ys, xs, line, i, down, back)
 
 
 @numba.njit(error_model="numpy", cache=True)
@@ -404,10 +460,7 @@ def _fused_warp(fixed, moving, matrix, field, moved, bent, kind, view, pixels, s
         if flatland:
             count = _plane(matrix[b], fields[b], moved, bent, width, first, last, sizes, points, places, kept)
         else:
-            _points(matrix[b], fields[b], moved, bent, height, width, first, last, points)
-            count = _kept(points, n, sizes, False, kept)
-            if count:
-                _cells(points, n, sizes, places)
+            count = _space(matrix[b], fields[b], moved, bent, height, width, first, last, sizes, points, places, kept)
         for c in range(channels):
             line, before = buffer[:n], still[b, c, at:at + n]
             if count:
@@ -440,9 +493,8 @@ def _quantize(a, factor, offset, out):  # type: ignore[no-untyped-def]
     """Writes ``a * factor + offset``, of 0 to 1, as bytes: to the nearest, halves to the even one."""
     most, magic = np.float32(255), np.float32(12582912)     # the float32 of 1.5 * 2^23 and more are whole numbers
     for i in range(len(out)):
-        value = (a[i] * factor + offset) * most
-        value = value if value > np.float32(0) else np.float32(0)
-        out[i] = np.uint8(np.int32((value if value < most else most) + magic - magic))
+        value = min(max((a[i] * factor + offset) * most, np.float32(0)), most)
+        out[i] = np.uint8(np.int32(value + magic - magic))
 
 
 @numba.njit(error_model="numpy", cache=True)
