@@ -124,16 +124,17 @@ def measured(old: Path, cases: Sequence[str], kinds: Sequence[str], rounds: int)
 def page(rows: Sequence[dict[str, Any]], command: str, rounds: int, load: tuple[float, float]) -> str:
     from common import machine
     told = [f"# Steps a second beside an older tree\n\nMade by `{command}` on {date.today()}: {machine()}; one thread, "
-            f"CPU time, {rounds} rounds of {SECONDS:g} s each, the trees in turn. The load average was {load[0]:.1f} at "
-            f"the start and {load[1]:.1f} at the end: the machine was {'idle' if max(load) <= IDLE else '**not idle**'}."
+            f"CPU time, {rounds} rounds of {SECONDS:g} s each, the trees in turn. The load average was {load[0]:.1f} "
+            f"at the start and {load[1]:.1f} at the end: the machine was "
+            f"{'idle' if max(load) <= IDLE else '**not idle**'}."
             "\n"]
     for kind in dict.fromkeys(row["kind"] for row in rows):
         lanes = 1 if kind == "single" else LANES
         told += [f"\n## {TOLD[kind][0].upper()}{TOLD[kind][1:]}\n",
                  "| environment | before, ms | now, ms | lanes a second now | before / now | least to most |",
                  "| --- | ---: | ---: | ---: | ---: | ---: |"]
-        told += [f"| {row['case']} | {1e3 * row['before']:.3g} | {1e3 * row['after']:.3g} | {lanes / row['after']:,.0f} | "
-                 f"**{row['ratio']:.2f} x** | {row['least']:.2f} to {row['most']:.2f} |"
+        told += [f"| {row['case']} | {1e3 * row['before']:.3g} | {1e3 * row['after']:.3g} | "
+                 f"{lanes / row['after']:,.0f} | **{row['ratio']:.2f} x** | {row['least']:.2f} to {row['most']:.2f} |"
                  for row in rows if row["kind"] == kind]
     return "\n".join(told) + "\n"
 

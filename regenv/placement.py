@@ -95,8 +95,9 @@ class Compiled:
                 or (far[0] == poses_cpu.LANDMARKS and not task.transform.linear)):
             return None
         unit, scale_unit = move[1] or (1.0, 1.0)
-        return cls(task, (move[0], far[0], stop[0]), (unit, scale_unit, *(far[1] or (1.0,))), *(stop[1] or (0.0,)),
-                   task.actions.deltas, np.asarray(guard[1][0], np.float64), guard[1][1])
+        far_unit, tolerance = (far[1] or [1.0])[0], (stop[1] or [0.0])[0]
+        return cls(task, (move[0], far[0], stop[0]), (unit, scale_unit, far_unit), tolerance, task.actions.deltas,
+                   np.asarray(guard[1][0], np.float64), guard[1][1])
 
     def moved(self, state: EpisodeState, delta: Tensor | None, steps: Tensor) -> EpisodeState:
         """As :func:`moved`, and arrival."""
@@ -104,21 +105,27 @@ class Compiled:
         lanes, ndim = len(known.center), pair.ndim
         dense = self.codes[0] == poses_cpu.FIELD        # its pose is no row of parameters
         before = _NO_POSE[:1].repeat(lanes, 0) if dense else _array(state.pose)
+        if not dense and before.shape != (lanes, len(transform.names)):     # kernels do not look at bounds
+            raise ValueError(f"pose has shape {before.shape}; it must be {(lanes, len(transform.names))}.")
+        anchor = state.anchor if state.anchor.shape == pair.truth.shape else state.anchor.expand_as(pair.truth)
         ended, start, pull_back = np.empty_like(before), np.empty_like(known.truth), np.empty_like(known.truth)
+        seeds = None if self.task.guard is None else state.guard_seed
         rows, distance, arrived = np.empty((lanes, 4, 4), np.float32), np.empty(lanes), np.empty(lanes, np.bool_)
         poses_cpu.place(
             self.codes, self.units, self.tolerance, self.deltas, known.fixed_to_world, known.world_to_moving,
-            known.known, known.center, known.landmarks, known.target_pose, _array(state.anchor), before,
+            known.known, known.center, known.landmarks, known.target_pose, _array(anchor), before,
             _NO_POSE[:0] if delta is None or dense else _array(delta),
-            _NOBODY if state.guard_seed is None else state.guard_seed.numpy(), state.steps.numpy(), self.deviations,
-            self.k, ended, start, pull_back, rows, distance, arrived)
+            _NOBODY if seeds is None else seeds.numpy(), state.steps.numpy(), self.deviations, self.k,
+            ended, start, pull_back, rows, distance, arrived)
         if dense:
             pose = state.pose if delta is None else transform.apply(state.pose, delta)
         else:
             pose = torch.from_numpy(ended)
         displacement = transform.displacement(pose)
-        field = np.empty((lanes, ndim, 1, 1, 1), np.float32) if displacement is None else cpu.volume_of(displacement)
         bent = displacement is not None
+        if bent:
+            operators.check("step", pair.moving, None, displacement, pair.fixed.shape[2:])
+        field = cpu.volume_of(displacement) if bent else np.empty((lanes, ndim, 1, 1, 1), np.float32)
         image, moments = cpu.look(known.fixed, known.moving, (rows, field, True, bent), self.task.observation.view)
         return state.after(
             anchor=torch.from_numpy(start), pose=pose, pull_back=torch.from_numpy(pull_back),
@@ -139,7 +146,10 @@ class Compiled:
 def error_of(pair: PairBatch, pull_back: Tensor, displacement: Tensor | None) -> Tensor:
     """The landmark error (B,) mm of these maps, displaced first, then pulled back; NaN where it is unknown."""
     if operators.backend(pull_back.device) is cpu:
-        return _error(pair.arrays, _array(pull_back), _NO_FIELD if displacement is None else cpu.volume_of(displacement))
+        if displacement is not None:
+            operators.check("landmark error", pair.moving, None, displacement, displacement.shape[2:])
+        field = _NO_FIELD if displacement is None else cpu.volume_of(displacement)
+        return _error(pair.arrays, _array(pull_back), field)
     return error_by_torch(pair, pull_back, displacement)
 
 
@@ -161,8 +171,8 @@ def error_by_torch(pair: PairBatch, pull_back: Tensor, displacement: Tensor | No
 def _error(known: Arrays, pull_back: NDArray[np.float64], field: NDArray[np.float32]) -> Tensor:
     out = np.full(len(pull_back), np.nan)
     if len(known.landmarks):
-        poses_cpu.errors(known.landmarks, pull_back, known.truth, known.known, known.targets, known.fixed_to_world, field,
-                         out)
+        poses_cpu.errors(known.landmarks, pull_back, known.truth, known.known, known.targets, known.fixed_to_world,
+                         field, out)
     return torch.from_numpy(out)
 
 

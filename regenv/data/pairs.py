@@ -89,9 +89,20 @@ class PairBatch:
         def flat(tensor: Tensor | None, ndim: int) -> NDArray[np.float64]:
             return np.empty((0,) * ndim) if tensor is None else tensor.to(torch.float64).contiguous().numpy()
 
-        return Arrays(volume_of(self.fixed), volume_of(self.moving), flat(self.fixed_to_world, 3),
-                      flat(self.world_to_moving, 3), flat(self.truth, 3), self.known.contiguous().numpy(),
-                      flat(self.center, 2), flat(self.landmarks, 3), flat(self.targets, 3), flat(self.target_pose, 2))
+        found = Arrays(volume_of(self.fixed), volume_of(self.moving), flat(self.fixed_to_world, 3),
+                       flat(self.world_to_moving, 3), flat(self.truth, 3), self.known.contiguous().numpy(),
+                       flat(self.center, 2), flat(self.landmarks, 3), flat(self.targets, 3), flat(self.target_pose, 2))
+        unknown = {"landmarks": self.landmarks, "targets": self.targets, "target_pose": self.target_pose}
+        for name, array in found._asdict().items():     # kernels do not look at bounds
+            if len(array) != self.lanes and unknown.get(name, array) is not None:
+                raise ValueError(f"PairBatch: {name} has {len(array)} lanes; the fixed image has {self.lanes}.")
+        if found.fixed.shape[1] != found.moving.shape[1]:
+            raise ValueError(f"PairBatch: the fixed image has {found.fixed.shape[1]} channels, the moving one "
+                             f"{found.moving.shape[1]}; they must agree.")
+        if self.targets is not None and found.targets.shape != found.landmarks.shape:
+            raise ValueError(f"PairBatch: targets are {found.targets.shape}, landmarks {found.landmarks.shape}; they "
+                             "must agree.")
+        return found
 
     @classmethod
     def stack(cls, pairs: Sequence[PairBatch]) -> PairBatch:

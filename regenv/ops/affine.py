@@ -48,7 +48,8 @@ def products(a: Tensor, b: Tensor, c: Tensor) -> Tensor:
     if operators.backend(b.device) is not cpu:
         return matmul(matmul(a, b), c)
     out = torch.empty_like(b, dtype=torch.float64, memory_format=torch.contiguous_format)
-    poses_cpu.products(*(each.to(torch.float64).contiguous().numpy() for each in (a, b, c)), out.numpy())
+    first, second, third = (each.to(torch.float64).contiguous().numpy() for each in (a, b, c))
+    poses_cpu.products(first, second, third, out.numpy())
     return out
 
 

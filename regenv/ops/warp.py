@@ -74,8 +74,8 @@ def fused_warp(fixed: Tensor, moving: Tensor, matrix: Tensor, displacement: Tens
         fixed: (B, C, *shape) float. moving, matrix, displacement: as in :func:`warp_through`.
         view: "warped" (the warped image), "difference" (``fixed - warped``) or "pair" (fixed, then warped, clipped to
             [0, 1]); "difference_uint8" (128 where the images agree) or "pair_uint8", in bytes.
-    Returns: the view (B, C or 2C, *shape) float32 or uint8; and the moments (B, C, 5) float64, sums over the voxels of f, w,
-        f f, w w and f w, where f is ``fixed`` and w the warped image.
+    Returns: the view (B, C or 2C, *shape) float32 or uint8; and the moments (B, C, 5) float64, sums over the voxels of
+        f, w, f f, w w and f w, where f is ``fixed`` and w the warped image.
     Raises: ValueError: the view is unknown, or lanes or dimensions differ.
     """
     _known("view", view, VIEWS)

@@ -48,7 +48,7 @@ def agree(mine: EpisodeState, theirs: EpisodeState) -> None:
         assert (one is None) == (other is None)
         if one is not None:
             # the interpolation of landmarks and the modes' sums round in float32
-            loose = name == "tre" and mine.displacement is not None or name in ("moments", "displacement")
+            loose = (name == "tre" and mine.displacement is not None) or name in ("moments", "displacement")
             torch.testing.assert_close(one, other, rtol=1e-4 if loose else 1e-11, atol=1e-4 if loose else 1e-9,
                                        equal_nan=True, msg=lambda text, name=name: f"{name}: {text}")
     for view, image in mine.views.items():
@@ -131,7 +131,7 @@ def test_a_users_own_part_is_played_in_torch(parts: dict[str, Any]) -> None:
     assert Compiled.of(task, CPU) is None
     core = RegistrationCore(task)
     state = core.reset([np.random.default_rng(0)])
-    after, _, terminated, _ = core.step(state, [0])
+    after = core.step(state, [0])[0]
     sign = -1 if "transform" in parts else 1
     assert float(after.pose[0, 0] - state.pose[0, 0]) == pytest.approx(sign)
     assert float(after.distance) == pytest.approx(float(after.pose.norm()) * (2 if "distance" in parts else 1))
@@ -142,3 +142,16 @@ def test_a_users_own_part_is_played_in_torch(parts: dict[str, Any]) -> None:
 def test_torch_is_chosen_where_the_user_says_so(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("REGENV_KERNELS", "torch")
     assert Compiled.of(build("RegRigid2D-v0"), CPU) is None
+
+
+def test_what_does_not_fit_is_named_before_a_kernel_reads_it() -> None:
+    rigid, dense = (RegistrationCore(build(name, size=20)) for name in ("RegRigid2D-v0", "RegDense2D-v0"))
+    pair = rigid.reset([np.random.default_rng(seed) for seed in range(2)]).pair
+    with pytest.raises(ValueError, match=r"pose has shape \(2, 2\)"):
+        rigid.begin(pair, torch.zeros(2, 2, dtype=torch.float64))
+    with pytest.raises(ValueError, match="center has 1 lanes"):
+        rigid.begin(replace(pair, center=pair.center[:1]), torch.zeros(2, 3, dtype=torch.float64))
+    with pytest.raises(ValueError, match="1 channels, the moving one 2"):
+        rigid.begin(replace(pair, moving=pair.moving.repeat(1, 2, 1, 1)), torch.zeros(2, 3, dtype=torch.float64))
+    with pytest.raises(ValueError, match="the displacement must be"):
+        dense.begin(dense.reset([np.random.default_rng(0)]).pair, torch.zeros(1, 2, 12, 12))

@@ -114,4 +114,5 @@ def _between(voxels: int, stride: Tensor, start: Tensor, count: int) -> bank_cpu
     starts, strides = (each.cpu().numpy()[..., None] for each in (start, stride))
     places = np.clip(starts + strides * np.arange(count), 0, voxels - 1)
     below = np.minimum(np.floor(places), max(0, voxels - 2))
-    return below.astype(np.int64), np.minimum(below + 1, voxels - 1).astype(np.int64), (places - below).astype(np.float32)
+    above = np.minimum(below + 1, voxels - 1)
+    return below.astype(np.int64), above.astype(np.int64), (places - below).astype(np.float32)

@@ -1,4 +1,4 @@
-"""Sums of modes, and dense fields of B-spline coefficients, on the CPU: only the control points that count at a voxel."""
+"""Sums of modes, and dense fields of B-spline coefficients, on the CPU: only control points that count at a voxel."""
 
 from __future__ import annotations
 

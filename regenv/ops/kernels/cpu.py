@@ -48,7 +48,8 @@ def warp_labels(labels: Tensor, matrix: Tensor | None, displacement: Tensor | No
     """Nearest voxels' values (B, C, *shape) of any type, which are copied bit by bit."""
     words = bits(labels)
     out = torch.empty((*labels.shape[:2], *shape), dtype=words.dtype)
-    run(_nearest, _lifted(words), *_map(matrix, displacement, len(labels), len(shape)), _lifted(out), voxels=out.numel())
+    where = _map(matrix, displacement, len(labels), len(shape))
+    run(_nearest, _lifted(words), *where, _lifted(out), voxels=out.numel())
     return out.view(labels.dtype)
 
 

@@ -15,6 +15,7 @@ RIGID, MOTION, SIMILARITY, AMPLITUDES, FIELD = range(5)     # transforms
 NOTHING, PARAMETERS, LANDMARKS, TARGET = range(4)           # distances
 NEVER, ARRIVED = range(2)                                   # stopping rules
 SCALES = (0.2, 5.0)                                         # of a similarity
+TIE = 1e-9                                                  # distances this near are equal, however they were summed
 _DEGREE = math.pi / 180
 _GOLDEN, _MIX = np.uint64(0x9E3779B97F4A7C15), (np.uint64(0xBF58476D1CE4E5B9), np.uint64(0x94D049BB133111EB))
 
@@ -52,8 +53,8 @@ def _invert(m, out):  # type: ignore[no-untyped-def]
         for row in range(3):
             i, j = (row + 1) % 3, (row + 2) % 3
             for column in range(3):
-                k, l = (column + 1) % 3, (column + 2) % 3
-                out[row, column] = m[k, i] * m[l, j] - m[l, i] * m[k, j]
+                p, q = (column + 1) % 3, (column + 2) % 3
+                out[row, column] = m[p, i] * m[q, j] - m[q, i] * m[p, j]
     determinant = 0.0
     for inner in range(n):
         determinant += out[0, inner] * m[inner, 0]
@@ -156,7 +157,7 @@ def _matrix(family, pose, out, half):  # type: ignore[no-untyped-def]
         out[:n, n] = pose[:n]
         out[n, :] = 0.0
         out[n, n] = 1.0
-    elif family == AMPLITUDES or family == FIELD:
+    elif family in (AMPLITUDES, FIELD):
         out[:] = 0.0
         for axis in range(n + 1):
             out[axis, axis] = 1.0
@@ -183,7 +184,7 @@ def _apply(family, n, pose, delta, out, half):  # type: ignore[no-untyped-def]
         _turned(delta[n:], pose[n:], n, out[n:])
 
 
-# ------------------------------------------------------------------------------------------------ distances and stopping
+# ----------------------------------------------------------------------------------------------- distances and stopping
 
 @numba.njit(cache=True, nogil=True, error_model="numpy", fastmath={"reassoc", "contract"})
 def _mean_length(m, points, center):  # type: ignore[no-untyped-def]
@@ -322,12 +323,12 @@ def place(codes, units, tolerance, deltas, to_world, to_moving, known, center, p
             d = _distance(family, units, measure, after, there, here, mine, half, whole)
             distance[lane] = d
             if stop == ARRIVED:
-                there_yet = d <= tolerance
+                there_yet = d <= tolerance + TIE
                 if not there_yet:  # no action lowers D
                     there_yet = d == d
                     for action in range(len(deltas)):
                         _apply(family, n, after, deltas[action], tried, half)
-                        if not _distance(family, units, measure, tried, there, here, mine, half, whole) >= d:
+                        if not _distance(family, units, measure, tried, there, here, mine, half, whole) >= d - TIE:
                             there_yet = False
                             break
                 arrived[lane] = there_yet
@@ -350,7 +351,8 @@ def _bent(point, field, out):  # type: ignore[no-untyped-def]
     z0, z1, z = _across(point[0], field.shape[1]) if n == 3 else (0, 0, 0.0)
     for axis in range(n):
         u = field[axis]
-        near = (1 - y) * ((1 - x) * u[z0, y0, x0] + x * u[z0, y0, x1]) + y * ((1 - x) * u[z0, y1, x0] + x * u[z0, y1, x1])
+        near = ((1 - y) * ((1 - x) * u[z0, y0, x0] + x * u[z0, y0, x1])
+                + y * ((1 - x) * u[z0, y1, x0] + x * u[z0, y1, x1]))
         if z > 0:
             far = ((1 - y) * ((1 - x) * u[z1, y0, x0] + x * u[z1, y0, x1])
                    + y * ((1 - x) * u[z1, y1, x0] + x * u[z1, y1, x1]))
