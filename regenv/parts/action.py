@@ -40,8 +40,6 @@ class DiscreteSteps:
 
         An action that is not in the table changes nothing: on a GPU nobody has looked at it before.
         """
-        if action.device.type == "cpu":
-            return table[action]
         known = (action >= 0) & (action < len(table))
         return table[torch.where(known, action, 0)] * known[:, None]
 
