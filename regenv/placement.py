@@ -90,7 +90,7 @@ class Compiled:
         """None where a part is not known to the kernels, or the device is not theirs."""
         move, stop = _known(task.transform, TRANSFORMS), _known(task.termination, STOPS)
         far = (poses_cpu.NOTHING, []) if task.distance is None else _known(task.distance, DISTANCES)
-        guard = (0, [(), 1.0]) if task.guard is None else _known(task.guard, GUARDS)
+        guard: tuple[int, list[Any]] | None = (0, [(), 1.0]) if task.guard is None else _known(task.guard, GUARDS)
         if (operators.backend(device) is not cpu or move is None or stop is None or far is None or guard is None
                 or (far[0] == poses_cpu.LANDMARKS and not task.transform.linear)):
             return None
@@ -122,10 +122,10 @@ class Compiled:
         else:
             pose = torch.from_numpy(ended)
         displacement = transform.displacement(pose)
-        bent = displacement is not None
-        if bent:
+        bent, field = displacement is not None, np.empty((lanes, ndim, 1, 1, 1), np.float32)
+        if displacement is not None:
             operators.check("step", pair.moving, None, displacement, pair.fixed.shape[2:])
-        field = cpu.volume_of(displacement) if bent else np.empty((lanes, ndim, 1, 1, 1), np.float32)
+            field = cpu.volume_of(displacement)
         image, moments = cpu.look(known.fixed, known.moving, (rows, field, True, bent), self.task.observation.view)
         return state.after(
             anchor=torch.from_numpy(start), pose=pose, pull_back=torch.from_numpy(pull_back),
