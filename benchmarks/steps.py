@@ -29,8 +29,8 @@ LANES, DRAWN, SECONDS, IDLE = 16, 32, 0.2, 1.5     # lanes of a batch, actions, 
 CASES: dict[str, tuple[str, dict[str, Any]]] = {
     "RegRigid2D-v0, 48 x 48": ("RegRigid2D-v0", {"size": 48}), "RegRigid2D-v0, 128 x 128": ("RegRigid2D-v0", {}),
     "RegSimilarity2D-v0": ("RegSimilarity2D-v0", {}), "RegSDM2D-v0": ("RegSDM2D-v0", {}),
-    "RegDenseDigits-v0": ("RegDenseDigits-v0", {}), "RegDense2D-v0": ("RegDense2D-v0", {}),
-    "RegKeypoint2D-v0": ("RegKeypoint2D-v0", {}), "RegRigid3D-v0, 32^3": ("RegRigid3D-v0", {"size": 32})}
+    "RegDenseDigits-v0": ("RegDenseDigits-v0", {}), "RegRigid3D-v0, 32^3": ("RegRigid3D-v0", {"size": 32}),
+    "RegDense2D-v0": ("RegDense2D-v0", {})}
 KINDS = ("step", "single", "reset")
 TOLD = {"step": f"a step of {LANES} lanes, `gym.make_vec`", "single": "a step of `gym.make`",
         "reset": f"a reset of {LANES} lanes"}
