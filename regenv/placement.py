@@ -22,7 +22,7 @@ from regenv.ops.affine import about, invert_affine, matmul, transform_points
 from regenv.ops.kernels import cpu, operators, poses_cpu
 from regenv.ops.landmarks import tre
 from regenv.ops.random import counter_uniform
-from regenv.ops.warp import warp_points
+from regenv.ops.warp import VIEWS, warp_points
 from regenv.state import EpisodeState
 from regenv.task import Measure, Task
 
@@ -92,11 +92,14 @@ class Compiled:
         far = (poses_cpu.NOTHING, []) if task.distance is None else _known(task.distance, DISTANCES)
         guard: tuple[int, list[Any]] | None = (0, [(), 1.0]) if task.guard is None else _known(task.guard, GUARDS)
         if (operators.backend(device) is not cpu or move is None or stop is None or far is None or guard is None
-                or (far[0] == poses_cpu.LANDMARKS and not task.transform.linear)):
+                or (far[0] == poses_cpu.LANDMARKS and not task.transform.linear) or task.observation.view not in VIEWS):
             return None
+        deltas, count = task.actions.deltas, len(task.transform.names)
+        if move[0] != poses_cpu.FIELD and (deltas.shape[1] != count or (task.guard and len(guard[1][0]) != count)):
+            return None     # torch says what does not fit
         unit, scale_unit = move[1] or (1.0, 1.0)
         far_unit, tolerance = (far[1] or [1.0])[0], (stop[1] or [0.0])[0]
-        return cls(task, (move[0], far[0], stop[0]), (unit, scale_unit, far_unit), tolerance, task.actions.deltas,
+        return cls(task, (move[0], far[0], stop[0]), (unit, scale_unit, far_unit), tolerance, deltas,
                    np.asarray(guard[1][0], np.float64), guard[1][1])
 
     def moved(self, state: EpisodeState, delta: Tensor | None, steps: Tensor) -> EpisodeState:
@@ -114,7 +117,7 @@ class Compiled:
         poses_cpu.place(
             self.codes, self.units, self.tolerance, self.deltas, known.fixed_to_world, known.world_to_moving,
             known.known, known.center, known.landmarks, known.target_pose, _array(anchor), before,
-            _NO_POSE[:0] if delta is None or dense else _array(delta),
+            _NO_POSE[:0] if delta is None or dense else _array(delta.expand_as(state.pose)),
             _NOBODY if seeds is None else seeds.numpy(), state.steps.numpy(), self.deviations, self.k,
             ended, start, pull_back, rows, distance, arrived)
         if dense:
