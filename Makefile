@@ -30,7 +30,7 @@ typecheck: $(READY)
 	$(V)/bin/mypy
 
 bench: $(READY)
-	for script in $$(grep -l __main__ benchmarks/*.py | grep -v "peer_worker\|verdict_fit\|choice"); do $(V)/bin/python $$script || exit 1; done
+	for script in $$(grep -l __main__ benchmarks/*.py | grep -v "peer_worker\|verdict_fit\|choice\|steps"); do $(V)/bin/python $$script || exit 1; done
 
 docs: $(V)/.docs
 	NO_MKDOCS_2_WARNING=1 OMP_NUM_THREADS=1 NUMBA_NUM_THREADS=1 $(V)/bin/python -m mkdocs build --strict

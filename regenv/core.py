@@ -3,8 +3,6 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import replace
-from functools import partial
 from typing import Any
 
 import numpy as np
@@ -15,12 +13,9 @@ from torch import Tensor
 from regenv import render
 from regenv.data.pairs import PairBatch
 from regenv.inputs import checked_actions, checked_amounts, checked_device, flag
-from regenv.ops import overlap
 from regenv.ops.affine import about, invert_affine, matmul, transform_points
-from regenv.ops.landmarks import tre
-from regenv.ops.random import counter_uniform
 from regenv.ops.regularity import jacobian
-from regenv.ops.warp import warp_points
+from regenv.placement import Compiled, accepted, error_of, measure_of, moved
 from regenv.state import EpisodeState
 from regenv.task import LinearTransform, Measure, Task
 
@@ -36,6 +31,7 @@ class RegistrationCore:
         self.privileged = flag("privileged", privileged)
         self.action_space = task.actions.space()
         self.deltas = torch.from_numpy(task.actions.deltas).to(self.device)
+        self._compiled = Compiled.of(task, self.device)
 
     def reset(self, rngs: Sequence[np.random.Generator], difficulty: float = 1.0, reach: float = 1.0,
               pair: PairBatch | None = None) -> EpisodeState:
@@ -82,11 +78,11 @@ class RegistrationCore:
             guard_seed = guard_seed.to(self.device)
         nothing = torch.zeros(pair.lanes, dtype=torch.float64, device=self.device)
         state = EpisodeState(pair=pair, anchor=pair.truth if anchor is None else anchor, pose=pose,
-                             pull_back=pair.truth, displacement=None, labels=None, guard_seed=guard_seed,
+                             pull_back=pair.truth, displacement=None, guard_seed=guard_seed,
                              distance=nothing, tre=nothing, score=nothing,
                              arrived=torch.zeros_like(pair.known),
                              steps=torch.zeros_like(pair.known, dtype=torch.int64))
-        return self._evaluated(state)
+        return self._moved(state, None, state.steps)
 
     def step(self, state: EpisodeState, action: Any) -> tuple[EpisodeState, Tensor, Tensor, Tensor]:
         """One action per lane: the state after it, rewards (B,) float64, terminated (B,), truncated (B,) bool.
@@ -95,11 +91,7 @@ class RegistrationCore:
         """
         chosen = checked_actions(action, self.action_space, state.lanes, state.pose.device)
         delta = self.task.actions.delta(chosen, self.deltas)
-        anchor, pose = self._rebased(state)
-        if self.task.guard is not None:
-            delta = delta * self._accepted(state, pose, delta[:, None])[:, 0]
-        moved = replace(state, anchor=anchor, pose=self.task.transform.apply(pose, delta), steps=state.steps + 1)
-        after = self._evaluated(moved)
+        after = self._moved(state, delta, state.steps + 1)
         return after, self.task.reward(state, after), after.arrived, after.steps >= self.task.max_episode_steps
 
     def observe(self, state: EpisodeState) -> Tensor | dict[str, Tensor]:
@@ -119,8 +111,8 @@ class RegistrationCore:
             numbers |= {"tre": state.tre.clone(), "is_success": state.tre <= self.task.success_mm}
         if self.task.distance is not None:
             numbers["distance"] = state.distance.clone()
-        if state.labels is not None and state.pair.fixed_labels is not None:
-            numbers["dice"] = overlap.mean_dice(state.pair.fixed_labels, state.labels, state.pair.classes)
+        if state.dice is not None:
+            numbers["dice"] = state.dice.clone()
         mask = self.action_mask(state)
         if mask is not None:
             numbers["action_mask"] = mask
@@ -138,7 +130,9 @@ class RegistrationCore:
         """Which discrete actions will have an effect in the next step, (B, A) bool; None for a task without a guard."""
         if self.task.guard is None:
             return None
-        return self._accepted(state, state.pose, self.deltas.expand(state.lanes, -1, -1)).all(-1)
+        if self._compiled is not None and state.pose.device.type == "cpu":
+            return self._compiled.passing(state)
+        return accepted(self.task, state, state.pose, self.deltas.expand(state.lanes, -1, -1)).all(-1)
 
     def frame(self, state: EpisodeState, lane: int, style: str = "overlay", trail: render.Trail | None = None,
               name: str = "") -> NDArray[np.uint8]:
@@ -178,60 +172,24 @@ class RegistrationCore:
             None if field is None else jacobian(field)[0].cpu().numpy(), self.reading(state, lane),
             self.task.max_episode_steps)
 
-    def _accepted(self, state: EpisodeState, pose: Tensor, delta: Tensor) -> Tensor:
-        """Which parameters' parts of changes ``delta`` (B, A, P) of poses (B, P) have an effect: (B, A, P) bool."""
-        assert self.task.guard is not None and state.guard_seed is not None
-        chance = counter_uniform(state.guard_seed, state.steps, 2 * pose.shape[-1])
-        return self.task.guard.accepted(pose, delta, chance)
-
     def measure(self, pair: PairBatch) -> Measure:
         """D of poses (B, ..., P) of these pairs, as a function."""
-        if self.task.distance is None:
-            return lambda pose: torch.full(pose.shape[:1], torch.nan, dtype=torch.float64, device=pose.device)
-        return partial(self.task.distance, self.task.transform, pair)
+        return measure_of(self.task, pair)
 
-    def _rebased(self, state: EpisodeState) -> tuple[Tensor, Tensor]:
-        """Anchor and pose from which a step goes on: changed only in lanes whose truth is unknown."""
-        residual = about(state.pair.center, self.task.transform.matrix(state.pose))
-        anchor, pose = self.task.transform.rebase(state.anchor, residual, state.pose)
-        known = state.pair.known
-        kept = known.view(-1, *(1,) * (pose.ndim - 1))
-        return torch.where(known[:, None, None], state.anchor, anchor), torch.where(kept, state.pose, pose)
-
-    def _evaluated(self, state: EpisodeState) -> EpisodeState:
-        """The state with all that follows from its pose: images are warped once, and errors measured once."""
-        pair, transform = state.pair, self.task.transform
-        measure = self.measure(pair)
-        pull_back = matmul(state.anchor, about(pair.center, transform.matrix(state.pose)))
-        displacement = transform.displacement(state.pose)
-        unknown = torch.where(pair.known, 0.0, torch.nan)
-        placed = replace(state, pull_back=pull_back, displacement=displacement)
-        labels = None if pair.moving_labels is None else placed.resample(pair.moving_labels, "nearest")
-        measured = replace(placed.with_view(self.task.observation.view), labels=labels,
-                           distance=measure(state.pose) + unknown, tre=landmark_error(placed))
-        scored = replace(measured, score=self.task.reward.score(measured))
-        return replace(scored, arrived=self.task.termination(transform, measure, scored, self.deltas))
+    def _moved(self, state: EpisodeState, delta: Tensor | None, steps: Tensor) -> EpisodeState:
+        """The state after changes ``delta`` of its poses, or None for what its poses are, with all that follows."""
+        task = self.task
+        if self._compiled is not None and state.pose.device.type == "cpu":
+            seen = self._compiled.moved(state, delta, steps)
+            return seen.after(score=task.reward.score(seen))
+        seen = moved(task, state, delta, steps)
+        scored = seen.after(score=task.reward.score(seen))
+        return scored.after(arrived=task.termination(task.transform, self.measure(state.pair), scored, self.deltas))
 
 
 def landmark_error(state: EpisodeState) -> Tensor:
     """Mean distance (B,) of the landmarks from where they belong, mm; NaN where that is unknown."""
     return error_of(state.pair, state.pull_back, state.displacement)
-
-
-def error_of(pair: PairBatch, pull_back: Tensor, displacement: Tensor | None) -> Tensor:
-    """The landmark error (B,) of these maps: displaced first, then pulled back."""
-    points = pair.landmarks
-    nowhere = torch.full((pair.lanes,), torch.nan, dtype=torch.float64, device=pair.fixed.device)
-    if points is None:
-        return nowhere
-    if displacement is not None:
-        points_vox = transform_points(invert_affine(pair.fixed_to_world), points)
-        points = transform_points(pair.fixed_to_world, warp_points(points_vox, displacement).to(torch.float64))
-    moved = transform_points(pull_back, points)
-    if pair.targets is not None:
-        return tre(moved, pair.targets)
-    targets = transform_points(pair.truth, pair.landmarks)  # type: ignore[arg-type]
-    return torch.where(pair.known, tre(moved, targets), nowhere)
 
 
 def pose_of(transform: LinearTransform, anchor: Tensor, center: Tensor, pull_back: Tensor) -> Tensor:

@@ -108,11 +108,11 @@ class RegistrationEnv(gym.Env):
         observation = self.core.observe(self.state)
         self._state = self.state.release_views()
         if isinstance(observation, dict):
-            return {key: value[0].cpu().numpy() for key, value in observation.items()}
-        return observation[0].cpu().numpy()
+            return {key: value.cpu().numpy()[0] for key, value in observation.items()}
+        return observation.cpu().numpy()[0]
 
     def _info(self) -> dict[str, Any]:
-        values = {key: value[0].cpu().numpy() for key, value in self.core.info(self.state).items()}
+        values = {key: value.cpu().numpy()[0] for key, value in self.core.info(self.state).items()}
         if np.isnan(values.get("tre", 0.0)):  # nobody knows whether it is one
             values.pop("is_success", None)
         return {key: value.item() if value.ndim == 0 else value for key, value in values.items()}

@@ -177,7 +177,8 @@ def _as_tensor(actions: Any, discrete: bool) -> Tensor:
     if array.dtype == np.uint64 and array.size and array.max() > np.iinfo(np.int64).max:
         raise ValueError(f"step: actions are {shown(actions)}; they are too large.")
     exact = np.int64 if array.dtype.kind in "iu" else np.float32 if array.dtype.itemsize <= 4 else np.float64
-    return torch.from_numpy(np.require(array, exact, ["C", "W"]))
+    array = array if array.dtype == exact else array.astype(exact)
+    return torch.from_numpy(array if array.flags.c_contiguous and array.flags.writeable else array.copy())
 
 
 def _check_values(actions: Tensor, space: gym.Space[Any]) -> None:

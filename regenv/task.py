@@ -119,8 +119,9 @@ class Distance(Protocol):
 class Observation(Protocol):
     """What an agent sees."""
 
-    view: ClassVar[str]
-    """The image that the step's warp computes in the same pass: "warped", "difference" or "pair"."""
+    @property
+    def view(self) -> str:
+        """The image that the step's warp computes in the same pass, by its name in :data:`regenv.ops.warp.VIEWS`."""
 
     def space(self, shape: tuple[int, ...]) -> gym.Space[Any]:
         """Space of one lane's observation, for images of (*shape)."""

@@ -16,7 +16,7 @@ from torch import Tensor
 
 from regenv.core import RegistrationCore
 from regenv.inputs import ResetOptions, checked_options, checked_seeds, whole
-from regenv.outputs import as_information, as_tensor
+from regenv.outputs import OutputArray, as_information, as_tensor
 from regenv.registry import build
 from regenv.render import Trail, check_modes
 from regenv.state import EpisodeState
@@ -78,7 +78,6 @@ class RegistrationVectorEnv(gym.vector.VectorEnv):
         self._state: EpisodeState | None = None
         self._name = task if isinstance(task, str) else ""
         self._trails: list[Trail] = []      # of the lanes, where frames are asked for
-        self._all_lanes = torch.ones(num_envs, dtype=torch.bool, device=self.device)
         self._steps_taken = np.zeros(num_envs, dtype=np.int64)
         self._done = np.zeros(num_envs, dtype=bool)
 
@@ -105,8 +104,10 @@ class RegistrationVectorEnv(gym.vector.VectorEnv):
 
     def step(self, actions: Any) -> tuple[Any, Any, Any, Any, dict[str, Any]]:
         after, reward, terminated, truncated = self.core.step(self.state, actions)
-        self._trails = [trail.after(self.core.action_words(action), float(gain), self.core.reading(after, lane).value)
-                        for lane, (trail, action, gain) in enumerate(zip(self._trails, actions, reward, strict=False))]
+        if self._trails:
+            self._trails = [
+                trail.after(self.core.action_words(action), float(gain), self.core.reading(after, lane).value)
+                for lane, (trail, action, gain) in enumerate(zip(self._trails, actions, reward, strict=True))]
         self._steps_taken += 1
         all_lanes = np.ones(self.num_envs, dtype=bool)
         extra: dict[str, Any] = {}
@@ -197,6 +198,13 @@ class RegistrationVectorEnv(gym.vector.VectorEnv):
         infos: dict[str, Any] = {}
         for key, value in numbers.items():
             infos[key] = self._information(value)
-            lanes = self._all_lanes.clone() if where.all() else torch.from_numpy(where.copy()).to(self.device)
-            infos["_" + key] = self._information(lanes & ~numbers["tre"].isnan() if key == "is_success" else lanes)
+            infos["_" + key] = self._holds(where, numbers["tre"] if key == "is_success" else None)
         return infos
+
+    def _holds(self, where: NDArray[np.bool_], known: Tensor | None) -> Any:
+        """A mask of infos: the lanes of ``where``, less those where ``known`` is NaN."""
+        if self.device.type == "cpu":
+            lanes = where.copy() if known is None else where & ~np.isnan(known.numpy())
+            return lanes.view(OutputArray) if self.output == "torch" else lanes
+        mask = torch.from_numpy(where.copy()).to(self.device)
+        return self._information(mask if known is None else mask & ~known.isnan())

@@ -5,16 +5,33 @@ from __future__ import annotations
 from collections.abc import Sequence
 from dataclasses import dataclass, fields, replace
 from functools import cached_property
-from typing import Protocol, runtime_checkable
+from typing import NamedTuple, Protocol, runtime_checkable
 
 import numpy as np
 import torch
+from numpy.typing import NDArray
 from torch import Tensor
 
 from regenv.grid import Grid
 from regenv.ops import overlap
+from regenv.ops.kernels.cpu import volume_of
 
 SPLITS = ("train", "test")
+
+
+class Arrays(NamedTuple):
+    """A :class:`PairBatch` for kernels: images (B, C, D, H, W) float32, numbers float64, of no lanes where unknown."""
+
+    fixed: NDArray[np.float32]
+    moving: NDArray[np.float32]
+    fixed_to_world: NDArray[np.float64]
+    world_to_moving: NDArray[np.float64]
+    truth: NDArray[np.float64]
+    known: NDArray[np.bool_]
+    center: NDArray[np.float64]
+    landmarks: NDArray[np.float64]
+    targets: NDArray[np.float64]
+    target_pose: NDArray[np.float64]
 
 
 @dataclass(frozen=True)
@@ -65,6 +82,27 @@ class PairBatch:
     def clusters(self) -> tuple[int, ...]:
         """Clusters that occur in ``fixed_clusters``, without 0; computed once."""
         return overlap.classes(self.fixed_clusters)
+
+    @cached_property
+    def arrays(self) -> Arrays:
+        """Memory of the tensors, which must be on the CPU, as the kernels there take it; found once."""
+        def flat(tensor: Tensor | None, ndim: int) -> NDArray[np.float64]:
+            return np.empty((0,) * ndim) if tensor is None else tensor.to(torch.float64).contiguous().numpy()
+
+        found = Arrays(volume_of(self.fixed), volume_of(self.moving), flat(self.fixed_to_world, 3),
+                       flat(self.world_to_moving, 3), flat(self.truth, 3), self.known.contiguous().numpy(),
+                       flat(self.center, 2), flat(self.landmarks, 3), flat(self.targets, 3), flat(self.target_pose, 2))
+        unknown = {"landmarks": self.landmarks, "targets": self.targets, "target_pose": self.target_pose}
+        for name, array in found._asdict().items():     # kernels do not look at bounds
+            if len(array) != self.lanes and unknown.get(name, array) is not None:
+                raise ValueError(f"PairBatch: {name} has {len(array)} lanes; the fixed image has {self.lanes}.")
+        if found.fixed.shape[1] != found.moving.shape[1]:
+            raise ValueError(f"PairBatch: the fixed image has {found.fixed.shape[1]} channels, the moving one "
+                             f"{found.moving.shape[1]}; they must agree.")
+        if self.targets is not None and found.targets.shape != found.landmarks.shape:
+            raise ValueError(f"PairBatch: targets are {found.targets.shape}, landmarks {found.landmarks.shape}; they "
+                             "must agree.")
+        return found
 
     @classmethod
     def stack(cls, pairs: Sequence[PairBatch]) -> PairBatch:

@@ -7,6 +7,8 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
+from regenv.ops.kernels import cpu, operators, poses_cpu
+
 
 def homogeneous(linear: Tensor, translation: Tensor) -> Tensor:
     """Matrices (..., D+1, D+1) of ``x -> linear x + translation``."""
@@ -38,6 +40,16 @@ def matmul(a: Tensor, b: Tensor) -> Tensor:
     out = a[..., :, 0, None] * b[..., None, 0, :]
     for inner in range(1, a.shape[-1]):
         out = out + a[..., :, inner, None] * b[..., None, inner, :]
+    return out
+
+
+def products(a: Tensor, b: Tensor, c: Tensor) -> Tensor:
+    """Product ``a b c`` of homogeneous matrices (B, D+1, D+1), as :func:`matmul` twice. Not differentiable."""
+    if operators.backend(b.device) is not cpu:
+        return matmul(matmul(a, b), c)
+    out = torch.empty_like(b, dtype=torch.float64, memory_format=torch.contiguous_format)
+    first, second, third = (each.to(torch.float64).contiguous().numpy() for each in (a, b, c))
+    poses_cpu.products(first, second, third, out.numpy())
     return out
 
 

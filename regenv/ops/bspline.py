@@ -14,6 +14,8 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from regenv.ops.kernels import bspline_cpu, operators
+
 ORDER = 3
 _MARGIN = 0.625  # voxels from the first voxel's centre to the face of ITK's box: half a voxel, and an eighth as padding
 
@@ -40,8 +42,8 @@ def displacement(coefficients: Tensor, shape: Sequence[int]) -> Tensor:
     """
     _check("coefficients", coefficients, len(shape))
     control = coefficients.shape[2:]
-    return _product(coefficients, [_basis(n, c, coefficients.device, coefficients.dtype)
-                                   for n, c in zip(shape, control, strict=True)])
+    bases = [_basis(n, c, coefficients.device, coefficients.dtype) for n, c in zip(shape, control, strict=True)]
+    return bspline_cpu.dense(coefficients, bases) if operators.plain(coefficients) else _product(coefficients, bases)
 
 
 def adjoint(displacement: Tensor, control_shape: Sequence[int]) -> Tensor:

@@ -16,7 +16,9 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
+from regenv.ops.kernels import cpu, operators
 from regenv.ops.kernels.overlap_cpu import overlap_counts_cpu
+from regenv.ops.warp import warp_through
 
 _WIDEST = 1 << 20   # range of labels up to which a table has a row for each; atlases number regions by nine digits
 
@@ -50,6 +52,15 @@ def mean_dice(fixed: Tensor, warped: Tensor, classes: Sequence[int]) -> Tensor:
     if not classes:
         return torch.full((len(fixed),), torch.nan, device=fixed.device)
     return dice(fixed, warped, classes).nanmean(-1)
+
+
+def warped_dice(fixed: Tensor, moving: Tensor, matrix: Tensor, displacement: Tensor | None,
+                classes: Sequence[int]) -> Tensor:
+    """Mean Dice (B,) float32 of fixed labels and of moving ones, resampled at ``matrix (x + displacement(x))``, the
+    nearest: :func:`mean_dice` of :func:`regenv.ops.warp.warp_through`. Arguments as of these."""
+    if operators.backend(fixed.device, displacement) is cpu and classes and max(classes) - min(classes) < _WIDEST:
+        return cpu.warped_dice(fixed, moving, matrix, displacement, classes)
+    return mean_dice(fixed, warp_through(moving, matrix, displacement, tuple(fixed.shape[2:]), "nearest"), classes)
 
 
 def hausdorff(labels_a: Tensor, labels_b: Tensor, classes: Sequence[int], spacing: Sequence[float]) -> Tensor:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
+from typing import ClassVar
 
 import torch
 from torch import Tensor
@@ -15,6 +16,8 @@ from regenv.task import Transform, is_linear
 @dataclass(frozen=True)
 class ParameterNorm:
     """D is the norm of the transform's own parameters (Liao et al. 2017; "matrix" in Sun et al. 2018)."""
+
+    kernel: ClassVar[tuple[str, ...]] = ("parameters",)
 
     def __call__(self, transform: Transform, pair: PairBatch, pose: Tensor) -> Tensor:
         """(B, ...) of poses (B, ..., P)."""
@@ -33,6 +36,7 @@ class LandmarkError:
     """
 
     unit: float = 1.0
+    kernel: ClassVar[tuple[str, ...]] = ("landmarks", "unit")
 
     def __call__(self, transform: Transform, pair: PairBatch, pose: Tensor) -> Tensor:
         """(B, ...) of poses (B, ..., P)."""
@@ -49,6 +53,8 @@ class LandmarkError:
 @dataclass(frozen=True)
 class TargetNorm:
     """D is the norm of the parameters' difference from those at alignment (Krebs et al. 2017, eq. 1), mm."""
+
+    kernel: ClassVar[tuple[str, ...]] = ("target",)
 
     def __call__(self, transform: Transform, pair: PairBatch, pose: Tensor) -> Tensor:
         """(B, ...) of poses (B, ..., P); NaN where no target is known."""

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 from functools import lru_cache
+from typing import ClassVar
 
 import torch
 from torch import Tensor
@@ -22,6 +23,7 @@ class FuzzyControl:
 
     deviations: tuple[float, ...]
     k: float = 1.5
+    kernel: ClassVar[tuple[str, ...]] = ("fuzzy", "deviations", "k")
 
     def __post_init__(self) -> None:
         if not self.k > 0 or min(self.deviations) <= 0:

@@ -11,6 +11,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from regenv.ops.kernels.layout import quantized
 from regenv.state import EpisodeState
 from regenv.task import Observation
 
@@ -23,17 +24,17 @@ class Difference:
     """
 
     dtype: str = "float32"
-    view: ClassVar[str] = "difference"
+
+    @property
+    def view(self) -> str:
+        return _view("difference", self.dtype)
 
     def space(self, shape: tuple[int, ...]) -> gym.spaces.Box:
         return _box(self.dtype, -1.0, (1, *shape))
 
     def __call__(self, state: EpisodeState) -> Tensor:
         """(B, 1, *shape)."""
-        difference = state.views.get(self.view)
-        if difference is None:
-            difference = state.pair.fixed - state.warped
-        return _quantized((difference * 0.5).add_(128 / 255)) if self.dtype == "uint8" else difference
+        return _seen(state, self.view)
 
 
 @dataclass(frozen=True)
@@ -44,17 +45,17 @@ class Pair:
     """
 
     dtype: str = "float32"
-    view: ClassVar[str] = "pair"
+
+    @property
+    def view(self) -> str:
+        return _view("pair", self.dtype)
 
     def space(self, shape: tuple[int, ...]) -> gym.spaces.Box:
         return _box(self.dtype, 0.0, (2, *shape))
 
     def __call__(self, state: EpisodeState) -> Tensor:
         """(B, 2, *shape)."""
-        both = state.views.get(self.view)
-        if both is None:
-            both = torch.cat([state.pair.fixed, state.warped], dim=1).clamp_(0, 1)
-        return _quantized(both) if self.dtype == "uint8" else both
+        return _seen(state, self.view)
 
 
 MASKED = ("fixed", "moving")
@@ -86,7 +87,7 @@ class DictObservation:
         assert state.displacement is not None
         far = float(FARTHEST * max(state.displacement.shape[2:]))
         images = {"fixed": state.pair.fixed, "moving": state.pair.moving, "warped": state.warped}
-        shown = {name: _quantized(image) if self.dtype == "uint8" else image.clamp(0, 1)
+        shown = {name: quantized(image, "warped") if self.dtype == "uint8" else image.clamp(0, 1)
                  for name, image in images.items()}
         masks = {f"{name}_mask": _mask(getattr(state.pair, name), getattr(state.pair, f"{name}_labels"))
                  for name in MASKED if self.masks}
@@ -103,8 +104,14 @@ def _box(dtype: str, low: float, shape: tuple[int, ...]) -> gym.spaces.Box:
     return gym.spaces.Box(low, 1.0, shape, np.float32)
 
 
-def _quantized(unit: Tensor) -> Tensor:
-    return (unit * 255).round_().clamp_(0, 255).to(torch.uint8)
+def _view(kind: str, dtype: str) -> str:
+    """The name of a view of that type."""
+    return f"{kind}_uint8" if dtype == "uint8" else kind
+
+
+def _seen(state: EpisodeState, view: str) -> Tensor:
+    """A view: of the last step, or made now."""
+    return state.views[view] if view in state.views else state.look(view)[0][view]
 
 
 OBSERVATIONS: dict[str, Callable[[str], Observation]] = {"difference": Difference, "pair": Pair}

@@ -8,7 +8,7 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from regenv.ops import overlap, similarity
+from regenv.ops import similarity
 from regenv.state import EpisodeState
 from regenv.task import Reward
 
@@ -60,10 +60,9 @@ class DiceGain(Gain):
         """(B,) float64. Raises ValueError where the pairs have no labels."""
         pair = state.pair
         if self.of == "clusters" and pair.fixed_clusters is not None and pair.moving_clusters is not None:
-            warped = state.resample(pair.moving_clusters, "nearest")
-            dice = overlap.mean_dice(pair.fixed_clusters, warped, pair.clusters)
-        elif pair.fixed_labels is not None and state.labels is not None:
-            dice = overlap.mean_dice(pair.fixed_labels, state.labels, pair.classes)
+            dice = state.overlap(pair.fixed_clusters, pair.moving_clusters, pair.clusters)
+        elif state.dice is not None:
+            dice = state.dice
         else:
             raise ValueError("reward is 'dice'; it needs labels of both images. Use another source or reward.")
         return self.scale * dice.nan_to_num().to(torch.float64)

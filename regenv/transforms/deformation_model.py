@@ -17,6 +17,7 @@ from torch import Tensor
 from regenv.atomic import atomic
 from regenv.ops import bspline, pca
 from regenv.ops.affine import matmul
+from regenv.ops.kernels import bspline_cpu, operators
 from regenv.stored import StoredError, parse_json, read_tensors
 
 _CARD = "regenv_deformation_model"  # key of the JSON card in the file's header
@@ -121,6 +122,8 @@ class DeformationModel:
     def coefficients(self, theta: Tensor) -> Tensor:
         """B-spline coefficients (B, D, *control_shape), voxels, of amplitudes (B, K)."""
         mean, modes = self._voxel_rows
+        if operators.plain(theta, modes):
+            return bspline_cpu.combined(mean, modes, theta).unflatten(1, self.mean.shape)
         # summed in a fixed order: a batched product would round a lane differently with the number of lanes
         return (mean + matmul(theta[:, None], modes)[:, 0]).unflatten(1, self.mean.shape)
 

@@ -26,6 +26,7 @@ class Dense:
     ndim: int
     update: str = "compose"
     linear: ClassVar[bool] = False
+    kernel: ClassVar[tuple[str, ...]] = ("field",)
 
     @property
     def names(self) -> tuple[str, ...]:

@@ -34,6 +34,7 @@ class Rigid:
 
     ndim: int
     linear: ClassVar[bool] = True
+    kernel: ClassVar[tuple[str, ...]] = ("rigid",)
 
     @property
     def names(self) -> tuple[str, ...]:
@@ -90,6 +91,8 @@ class RigidMotion(Rigid):
     it means the same with and without a known truth, and distant poses stay reachable. Rotations are a rotation vector
     in degrees: the distance is sqrt(|t|^2 + angle^2).
     """
+
+    kernel: ClassVar[tuple[str, ...]] = ("motion",)
 
     def matrix(self, pose: Tensor) -> Tensor:
         pose = pose.to(torch.float64)

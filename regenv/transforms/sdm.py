@@ -18,6 +18,7 @@ class SDM:
 
     model: DeformationModel
     linear: ClassVar[bool] = False
+    kernel: ClassVar[tuple[str, ...]] = ("amplitudes",)
 
     @property
     def ndim(self) -> int:

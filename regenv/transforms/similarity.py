@@ -32,6 +32,7 @@ class Similarity:
     unit: float = 1.0
     scale_unit: float = 0.05
     linear: ClassVar[bool] = True
+    kernel: ClassVar[tuple[str, ...]] = ("similarity", "unit", "scale_unit")
 
     @property
     def names(self) -> tuple[str, ...]:

@@ -12,6 +12,7 @@ from torch import Tensor
 from regenv.data.pairs import SPLITS
 from regenv.grid import Grid
 from regenv.ops.affine import matmul
+from regenv.ops.kernels import bank_cpu, cpu, operators
 from regenv.ops.sampling import affine_coordinates, sample
 
 Painter = Callable[[Grid, np.random.Generator], tuple[list[np.ndarray], np.ndarray]]
@@ -66,6 +67,11 @@ def sample_bank(bank: PhantomBank, patients: np.ndarray, grid_to_patient: np.nda
     aligned = bool((linear * (1 - torch.eye(3, dtype=linear.dtype)) == 0).all())
     device = bank.volumes.device
     out = torch.empty(len(patients), mix.shape[1], *shape, device=device)
+    if aligned and operators.backend(device) is cpu:
+        lines = [_between(bank.volumes.shape[a + 2], to_bank[:, a, a], to_bank[:, a, 3], shape[a]) for a in range(3)]
+        bank_cpu.resampled(bank.volumes.numpy(), np.asarray(patients, np.int64), lines, mix.astype(np.float32),
+                           out.numpy())
+        return out
     for lane, patient in enumerate(patients):
         if aligned:  # channels are mixed after the first axis: that leaves less to interpolate
             axes = [(a + 1, to_bank[lane, a, a], to_bank[lane, a, 3], shape[a]) for a in range(3)]
@@ -93,10 +99,20 @@ def _resample_axis(channels: Tensor, axis: int, stride: Tensor, start: Tensor, c
 
     It is ten times faster than ``grid_sample`` where the grids' axes agree.
     """
-    places = (start + stride * torch.arange(count, dtype=torch.float64)).clamp(0, channels.shape[axis] - 1)
-    below = places.floor().clamp(max=max(0, channels.shape[axis] - 2))
-    share = (places - below).to(torch.float32).view(-1, *(1,) * (channels.ndim - 1 - axis)).to(channels.device)
-    index = below.long().to(channels.device)
+    below, above, share = _between(channels.shape[axis], stride, start, count)
+    index, next_, part = (torch.from_numpy(each).to(channels.device) for each in (below, above, share))
     low = channels.index_select(axis, index)
-    high = channels.index_select(axis, (index + 1).clamp(max=channels.shape[axis] - 1))
-    return high.sub_(low).mul_(share).add_(low)
+    high = channels.index_select(axis, next_)
+    return high.sub_(low).mul_(part.view(-1, *(1,) * (channels.ndim - 1 - axis))).add_(low)
+
+
+def _between(voxels: int, stride: Tensor, start: Tensor, count: int) -> bank_cpu.Axis:
+    """Of each of ``count`` places (..., count) the voxel below, the one above, and the share of the latter.
+
+    Args: stride, start (...), voxels.
+    """
+    starts, strides = (each.cpu().numpy()[..., None] for each in (start, stride))
+    places = np.clip(starts + strides * np.arange(count), 0, voxels - 1)
+    below = np.minimum(np.floor(places), max(0, voxels - 2))
+    above = np.minimum(below + 1, voxels - 1)
+    return below.astype(np.int64), above.astype(np.int64), (places - below).astype(np.float32)

@@ -2,10 +2,13 @@
 
 from __future__ import annotations
 
+import numpy as np
 import torch
 from torch import Tensor
 
 MOMENTS = 5
+QUANTIZED = "_uint8"            # the end of the name of a view in bytes
+MIDDLE = np.float32(128 / 255)  # of a difference in bytes, where images agree
 LOCALLY_FLAT = 1e-8  # product of a window's two variances, in units of the images' own: below it, no contrast
 _WORDS = {1: torch.int8, 2: torch.int16, 4: torch.int32, 8: torch.int64}
 
@@ -21,3 +24,9 @@ def homogeneous(matrix: Tensor, lanes: int) -> Tensor:
 def bits(labels: Tensor) -> Tensor:
     """The same memory as integers: a kernel that only copies values needs no other type."""
     return labels.detach().contiguous().view(_WORDS[labels.element_size()])
+
+
+def quantized(image: Tensor, view: str) -> Tensor:
+    """The float32 image of a view as bytes: 0 to 1 as 0 to 255; a difference of -1 to 1 about 128."""
+    unit = image * 0.5 + float(MIDDLE) if view == "difference" else image
+    return (unit * 255).round_().clamp_(0, 255).to(torch.uint8)

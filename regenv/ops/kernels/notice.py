@@ -6,7 +6,7 @@ import sys
 
 from numba.core import event
 
-TEXT = "regenv: compiling kernels, once, about 20 s (`regenv warmup` does it ahead)."
+TEXT = "regenv: compiling kernels, once, about 40 s (`regenv warmup` does it ahead)."
 
 
 class _Notice(event.Listener):

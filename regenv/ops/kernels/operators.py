@@ -13,7 +13,7 @@ from torch import Tensor
 from torch.library import custom_op
 
 from regenv.ops.kernels import cpu, reference
-from regenv.ops.kernels.layout import MOMENTS
+from regenv.ops.kernels.layout import MOMENTS, QUANTIZED, quantized
 from regenv.ops.sampling import affine_coordinates
 
 VARIABLE = "REGENV_KERNELS"
@@ -34,6 +34,14 @@ def backend(device: torch.device, displacement: Tensor | None = None) -> ModuleT
         from regenv.ops.kernels import cuda
         return cuda
     return cpu if device.type == "cpu" else reference
+
+
+def plain(*tensors: Tensor) -> bool:
+    """Whether kernels may take the memory of tensors as it is: on the CPU, and neither differentiated nor traced."""
+    return (backend(tensors[0].device) is cpu and not torch.compiler.is_compiling()
+            and not torch._C._are_functorch_transforms_active()
+            and all(type(each) is Tensor and each.dtype == torch.float32 for each in tensors)
+            and not (torch.is_grad_enabled() and any(each.requires_grad for each in tensors)))
 
 
 def check(name: str, image: Tensor, matrix: Tensor | None, displacement: Tensor | None,
@@ -170,7 +178,12 @@ def _fused_warp(fixed: Tensor, moving: Tensor, matrix: Tensor | None, displaceme
                          f"on {moving.device}; lanes, channels and device must agree.")
     check_float("fused_warp", fixed)
     check_float("fused_warp", moving)
-    return backend(fixed.device, displacement).fused_warp(fixed, moving, matrix, displacement, view)
+    chosen = backend(fixed.device, displacement)
+    if view.endswith(QUANTIZED) and chosen is not cpu:
+        kind = view.removesuffix(QUANTIZED)
+        image, moments = chosen.fused_warp(fixed, moving, matrix, displacement, kind)
+        return quantized(image, kind), moments
+    return chosen.fused_warp(fixed, moving, matrix, displacement, view)
 
 
 @custom_op("regenv::warp_vjp", mutates_args=(),
@@ -212,8 +225,8 @@ def _(labels: Tensor, matrix: Tensor | None, displacement: Tensor | None, shape:
 def _(fixed: Tensor, moving: Tensor, matrix: Tensor | None, displacement: Tensor | None,
       view: str) -> tuple[Tensor, Tensor]:
     lanes, channels = moving.shape[:2]
-    shape = (lanes, (2 if view == "pair" else 1) * channels, *fixed.shape[2:])
-    return (fixed.new_empty(shape, dtype=torch.float32),
+    shape = (lanes, (2 if view.startswith("pair") else 1) * channels, *fixed.shape[2:])
+    return (fixed.new_empty(shape, dtype=torch.uint8 if view.endswith(QUANTIZED) else torch.float32),
             fixed.new_empty((lanes, channels, MOMENTS), dtype=torch.float64))
 
 

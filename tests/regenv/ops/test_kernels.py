@@ -18,6 +18,7 @@ from hypothesis import strategies as st
 from regenv import RegistrationCore
 from regenv.ops import similarity, warp
 from regenv.ops.kernels import cpu, operators, reference
+from regenv.ops.kernels.layout import QUANTIZED, quantized
 from regenv.registry import build
 
 TOLERANCE = 2e-5  # of the intensity range, which is 1 here
@@ -70,6 +71,17 @@ def problems(draw: st.DrawFn, most: int = 14) -> Problem:
                    draw(st.sampled_from(MAPS)), draw(st.integers(0, 2**20)))
 
 
+FLOATS = tuple(view for view in warp.VIEWS if not view.endswith(QUANTIZED))
+
+
+@settings(max_examples=40, deadline=None, derandomize=True)
+@given(problems(), st.sampled_from(("difference", "pair")))
+def test_views_in_bytes_are_the_float_views_rounded(case: Problem, view: str) -> None:
+    image, moments = cpu.fused_warp(3 * case.fixed - 1, case.image, *case.map, view)
+    whole, same = cpu.fused_warp(3 * case.fixed - 1, case.image, *case.map, view + QUANTIZED)
+    assert torch.equal(whole, quantized(image, view)) and torch.equal(moments, same)
+
+
 def agree(backend, case: Problem, border: bool, view: str) -> None:
     ours, theirs = (each.warp(case.image, *case.map, case.shape, border) for each in (backend, reference))
     torch.testing.assert_close(ours, theirs, rtol=0, atol=TOLERANCE)
@@ -82,13 +94,13 @@ def agree(backend, case: Problem, border: bool, view: str) -> None:
 
 
 @settings(max_examples=150, deadline=None, derandomize=True)
-@given(problems(), st.booleans(), st.sampled_from(warp.VIEWS))
+@given(problems(), st.booleans(), st.sampled_from(FLOATS))
 def test_the_cpu_kernels_equal_the_reference(case: Problem, border: bool, view: str) -> None:
     agree(cpu, case, border, view)
 
 
 @settings(max_examples=10, deadline=None, derandomize=True)
-@given(case=problems(most=5), border=st.booleans(), view=st.sampled_from(warp.VIEWS))
+@given(case=problems(most=5), border=st.booleans(), view=st.sampled_from(FLOATS))
 def test_the_cuda_kernels_equal_the_reference(triton_kernels, case: Problem, border: bool, view: str) -> None:
     agree(triton_kernels, case.to(CUDA), border, view)
 

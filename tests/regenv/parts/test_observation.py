@@ -16,7 +16,7 @@ from tests.regenv.families import begun, core_of, ndim
 def test_observations_are_the_difference_or_the_pair() -> None:
     core = core_of("RegRigid3D-v0")
     state = begun(core, [[0.0] * 6, [9.0] * 6])
-    fixed, warped = state.pair.fixed, state.warped
+    fixed, warped = state.pair.fixed, state.look("warped")[0]["warped"]
     seen = {(kind, dtype): OBSERVATIONS[kind](dtype)(state) for kind in OBSERVATIONS for dtype in ("float32", "uint8")}
     assert torch.equal(seen["difference", "float32"], fixed - warped)
     both = torch.cat([fixed, warped], 1).clamp(0, 1)
@@ -35,7 +35,8 @@ def test_observations_are_the_difference_or_the_pair() -> None:
 
 def test_agreeing_images_have_a_grey_difference() -> None:
     state = begun(core_of("RegRigid2D-v0"), [[0.0] * 3])
-    same = replace(state, views={"difference": torch.zeros_like(state.pair.fixed)})
+    same = replace(state, pair=replace(state.pair, moving=state.pair.fixed), views={}, pull_back=torch.linalg.inv(
+        state.pair.fixed_to_world @ state.pair.world_to_moving))
     assert (OBSERVATIONS["difference"]("uint8")(same) == 128).all()
 
 

@@ -22,6 +22,7 @@ from regenv.data.sources.organs import OrganPairs, composition_error, turned
 from regenv.ops import bspline, overlap
 from regenv.ops.sampling import identity
 from regenv.ops.warp import compose, warp_dense, warp_through
+from regenv.placement import accepted
 from regenv.registry import build
 from regenv.transforms.deformation_model import ModelError
 
@@ -212,7 +213,7 @@ def test_fuzzy_control_keeps_random_walks_inside() -> None:
         for step in range(2000):
             delta = core.task.actions.delta(torch.from_numpy(rng.integers(0, 30, 8)), core.deltas)
             if fuzzy:
-                delta = delta * core._accepted(state, state.pose, delta[:, None])[:, 0]
+                delta = delta * accepted(core.task, state, state.pose, delta[:, None])[:, 0]
             state = type(state)(**{**state.__dict__, "pose": state.pose + delta, "steps": state.steps + 1})
             if step % 10 == 0:
                 kept.append((state.pose.abs() <= 1.5 * sigma).double().mean())

@@ -9,6 +9,7 @@ import pytest
 import torch
 
 from regenv.data.pairs import PairSource
+from regenv.data.phantoms.bank import PhantomBank, sample_bank
 from regenv.data.sources.brain_phantoms import BrainPhantom, painted_heads
 from regenv.data.sources.spine_phantoms import SpinePhantom, painted_spines
 from regenv.grid import Grid
@@ -89,3 +90,18 @@ def test_oblique_grid_sees_the_same_patient(source: PairSource, grid: Grid) -> N
 def test_errors_name_the_field_and_its_value(make, says: str) -> None:  # type: ignore[no-untyped-def]
     with pytest.raises(ValueError, match=says.replace("(", r"\(")):
         make()
+
+
+@pytest.mark.parametrize("shape", [(1, 9, 14), (7, 5, 6)])
+def test_the_kernel_samples_a_bank_as_torch_does(shape: tuple[int, ...], monkeypatch: pytest.MonkeyPatch) -> None:
+    draw = np.random.default_rng(0)
+    bank = PhantomBank(torch.rand(3, 4, 8, 10, 12), Grid.centered((8, 10, 12), 2.0), ())
+    maps = np.tile(np.eye(4), (5, 1, 1))
+    maps[:, [0, 1, 2], [2, 1, 0]], maps[:, [0, 1, 2], [0, 1, 2]] = draw.uniform(-3, 3, (5, 3)), [0, 1, 0]
+    maps[:, [1], [1]] = draw.uniform(-3, 3, (5, 1))
+    maps[:, :3, 3] = draw.uniform(-12, 12, (5, 3))
+    mix = draw.normal(size=(5, 2, 4))
+    ours = sample_bank(bank, np.array([0, 2, 1, 1, 0]), maps, shape, mix)
+    monkeypatch.setenv("REGENV_KERNELS", "torch")
+    assert torch.equal(ours, sample_bank(bank, np.array([0, 2, 1, 1, 0]), maps, shape, mix))
+    assert ours.std() > 0.1
