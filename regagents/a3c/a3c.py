@@ -19,7 +19,9 @@ from regagents.common.algorithm import Algorithm, check_counts
 from regagents.common.curriculum import Curriculum
 from regenv.core import RegistrationCore
 from regenv.parts.termination import Never
+from regenv.state import EpisodeState
 
+LANES = 32      # pairs played at once where the temperature is chosen
 ATTEMPTS = 4    # of a registration that its values say has gone astray, the first included
 
 
@@ -143,14 +145,20 @@ class A3C(Algorithm):
         """Set ``stop_values`` and, where the value is fitted, ``temperature`` to those that end nearest to alignment on
         training pairs from new random starts.
 
-        Args: steps: at most so many a registration; the best path takes 40 on average and 85 at most.
+        Args: pairs: for the stop values, and four times as many for the temperature, whose choices differ less; steps:
+        at most so many a registration; the best path takes 40 on average and 85 at most; seed: of the first pair.
         """
         core = RegistrationCore(replace(self.task(), termination=Never()))
-        state = core.reset([np.random.default_rng(seed + i) for i in range(pairs)])
+
+        def drawn(first: int, count: int) -> EpisodeState:
+            return core.reset([np.random.default_rng(seed + first + lane) for lane in range(count)])
+
+        state = drawn(0, pairs)
         plain, ahead = (best_threshold(self.policy, core, state, steps, lookahead) for lookahead in (None, Lookahead()))
         self.stop_values = (plain, ahead)
         if self.value_pairs:
-            self.temperature = best_temperature(self.policy, core, state, ahead, steps)
+            fresh = (drawn(first, LANES) for first in range(pairs, 5 * pairs, LANES))
+            self.temperature = best_temperature(self.policy, core, fresh, ahead, steps)
         return self.stop_values
 
     def lookahead(self) -> Lookahead:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from dataclasses import dataclass, replace
 
 import numpy as np
@@ -229,17 +229,19 @@ def best_threshold(policy: A3CPolicy, core: RegistrationCore, state: EpisodeStat
 
 
 @torch.inference_mode()
-def best_temperature(policy: A3CPolicy, core: RegistrationCore, state: EpisodeState, threshold: float,
+def best_temperature(policy: A3CPolicy, core: RegistrationCore, states: Iterable[EpisodeState], threshold: float,
                      steps: int) -> float | None:
     """The temperature of :class:`Lookahead` whose poses have the least mean ``log(1 + D)``, which those few that have
-    gone astray do not decide, on pairs of known truth; None where weights do not help. All are judged on the same
-    roll-outs."""
+    gone astray do not decide; None where weights do not help. All are judged on the same roll-outs.
+
+    Args: states: episodes at their start, on pairs of known truth, some at a time.
+    """
     ahead = Lookahead()
     looks = {each: replace(ahead, temperature=each) for each in (None, *TEMPERATURES)}
     errors = dict.fromkeys(looks, 0.0)
-    for _, ended, memory, _ in settled(policy, core, state, state.pose, threshold, steps, ahead):
-        seen = ahead.visited(policy, core, ended, memory)
-        distance = core.measure(ended.pair)
-        for each, look in looks.items():
-            errors[each] += float(distance(look.mean(core, ended, *seen)).log1p().sum())
+    for state in states:
+        for _, ended, memory, _ in settled(policy, core, state, state.pose, threshold, steps, ahead):
+            seen, distance = ahead.visited(policy, core, ended, memory), core.measure(ended.pair)
+            for each, look in looks.items():
+                errors[each] += float(distance(look.mean(core, ended, *seen)).log1p().sum())
     return min(looks, key=lambda each: errors[each])

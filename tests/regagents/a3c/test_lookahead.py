@@ -166,9 +166,9 @@ def test_values_that_know_the_distance_bring_the_mean_nearer_and_a_temperature_i
                     for temperature in (None, 0.4))
     measure = core.measure(state.pair)
     assert (measure(sharp) < measure(plain)).all() and measure(sharp).mean() < 0.8 * measure(plain).mean()
-    assert best_temperature(knowing, core, state, 0.0, 0) in TEMPERATURES  # type: ignore[arg-type]
+    assert best_temperature(knowing, core, [state], 0.0, 0) in TEMPERATURES  # type: ignore[arg-type]
     misled = Judge(core, lambda state: state.distance)
-    assert best_temperature(misled, core, state, -99.0, 0) is None  # type: ignore[arg-type]
+    assert best_temperature(misled, core, [state], -99.0, 0) is None  # type: ignore[arg-type]
 
 
 @pytest.mark.parametrize("name", ["RegSimilarity2D-v0", "RegSimilarity3D-v0"])
