@@ -138,8 +138,7 @@ class A3C(Algorithm):
         """The stop values and the temperature, calibrated, after the value head is fitted."""
         if self.value_pairs:
             ValueFit(self.value_pairs)(self.policy, self.task())
-        self.calibrate()
-        return {"stop_values": list(self.stop_values), "temperature": self.temperature}
+        return {"stop_values": list(self.calibrate()), "temperature": self.temperature}
 
     def calibrate(self, pairs: int = 128, steps: int = 150, seed: int = 9_000_000) -> tuple[float, float]:
         """Set ``stop_values`` and, where the value is fitted, ``temperature`` to those that end nearest to alignment on

@@ -216,6 +216,7 @@ def test_lanes_that_have_gone_astray_play_again_and_the_best_end_counts() -> Non
     assert often.distance[1] < once.distance[1] - 1
 
 
+@pytest.mark.slow
 @needs_heads
 def test_removing_the_look_aheads_values_or_the_memory_costs_the_shipped_agent() -> None:
     """48 held-out pairs of E2. Without the values' weights, and without what the LSTM remembers, errors grow."""
