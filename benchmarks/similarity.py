@@ -7,7 +7,7 @@ training, E2 wider. Errors are mean landmark distances after registration, in pi
     python benchmarks/similarity.py --pairs 100           # a first look
     python benchmarks/similarity.py --add --methods similarity-rl+mc    # one row again, the others are kept
     python benchmarks/similarity.py --curves-only         # figure 5 from the logs that lie beside the results
-    python benchmarks/similarity.py --sets E2 --pairs 160 --out benchmarks/results/similarity-fine --peers FOLDER \\
+    python benchmarks/similarity.py --sets E2 --pairs 64 --out benchmarks/results/similarity-fine --peers FOLDER \\
         --methods initial,mi,elastix,similarity-rl,similarity-rl+mc,similarity-value+mc,similarity-value+mc+fine
 
 FOLDER holds itk-elastix, see requirements.txt.
@@ -194,7 +194,8 @@ def main(argv: Sequence[str] | None = None) -> int:
             reports[name] = reports[name].joined(report) if name in reports else report
             save(reports, arguments.out, typed)
         print(table(reports))
-    draw(arguments.out.with_suffix(".png"))
+    if not arguments.methods:
+        draw(arguments.out.with_suffix(".png"))
     return 0
 
 
