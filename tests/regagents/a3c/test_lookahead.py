@@ -219,7 +219,8 @@ def test_lanes_that_have_gone_astray_play_again_and_the_best_end_counts() -> Non
 @pytest.mark.slow
 @needs_heads
 def test_removing_the_look_aheads_values_or_the_memory_costs_the_shipped_agent() -> None:
-    """48 held-out pairs of E2. Without the values' weights, and without what the LSTM remembers, errors grow."""
+    """48 held-out pairs of E2: the mean error grows without the values' weights, and without the LSTM's memory. With
+    intervals: benchmarks/parts.py."""
     agent = load("similarity-value")
     plain = replace(agent.lookahead(), temperature=None)
     forgetful = load("similarity-value")
@@ -233,8 +234,7 @@ def test_removing_the_look_aheads_values_or_the_memory_costs_the_shipped_agent()
             errors[name] += [case.error(pose) for case, pose in zip(chunk.cases, found, strict=True)]
     whole = np.array(errors["whole"])
     for name in ("no values", "no memory"):
-        worse = np.array(errors[name]) - whole
-        assert np.median(errors[name]) > np.median(whole) and (worse > 0).mean() > 0.6, name
+        assert np.mean(errors[name]) > 1.04 * whole.mean(), name
 
 
 class Forgetful(torch.nn.Module):
