@@ -32,7 +32,7 @@ import torch
 from capture_cases import coarser
 from capture_methods import own_settings, peer_settings
 from capture_peers import PACKAGES, installed, missing, peer
-from common import keep, machine, publish
+from common import keep, machine, mean_interval, publish
 from matplotlib import pyplot as plt
 
 from regagents.common import jobs
@@ -49,7 +49,6 @@ LABELS = {HEADERS: "as the headers say", RIGID: "register(), rigid", OWN: "regis
           "elastix": "elastix, affine", "ants": "ANTs, translation to affine (TRSAA)",
           "greedy": "greedy, rigid then affine"}
 EFFORT = {"elastix": 1000, "ants": 0, "greedy": 1000}
-DRAWS = 10_000      # of the bootstrap
 
 
 @dataclass(frozen=True)
@@ -135,12 +134,6 @@ def overlap(fixed: Image, moving: Image, pose: np.ndarray) -> float:
 
 
 # ------------------------------------------------------------------------------------------------------------- the page
-
-def mean_interval(values: np.ndarray) -> tuple[float, float, float]:
-    """Mean and its 95 % percentile bootstrap interval over the pairs."""
-    draws = np.random.default_rng(0).choice(values, (DRAWS, len(values))).mean(1)
-    return float(values.mean()), *(float(end) for end in np.percentile(draws, (2.5, 97.5)))
-
 
 def rows_of(results: dict[str, dict[str, dict[str, Any]]]) -> list[dict[str, Any]]:
     """One row a method: Dice, the difference to ours pair by pair, and seconds."""

@@ -18,6 +18,7 @@ from matplotlib.figure import Figure
 
 from regenv.atomic import atomic
 
+DRAWS = 10_000  # of the bootstrap
 ABOVE = 3.0  # times the fastest, from where overhead is small
 
 
@@ -41,6 +42,12 @@ def made_by(script: str, typed: Sequence[str]) -> str:
     """The sentence that says how a page was made."""
     return (f"Made by `{' '.join([f'python benchmarks/{script}', *typed])}` on {date.today()}, {platform.machine()}, "
             f"1 thread, torch {torch.__version__}")
+
+
+def mean_interval(values: np.ndarray) -> tuple[float, float, float]:
+    """Mean and its 95 % percentile bootstrap interval over the pairs."""
+    draws = np.random.default_rng(0).choice(values, (DRAWS, len(values))).mean(1)
+    return float(values.mean()), *(float(end) for end in np.percentile(draws, (2.5, 97.5)))
 
 
 def publish(out: Path, page: str, numbers: dict[str, Any]) -> None:

@@ -11,13 +11,18 @@ import numpy as np
 import torch
 from stable_baselines3.common.callbacks import BaseCallback
 
-from regagents.a3c.lookahead import Lookahead, best_threshold
+from regagents.a3c.lookahead import Lookahead, best_temperature, best_threshold
 from regagents.a3c.policies import A3CPolicy
+from regagents.a3c.value import ValueFit
 from regagents.a3c.workers import POOLS, Episode, WorkerConfig, shared_adam
 from regagents.common.algorithm import Algorithm, check_counts
 from regagents.common.curriculum import Curriculum
 from regenv.core import RegistrationCore
 from regenv.parts.termination import Never
+from regenv.state import EpisodeState
+
+LANES = 32      # pairs played at once where the temperature is chosen
+ATTEMPTS = 4    # of a registration that its values say has gone astray, the first included
 
 
 class A3C(Algorithm):
@@ -43,8 +48,12 @@ class A3C(Algorithm):
         reward_scale: factor of the rewards in training.
         value_first: share of training in which only the value's last layer learns. The policy, which may come from
             another training, is frozen until the value is fitted to it.
+        value_pairs: pairs on which the value head is fitted after training, see :class:`regagents.a3c.value.ValueFit`;
+            0 keeps the value of eq. 2.
         stop_values: values at which a registration has arrived, without and with look-ahead; default the paper's 10
             and 9, which training replaces by :meth:`calibrate`.
+        temperature: of the look-ahead's weights, see :class:`Lookahead`; training replaces it where it has fitted the
+            value.
         curriculum: see Curriculum; None plays at full difficulty from the start.
         device: "cpu" only. sb3: SB3's other arguments, see Algorithm.
     """
@@ -61,7 +70,8 @@ class A3C(Algorithm):
                  decay: bool = True, n_steps: int = 30, gamma: float = 0.99, ent_coef: float = 0.1,
                  vf_coef: float = 0.5, max_grad_norm: float = 40.0, n_workers: int = 8, engine: str = "processes",
                  lanes: int = 1, episodes_per_pair: int = 2, supervised: bool = False, reward_scale: float = 1.0,
-                 value_first: float = 0.0, stop_values: tuple[float, float] = (10.0, 9.0),
+                 value_first: float = 0.0, value_pairs: int = 0, stop_values: tuple[float, float] = (10.0, 9.0),
+                 temperature: float | None = None,
                  curriculum: Curriculum | None = None, policy_kwargs: dict[str, Any] | None = None,
                  device: str = "cpu", **sb3: Any) -> None:
         name = type(self).__name__
@@ -76,8 +86,8 @@ class A3C(Algorithm):
         self.n_steps, self.gamma, self.ent_coef, self.vf_coef = n_steps, gamma, ent_coef, vf_coef
         self.max_grad_norm, self.n_workers, self.lanes = max_grad_norm, n_workers, lanes
         self.episodes_per_pair, self.supervised, self.reward_scale = episodes_per_pair, supervised, reward_scale
-        self.value_first = value_first
-        self.stop_values, self.curriculum = stop_values, curriculum
+        self.value_first, self.value_pairs = value_first, value_pairs
+        self.stop_values, self.temperature, self.curriculum = stop_values, temperature, curriculum
         super().__init__(policy, env, learning_rate, policy_kwargs=policy_kwargs, device="cpu", **sb3)
 
     def make_optimizer(self) -> torch.optim.Optimizer:
@@ -125,16 +135,31 @@ class A3C(Algorithm):
                             self.seed or 0)
 
     def after_training(self) -> dict[str, Any]:
-        """The stop values, calibrated."""
-        return {"stop_values": list(self.calibrate())}
+        """The stop values and the temperature, calibrated, after the value head is fitted."""
+        if self.value_pairs:
+            ValueFit(self.value_pairs)(self.policy, self.task())
+        return {"stop_values": list(self.calibrate()), "temperature": self.temperature}
 
     def calibrate(self, pairs: int = 128, steps: int = 150, seed: int = 9_000_000) -> tuple[float, float]:
-        """Set ``stop_values`` to those that end nearest to alignment on training pairs from new random starts.
+        """Set ``stop_values`` and, where the value is fitted, ``temperature`` to those that end nearest to alignment on
+        training pairs from new random starts.
 
-        Args: steps: at most so many a registration; the best path takes 40 on average and 85 at most.
+        Args: pairs: for the stop values, and four times as many for the temperature, whose choices differ less; steps:
+        at most so many a registration; the best path takes 40 on average and 85 at most; seed: of the first pair.
         """
         core = RegistrationCore(replace(self.task(), termination=Never()))
-        state = core.reset([np.random.default_rng(seed + i) for i in range(pairs)])
+
+        def drawn(first: int, count: int) -> EpisodeState:
+            return core.reset([np.random.default_rng(seed + first + lane) for lane in range(count)])
+
+        state = drawn(0, pairs)
         plain, ahead = (best_threshold(self.policy, core, state, steps, lookahead) for lookahead in (None, Lookahead()))
         self.stop_values = (plain, ahead)
+        if self.value_pairs:
+            fresh = (drawn(first, LANES) for first in range(pairs, 5 * pairs, LANES))
+            self.temperature = best_temperature(self.policy, core, fresh, ahead, steps)
         return self.stop_values
+
+    def lookahead(self) -> Lookahead:
+        """As this agent takes it: with more than one attempt where the value is fitted."""
+        return Lookahead(temperature=self.temperature, attempts=ATTEMPTS if self.value_pairs else 1)

@@ -21,21 +21,25 @@ FEEDFORWARD = 128  # width of the dense layer that stands in for the LSTM ("CNN-
 class A3CPolicy(BasePolicy):
     """Sun et al. 2018, table 1: convolutions, FC256, LSTM256, and two heads: policy (A) and value (1).
 
-    Args: recurrent: False puts a dense layer of 128 with ELU in place of the LSTM (the paper's CNN-LME).
+    Args:
+        recurrent: False puts a dense layer of 128 with ELU in place of the LSTM (the paper's CNN-LME).
+        value_hidden: width of a layer with ELU between features and memory together and the value; None is the paper's
+            value, linear in the memory.
     """
 
     def __init__(self, observation_space: Any, action_space: Any, lr_schedule: Any = None, hidden: int = 256,
-                 recurrent: bool = True, features_extractor_class: Any = SunCNN,
+                 recurrent: bool = True, value_hidden: int | None = None, features_extractor_class: Any = SunCNN,
                  features_extractor_kwargs: dict[str, Any] | None = None) -> None:
         super().__init__(observation_space, action_space, features_extractor_class, features_extractor_kwargs,
                          normalize_images=False)
-        self.recurrent = recurrent
+        self.recurrent, self.value_hidden = recurrent, value_hidden
         self.hidden = hidden if recurrent else FEEDFORWARD
         self.features_extractor = self.make_features_extractor()
         width = self.features_extractor.features_dim
         self.core: nn.Module = nn.LSTMCell(width, hidden) if recurrent else nn.Linear(width, FEEDFORWARD)
         self.policy_head = nn.Linear(self.hidden, int(action_space.n))
-        self.value_head = nn.Linear(self.hidden, 1)
+        self.value_head: nn.Module = nn.Linear(self.hidden, 1) if value_hidden is None else nn.Sequential(
+            nn.Linear(width + self.hidden, value_hidden), nn.ELU(), nn.Linear(value_hidden, 1))
         nn.init.normal_(self.policy_head.weight, std=0.01)
         nn.init.zeros_(self.policy_head.bias)
 
@@ -46,6 +50,12 @@ class A3CPolicy(BasePolicy):
     def forward(self, observations: Tensor, memory: Memory, starts: Tensor | None = None
                 ) -> tuple[Tensor, Tensor, Memory]:
         """Logits (B, A), values (B,) and the next memory. Args: starts: (B,) bool, where an episode begins."""
+        hidden, judged, memory = self.encode(observations, memory, starts)
+        return self.policy_head(hidden), self.value_head(judged).squeeze(1), memory
+
+    def encode(self, observations: Tensor, memory: Memory,
+               starts: Tensor | None = None) -> tuple[Tensor, Tensor, Memory]:
+        """What the policy head and what the value head takes, and the next memory."""
         features = self.features_extractor(observations)
         if not self.recurrent:
             hidden = F.elu(self.core(features))
@@ -55,7 +65,7 @@ class A3CPolicy(BasePolicy):
                 memory = memory[0] * kept, memory[1] * kept
             memory = self.core(features, memory)
             hidden = memory[0]
-        return self.policy_head(hidden), self.value_head(hidden).squeeze(1), memory
+        return hidden, hidden if self.value_hidden is None else torch.cat([features, hidden], 1), memory
 
     def play(self, observation: Tensor, allowed: Tensor | None, memory: Memory | None) -> tuple[Tensor, Memory]:
         """See :class:`regagents.common.player.Player`: the most probable action, whether it is allowed or not."""
@@ -81,7 +91,8 @@ class A3CPolicy(BasePolicy):
 
     def _get_constructor_parameters(self) -> dict[str, Any]:
         return super()._get_constructor_parameters() | {
-            "hidden": self.hidden if self.recurrent else 256, "recurrent": self.recurrent, "lr_schedule": None}
+            "hidden": self.hidden if self.recurrent else 256, "recurrent": self.recurrent,
+            "value_hidden": self.value_hidden, "lr_schedule": None}
 
 
 def chosen(logits: Tensor, deterministic: bool, generator: torch.Generator | None = None) -> Tensor:

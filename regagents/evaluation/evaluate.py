@@ -15,6 +15,7 @@ from regagents.agents import resolve
 from regagents.common import jobs
 from regagents.evaluation.dense import STANDARD, field_measures
 from regagents.evaluation.methods import (
+    FINE,
     LOOKAHEAD,
     MULTI,
     Found,
@@ -58,7 +59,8 @@ def evaluate(env_id: str, methods: Sequence[Given], pairs: int, seed: int = 0,
             "mi" (MattesMI from the start), "mi-multistart" (the same from one random start after another, +-30 mm and
             degrees about the given one, while time is left), "sift" (2D), "elastix" (where itk-elastix is installed).
             For displacements: "demons", "bspline", "adam", "convexadam", "greedy", "syn" (where antspyx is installed).
-            Or the name of a pipeline or a checkpoint ("NAME+mc": an A3C agent with look-ahead), a Pipeline, or any
+            Or the name of a pipeline or a checkpoint ("NAME+mc": an A3C agent with look-ahead; "NAME+fine",
+            "NAME+mc+fine": with fine levels of mutual information after it), a Pipeline, or any
             :class:`regagents.evaluation.methods.Method`, such as a Policy.
         pairs: how many.
         seed: of the first pair.
@@ -216,7 +218,7 @@ def _checked(methods: Sequence[Given], task: Task, refine: bool) -> tuple[dict[s
 
 def _digest(name: str) -> str:
     """Of an agent's weights, all stages: other weights of the same name are another agent."""
-    stages = AGENTS[name].stages if name in AGENTS else (name.removesuffix(LOOKAHEAD),)
+    stages = AGENTS[name].stages if name in AGENTS else (name.removesuffix(FINE).removesuffix(LOOKAHEAD),)
     return sha256(b"".join(resolve(stage).read_bytes() for stage in stages)).hexdigest()[:8]
 
 

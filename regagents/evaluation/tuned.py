@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
-from regagents.classical import MattesMI
+from regagents.classical import MattesMI, Refinement
 from regagents.classical.convexadam import AdamInstance, ConvexAdam
 from regagents.classical.deformable import BSpline, Demons
 from regagents.classical.greedy import SETTINGS, ByDimension
@@ -66,6 +66,17 @@ def tuned_mi(motion: str, ndim: int) -> MattesMI:
     if motion == "similarity" and ndim == 2:
         return MattesMI(motion=motion, levels=(1, 1, 1), smoothing=(8.0, 4.0, 1.0), step=2.0, sampling=0.3)
     return MattesMI(motion=motion)
+
+
+def tuned_refinement(motion: str, ndim: int) -> Refinement:
+    """Local refinement of an agent's pose with its best settings for a transform and a dimension.
+
+    In 2D two fine levels, smoothed by a voxel and not at all, all pixels: on 48 training slices (E2) they brought the
+    agent's mean error from 1.22 to .30 pixels; MattesMI from the same poses came to .51.
+    """
+    if ndim == 2:
+        return Refinement(smoothing=(3.0, 0.0), samples=(30_000, 30_000), motion=motion)
+    return Refinement(motion=motion)
 
 
 def motion_of(task: Task) -> str:

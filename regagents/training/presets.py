@@ -126,6 +126,9 @@ PRESETS: dict[str, dict[str, Any]] = {
     "similarity-sl": similarity("similarity-oneshot", 1_500_000, "landmarks", supervised=True, learning_rate=5e-4),
     "similarity-sl-matrix": similarity("similarity-sl", 500_000, "matrix", supervised=True, learning_rate=5e-4),
     "similarity-rl": similarity("similarity-sl", 300_000, "landmarks", limit=150, **REFINED),
+    "similarity-value": {**similarity("similarity-rl", 1_000, "landmarks", limit=150,  # the policy stays as it is
+                                      **{**REFINED, "value_first": 1.0}, n_workers=1, value_pairs=2_400),
+                         "policy_kwargs": {"value_hidden": 256}},
     "similarity-rl-matrix": similarity("similarity-sl-matrix", 300_000, "matrix", limit=150,
                                        **{**REFINED, "learning_rate": 3e-4}),
     "similarity-cnn": {**similarity("similarity-sl", 300_000, "landmarks", limit=150,

@@ -23,7 +23,7 @@ SIZE = {2: 168, 3: 64}
 FIELD_MM = 224.0
 SCALE_STEP = 0.05
 SUCCESS_MM = {2: 4.0, 3: 10.0}
-LANDMARKS = {"lattice": {2: 900, 3: 1000}, "sift": {2: 100}}
+LANDMARKS = {"lattice": {2: 900, 3: 1000}, "between": {2: 900, 3: 1000}, "sift": {2: 100}}
 PERTURBATIONS = {"E1": (25.0, 30.0, 0.25), "E2": (30.0, 45.0, 0.25)}
 REWARDS: dict[str, Reward] = {"landmarks": NegativeDistance(), "matrix": NegativeDistance(),
                               "gain": DistanceDecrease(), **{name: SimilarityGain(name) for name in SIMILARITIES}}
@@ -79,10 +79,11 @@ def similarity(ndim: int, continuous: bool = False, size: int | Sequence[int] | 
     ## Arguments
     `size` pixels per axis (168 in 2D, 64 in 3D); `spacing` mm of a pixel (field of view 224 mm); `source` "phantoms",
     "slices" (real, T1, T2 and CT; `regenv data get mni2009c`), "files", or a PairSource; `landmarks` "lattice" (900
-    points in 2D, 1000 in 3D) or "sift" (2D, needs OpenCV); `success_mm` the largest landmark error
-    of `info["is_success"]` (4 mm in 2D, three pixels; 10 mm in 3D). `info["tre"]` is in mm; divide
-    by `spacing` for pixels. `info["score"]` is what the reward is made of: -D, or ten times the similarity.
-    `info["q_star"]` (privileged) is the decrease of D by every action: its argmax is the paper's supervised action.
+    points in 2D, 1000 in 3D), "between" (the middles of its cells, to measure where no reward was given) or "sift" (2D,
+    needs OpenCV); `success_mm` the largest landmark error of `info["is_success"]` (4 mm in 2D, three pixels; 10 mm in
+    3D). `info["tre"]` is in mm; divide by `spacing` for pixels. `info["score"]` is what the reward is made of: -D, or
+    ten times the similarity. `info["q_star"]` (privileged) is the decrease of D by every
+    action: its argmax is the paper's supervised action.
 
     ```python
     gym.make("RegSimilarity2D-v0", source={"name": "slices", "subjects": ["mni2009c"]}, perturbation="E2")

@@ -14,7 +14,7 @@ from regenv.data.sources.common import Wrapping, repeated
 from regenv.grid import Grid
 from regenv.ops import landmarks
 
-KINDS = ("lattice", "sift")
+KINDS = ("lattice", "between", "sift")
 MARGIN = 0.1
 
 
@@ -24,9 +24,11 @@ class Landmarked(Wrapping):
 
     Args:
         source: any source whose pairs know the truth.
-        kind: "lattice", regular points over the grid, or "sift", key-points of each fixed image (Lowe 2004; 2D only;
+        kind: "lattice", regular points over the grid; "between", the middles of its cells, to measure on points that
+            no reward was made of; or "sift", key-points of each fixed image (Lowe 2004; 2D only;
             Sun et al. 2018). Where an image has too few, they are repeated in turn; without any, the lattice is used.
-        count: number of points; a lattice takes the next lower square or cube.
+        count: number of points; a lattice takes the next lower square or cube, "between" one point less along each
+            axis.
     """
 
     kind: str = "lattice"
@@ -42,9 +44,13 @@ class Landmarked(Wrapping):
 
     def changed(self, pair: PairBatch, rngs: Sequence[np.random.Generator], grid: Grid, difficulty: float) -> PairBatch:
         """The pair with these landmarks; their targets follow from the truth."""
-        regular = landmarks.lattice(grid, int(self.count ** (1 / self.ndim) + 1e-9), MARGIN)
+        per_axis = int(self.count ** (1 / self.ndim) + 1e-9)
+        regular = landmarks.lattice(grid, per_axis, MARGIN)
         if self.kind == "lattice":
             points = repeated(regular, pair.lanes)
+        elif self.kind == "between":
+            half_cell = (0.5 - MARGIN) / (per_axis - 1)
+            points = repeated(landmarks.lattice(grid, per_axis - 1, MARGIN + half_cell), pair.lanes)
         else:
             points = torch.stack([self._key_points(image, grid, regular) for image in pair.fixed[:, 0].cpu()])
         return replace(pair, landmarks=points.to(pair.fixed.device), targets=None)

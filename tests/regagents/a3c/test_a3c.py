@@ -16,7 +16,10 @@ import torch
 from stable_baselines3.common.callbacks import BaseCallback
 from stable_baselines3.common.evaluation import evaluate_policy
 
-from regagents.a3c import A3C, A3CPolicy
+from regagents.a3c import A3C, A3CPolicy, Lookahead
+from regagents.a3c.a3c import ATTEMPTS
+from regagents.a3c.lookahead import TEMPERATURES
+from regagents.a3c.value import ValueFit
 from regagents.agents import load, load_as
 from regagents.dsl import DSL
 from regagents.training import presets
@@ -106,6 +109,22 @@ def test_training_writes_the_stop_values_it_found(tmp_path: Path, monkeypatch: p
     assert json.loads(path.with_suffix(".json").read_text())["config"]["algorithm"]["stop_values"] == [0.25, -1.5]
     assert tuple(load(path).stop_values) == (0.25, -1.5)
     train("tiny", tmp_path, steps=64, resume=True)  # the same preset, whatever was found after it
+
+
+def test_training_fits_the_value_where_it_is_told_to_and_keeps_the_temperature(
+        tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    config = {"agent": "A3C", "env": ID, "env_kwargs": SMALL, "steps": 32, "policy_kwargs": {"value_hidden": 16},
+              "algorithm": {"n_workers": 1, "lanes": 2, "n_steps": 8, "value_first": 1.0, "value_pairs": 4}}
+    monkeypatch.setitem(presets.PRESETS, "tiny", config)
+    calibrate, fitted = A3C.calibrate, ValueFit.__call__
+    monkeypatch.setattr(A3C, "calibrate", lambda agent: calibrate(agent, pairs=4, steps=10))
+    monkeypatch.setattr(ValueFit, "__call__", lambda fit, policy, task: asked.append(fit.pairs) or fitted(
+        fit, policy, task))
+    asked: list[int] = []
+    agent = load(train("tiny", tmp_path))
+    assert asked == [4] and agent.temperature in (None, *TEMPERATURES)
+    assert agent.lookahead() == Lookahead(temperature=agent.temperature, attempts=ATTEMPTS)
+    assert load("similarity-rl").lookahead() == Lookahead()
 
 
 KEEP_EVERY = 1.0  # seconds

@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
+from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, ClassVar
 
 import gymnasium as gym
 import numpy as np
@@ -21,14 +22,16 @@ from regagents.evaluation.evaluate import evaluate
 from regagents.evaluation.methods import (
     ClassicalField,
     ClassicalPose,
+    Fine,
+    Found,
     Optimiser,
     Policy,
     ValueStop,
     method_named,
     own_episodes,
 )
-from regagents.evaluation.pairs import chunks
-from regagents.evaluation.tuned import tuned_fields, tuned_mi
+from regagents.evaluation.pairs import Chunk, chunks
+from regagents.evaluation.tuned import tuned_fields, tuned_mi, tuned_refinement
 from regagents.registration.deformation import OPTIMISERS
 from regenv.registry import build
 
@@ -68,6 +71,48 @@ def test_an_a3c_agent_walks_until_its_value_is_reached(tmp_path: Path) -> None:
     for i, (walked, looked) in enumerate(zip(plain.errors_mm, ahead.errors_mm, strict=True)):
         assert walked == pytest.approx(error_after([0] * 4, ID, SEED + i), abs=SAME_MM)
         assert abs(looked - walked) > SAME_MM
+
+
+@dataclass(frozen=True)
+class At:
+    """A method that finds the truth, moved by some millimetres."""
+
+    offset: float
+    name: str = "given"
+    learned: ClassVar[bool] = True
+
+    def __call__(self, chunk: Chunk) -> Found:
+        poses = chunk.state.pair.truth.clone().numpy()
+        poses[:, 0, 2] += self.offset
+        return Found(poses)
+
+
+@pytest.mark.parametrize(("agent", "rival"), [(4.0, 60.0), (60.0, 4.0)])
+def test_the_fine_levels_go_on_from_the_end_where_the_images_agree(agent: float, rival: float) -> None:
+    """One of two ends is 60 mm off, the other 4: refined from the nearer one, wherever it came from."""
+    kwargs = {**KWARGS, "size": 96, "ranges": [10.0, 10.0, 5.0, 0.1]}
+    for chunk in chunks(ID, 3, SEED, kwargs):
+        method = Fine("fine", At(agent), At(rival), tuned_refinement("similarity", 2))
+        for case, pose in zip(chunk.cases, method(chunk).pull_backs, strict=True):
+            assert case.error(pose) < 1.0
+
+
+def test_fine_levels_are_for_agents_that_find_poses() -> None:
+    task = build(ID)
+    method = method_named("similarity-rl+mc+fine", task)
+    assert isinstance(method, Fine) and method.learned and method.name == "similarity-rl+mc+fine"
+    assert isinstance(method.method, ValueStop) and method.method.lookahead is not None
+    assert method.rival == method_named("mi", task)
+    with pytest.raises(ValueError, match=r"mi\+fine: \+fine is for agents, and 'mi' is none"):
+        method_named("mi+fine", task)
+    with pytest.raises(ValueError, match=r"\+fine refines poses, but the pairs need displacements"):
+        method_named("digits-spac+fine", build("RegDenseDigits-v0"))
+
+
+def test_the_range_of_the_pairs_bounds_an_agent_not_that_of_its_training() -> None:
+    chunk = next(chunks(ID, 2, SEED, {**KWARGS, "perturbation": "E2"}))
+    core, _ = own_episodes("agent", build(ID, **KWARGS), chunk)
+    assert core.task.start == chunk.core.task.start != build(ID, **KWARGS).start
 
 
 def test_a_one_shot_agent_takes_one_step_on_the_discrete_ids_pairs(tmp_path: Path) -> None:

@@ -131,6 +131,10 @@ def test_landmarks_are_a_lattice_or_sift_key_points() -> None:
     device = torch.device("cpu")
     regular = Landmarked(BrainPhantom(2), "lattice", 900).draw(rngs, grid, device)
     assert regular.landmarks.shape == (1, 900, 2)
+    corners = regular.landmarks[0].view(30, 30, 2)
+    middles = (corners[:-1, :-1] + corners[1:, 1:]).reshape(-1, 2) / 2
+    between = Landmarked(BrainPhantom(2), "between", 900).draw([np.random.default_rng(3)], grid, device)
+    torch.testing.assert_close(between.landmarks[0], middles)
     salient = Landmarked(BrainPhantom(2), "sift", 50).draw([np.random.default_rng(3)], grid, device)
     assert torch.equal(salient.fixed, regular.fixed)
     found = grid.to_world(sift(salient.fixed[0, 0], 50))
