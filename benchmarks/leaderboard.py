@@ -31,8 +31,10 @@ OUT = Path(__file__).parent / "results" / "leaderboard.json"
 SUITES = Path(__file__).parents[1] / "regagents" / "evaluation" / FILE
 AGENTS = {"rigid2d": ["rigid2d"], "rigid-head": ["head", "head-geometric", "head-unit"],
           "rigid-head-anypose": ["head", "head-geometric"], "spine": ["spine", "spine-coarse"],
-          "similarity-e1": ["similarity-oneshot", "similarity-sl", "similarity-rl", "similarity-rl+mc"],
-          "similarity-e2": ["similarity-oneshot", "similarity-sl", "similarity-rl", "similarity-rl+mc"],
+          "similarity-e1": ["similarity-oneshot", "similarity-sl", "similarity-rl", "similarity-value+mc",
+                            "similarity-value+mc+fine"],
+          "similarity-e2": ["similarity-oneshot", "similarity-sl", "similarity-rl", "similarity-value+mc",
+                            "similarity-value+mc+fine"],
           "organ2d": ["organ2d"], "organ3d": ["organ3d"],
           "digits": ["digits-oneshot", "digits-spac-norl", "digits-spac"],
           "brain2d": ["brain2d-oneshot", "brain2d-spac-norl", "brain2d-spac"], "brain3d": [],
@@ -62,7 +64,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     for name in arguments.suites or suites():
         suite = suites()[name]
         agents = [agent for agent in AGENTS[name]
-                  if resolve(agent.removesuffix("+mc")).is_file() or agent in ("head", "spine")]
+                  if resolve(agent.partition("+")[0]).is_file() or agent in ("head", "spine")]
         classical = [each for each in chosen_baselines(suite.env, suite.env_kwargs, None)
                      if each not in SLOW.get(name, [])]
         with tqdm(total=1.0, desc=name, disable=None) as bar:
