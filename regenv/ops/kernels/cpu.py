@@ -25,7 +25,7 @@ from regenv.ops.kernels.lncc_cpu import lncc_force
 from regenv.ops.kernels.smoothing_cpu import central_force, smoothed
 from regenv.ops.kernels.threads import run
 
-__all__ = ["central_force", "fused_warp", "lncc_force", "look", "smoothed", "vjp", "warp", "warp_labels", "warped_dice"]
+__all__ = ["central_force", "fused_warp", "lncc_force", "smoothed", "vjp", "warp", "warp_labels"]   # as other backends
 
 _FEW = 8      # classes up to which comparing is faster than a table
 BLOCK = 1024  # voxels, of whole rows of one lane
