@@ -20,7 +20,7 @@ from regagents.common.curriculum import Curriculum
 from regagents.dsl import DSL
 from regagents.l2o import L2O
 from regagents.oneshot import DenseOneShot, OneShot
-from regagents.spac import SPAC, DDPGModified, PPOModified
+from regagents.spac import SPAC, DDPGModified, GRPOModified, PPOModified
 from regenv.data.banks.downloads import DatasetError
 from regenv.registry import build
 
@@ -56,6 +56,7 @@ ALGORITHMS: dict[str, Row] = {
     "SPAC": Row(SPAC, "CnnPolicy", "field", HYPERPARAMS / "spac.yml"),
     "PPOModified": Row(PPOModified, "CnnPolicy", "field"),
     "DDPGModified": Row(DDPGModified, "CnnPolicy", "field"),
+    "GRPOModified": Row(GRPOModified, "CnnPolicy", "field"),
     "DenseOneShot": Row(DenseOneShot, "CnnPolicy", "field"),
     "L2O": Row(L2O, "MultiInputPolicy", "field", HYPERPARAMS / "l2o.yml"),
 }

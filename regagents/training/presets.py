@@ -33,7 +33,7 @@ def organs(env: str, shrink: int | list[int], steps: int, turn: float = 0.0, **a
 
 
 LUO_SIZE: dict[int, dict[str, Any]] = {  # networks of Luo et al.'s size within 3 %: 107 K in 2D, 458 K in 3D
-    2: {"widths": [16, 32, 40, 32]}, 3: {"widths": [16, 32, 32, 32, 36]}}
+    2: {"widths": [16, 32, 32, 30]}, 3: {"widths": [16, 32, 32, 32, 28]}}
 
 
 @dataclass(frozen=True)
@@ -48,13 +48,14 @@ class Variant:
 
 SPAC_VARIANTS = {
     "spac": Variant(),
-    "oneshot": Variant(algorithm={"rl": False, "noise": False}, env_kwargs={"max_episode_steps": 1}),
+    "oneshot": Variant(algorithm={"rl": False}, env_kwargs={"max_episode_steps": 1}),
     "spac-norl": Variant(algorithm={"rl": False}),
     "spac-noreg": Variant(algorithm={"reg_coef": 0.0}, policy={"critic_on": "action"}),  # or the actor has no gradient
     "spac-action": Variant(policy={"critic_on": "action"}),
     "spac-ssim": Variant(env_kwargs={"reward": "ssim"}),
     "ppo": Variant("PPOModified"),
     "ddpg": Variant("DDPGModified"),
+    "grpo": Variant("GRPOModified"),
 }
 
 
@@ -132,7 +133,7 @@ PRESETS: dict[str, dict[str, Any]] = {
                                     **{**REFINED, "learning_rate": 3e-4}), "policy": "CnnPolicy"},
     "similarity-cnn-matrix": {**similarity("similarity-sl-matrix", 300_000, "matrix", limit=150,
                                            **{**REFINED, "learning_rate": 3e-4}), "policy": "CnnPolicy"},
-    **dense("digits", "RegDenseDigits-v0", 50_000),
+    **dense("digits", "RegDenseDigits-v0", 20_000, None, {"batch_size": 16, "learning_starts": 320}),
     **dense("brain2d", "RegDense2D-v0", 20_000, LUO_SIZE[2], {"lanes": 8, "batch_size": 8, "buffer_size": 2_000,
                                                                 "learning_starts": 320},
             source={"name": "brains"}, spacing=1.5),
@@ -186,7 +187,7 @@ PRESETS: dict[str, dict[str, Any]] = {
         "agent": "SPAC", "env": "RegDense3D-v0", "steps": 6_000,
         "env_kwargs": {"size": 48, "spacing": 5.0, "source": {"name": "lungs"}, "max_episode_steps": 1},
         "policy_kwargs": {"widths": [16, 32, 32]},
-        "algorithm": {"rl": False, "noise": False, "lanes": 2, "batch_size": 2, "buffer_size": 400,
+        "algorithm": {"rl": False, "lanes": 2, "batch_size": 2, "buffer_size": 400,
                       "learning_starts": 20}},
     "organ2d": organs("RegSDM2D-v0", 2, 600_000),
     "organ3d-straight": organs("RegSDM3D-v0", [2, 3, 3], 300_000, poses_per_image=8),
