@@ -148,7 +148,7 @@ class SPACPolicy(BasePolicy):
 
     def __init__(self, observation_space: gym.spaces.Box, action_space: gym.spaces.Box, lr_schedule: Any = None,
                  widths: tuple[int, ...] | None = None, critic_on: str = "plan", ent_coef: float = 1e-3,
-                 sigma: float = 0.3, candidates: int = 1) -> None:
+                 sigma: float = 0.4, candidates: int = 1) -> None:
         super().__init__(observation_space, action_space, normalize_images=False, squash_output=False)
         channels, *shape = observation_space.shape
         if critic_on not in ("plan", "action", "state"):

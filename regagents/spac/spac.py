@@ -34,7 +34,7 @@ Losses = dict[str, Tensor]
 """What is logged of an update, by name."""
 MAX_GRAD_NORM = 1.0
 SPREADS = 0.2       # of the temperature's rate: a deviation that moves faster runs away before the temperature falls
-GAUGED = 4          # times in a training
+GAUGED = 2          # times in a training
 GAUGE_SEED = 77
 SMALLEST = 1e-12    # length of a gradient
 
@@ -79,8 +79,8 @@ class SPAC(Algorithm):
     policy: SPACPolicy
 
     def __init__(self, policy: str | type[SPACPolicy] = "CnnPolicy", env: Any = None, learning_rate: float = 3e-3,
-                 critic_lr: float = 1e-3, temperature_lr: float = 1e-2, batch_size: int = 32, lanes: int = 16,
-                 updates: int = 1, buffer_size: int = 8_000, learning_starts: int = 640, gamma: float = 0.3,
+                 critic_lr: float = 2e-3, temperature_lr: float = 1e-2, batch_size: int = 32, lanes: int = 16,
+                 updates: int = 1, buffer_size: int = 8_000, learning_starts: int = 640, gamma: float = 0.2,
                  tau: float = 0.01, reward_scale: float = 10.0, rl: bool = True, steer: float = 0.3,
                  steer_from: float = 0.5, reg_coef: float = 1.0, smooth: float = 0.03, smooth_step: float = 0.5,
                  window: int = 9, curriculum: Curriculum | None = None, decay: bool = True, amp: bool = False,
@@ -159,7 +159,7 @@ class SPAC(Algorithm):
         return gauged(self.policy, core, start, self.gamma)
 
     def summary(self) -> str:
-        return str(self.gauges(pairs=64)) if self.rl else ""
+        return str(self.gauges(pairs=32)) if self.rl else ""
 
     def _steps(self, env: gym.vector.VectorEnv[Any, Any, Any], task: Task,
                progress: float) -> Iterator[tuple[Batch, bool, bool]]:
