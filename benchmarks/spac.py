@@ -40,10 +40,11 @@ from regenv.registry import build
 
 OUT = Path(__file__).parent / "results" / "spac"
 STEPS = 20              # of an episode
-CANDIDATES = 16
+CANDIDATES = 8
 FIRST = 700_000         # seed of the first held-out pair
-ROWS = {"spac-norl": "without RL, stepwise", "spac": "SPAC, mean plan", "oneshot": "without RL, one step",
-        "grpo": "GRPO on the plan", "ppo": "PPO-modified", "ddpg": "DDPG-modified", "spac-action": "SPAC-action",
+ROWS = {"spac-norl": "without RL, stepwise", "spac": "SPAC, mean plan",
+        "spac-unsteered": "SPAC whose critics do not steer", "oneshot": "without RL, one step", "ppo": "PPO-modified",
+        "grpo": "GRPO on the plan", "ddpg": "DDPG-modified", "spac-action": "SPAC-action",
         "spac-noreg": "without registration loss"}
 CHOICES = {"q": "the critics choose", "chance": "chance chooses", "lncc": "the local correlation chooses"}
 
@@ -95,7 +96,7 @@ def trained(data: str, row: str, seed: int, steps: int, pairs: int) -> list[dict
     same = {"seed": seed, "steps": steps, "updates": agent.updates, "seconds": round(took, 1)}
     lines = [{"row": row, **same, "dice": played(agent.policy, core, pairs)}]
     if row == "spac":
-        lines[0]["gauges"] = asdict(agent.gauges(pairs=64))
+        lines[0]["gauges"] = asdict(agent.gauges(pairs=32))
         lines[0] |= {"sigma": agent.policy.planner.log_std.exp().mean().item(),
                      "alpha": agent.policy.log_alpha.exp().item()}
         lines += [{"row": f"spac-by-{by}", **same, "dice": played(Chooses(agent.policy, by), core, pairs)}
@@ -141,8 +142,8 @@ def main(argv: Sequence[str] | None = None) -> int:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--rows", nargs="+", choices=ROWS, default=list(ROWS))
     parser.add_argument("--seeds", type=int, default=3)
-    parser.add_argument("--steps", type=int, default=8_000, help="of a training, default 8,000")
-    parser.add_argument("--pairs", type=int, default=300)
+    parser.add_argument("--steps", type=int, default=6_400, help="of a training, default 6,400")
+    parser.add_argument("--pairs", type=int, default=100)
     arguments = parser.parse_args(typed)
     torch.set_num_threads(1)
     record = OUT.with_suffix(".jsonl")

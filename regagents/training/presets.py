@@ -50,6 +50,7 @@ SPAC_VARIANTS = {
     "spac": Variant(),
     "oneshot": Variant(algorithm={"rl": False}, env_kwargs={"max_episode_steps": 1}),
     "spac-norl": Variant(algorithm={"rl": False}),
+    "spac-unsteered": Variant(algorithm={"steer": 0.0}),    # the same noise and critics, which only watch
     "spac-noreg": Variant(algorithm={"reg_coef": 0.0}, policy={"critic_on": "action"}),  # or the actor has no gradient
     "spac-action": Variant(policy={"critic_on": "action"}),
     "spac-ssim": Variant(env_kwargs={"reward": "ssim"}),
