@@ -4,8 +4,10 @@
     python benchmarks/spac.py --seeds 5 --steps 20000
     python benchmarks/spac.py --rows spac spac-norl
 
-Every row is trained anew for the same number of steps and updates. A finished training is a line of spac.jsonl, which
-lets the same command go on; the page is made of all lines that are there.
+Without reinforcement learning no plans are drawn while episodes are played either; where critics do not steer, they are:
+the difference of these two rows is what other states to learn from are worth, not what critics are worth. Every row is
+trained anew for the same number of steps and updates. A finished training is a line of spac.jsonl, which lets the same
+command go on; the page is made of all lines that are there.
 """
 
 from __future__ import annotations
@@ -61,15 +63,16 @@ class Chooses:
         image = self.policy.scaled(observation)
         proposal = self.policy.planner(image)
         plans = self.policy.proposed(proposal, CANDIDATES)
-        fields = [self.policy.actor(plan, image, proposal.features) for plan in plans]
         if self.by == "q":
             worth = torch.stack([self.policy.weighed(image, plan) for plan in plans])
         elif self.by == "lncc":
+            coarse = [self.policy.actor.coarse(plan, tuple(image.shape[2:])) for plan in plans]
             worth = torch.stack([lncc(image[:, :1], warp_dense(image[:, 1:], field), window=9).flatten()
-                                 for field in fields])
+                                 for field in coarse])
         else:
             worth = torch.rand(len(plans), len(image), generator=torch.Generator().manual_seed(1))
-        return torch.stack(fields)[worth.argmax(0), torch.arange(len(image))], None
+        best = plans[worth.argmax(0), torch.arange(len(image))]
+        return self.policy.actor(best, image, proposal.features), None
 
 
 def played(player: Any, core: RegistrationCore, pairs: int) -> list[float]:
@@ -116,7 +119,8 @@ def page(lines: Sequence[dict[str, Any]], typed: Sequence[str], pairs: int) -> s
     rows: dict[str, list[dict[str, Any]]] = {}
     for line in lines:
         rows.setdefault(line["row"], []).append(line)
-    base = {line["seed"]: line["dice"][-1] for line in rows.get("spac-norl", [])}
+    base, watched = ({line["seed"]: line["dice"][-1] for line in rows.get(key, [])}
+                     for key in ("spac-norl", "spac-unsteered"))
     told = [f"# Stochastic planner-actor-critic: what each part is worth\n\n{made_by('spac.py', typed)}: {pairs} "
             "held-out pairs. Intervals are Student's, 95 %, over seeds; differences are paired by seed.\n",
             "| row | seeds | updates | Dice after 1 step | 10 | 20 | less without RL, stepwise | CPU s |",
@@ -128,6 +132,9 @@ def page(lines: Sequence[dict[str, Any]], typed: Sequence[str], pairs: int) -> s
             interval([line["dice"][k] for line in own]) for k in range(3)) +
             f" | {interval(better) if better and key != 'spac-norl' else ''} | "
             f"{np.mean([line['seconds'] for line in own]):.0f} |")
+    steered = [line["dice"][-1] - watched[line["seed"]] for line in rows.get("spac", []) if line["seed"] in watched]
+    if steered:
+        told.append(f"\nSPAC's mean plan less that of SPAC whose critics do not steer: {interval(steered)} points.")
     gauged = [line for line in rows.get("spac", []) if "gauges" in line]
     if gauged:
         told += ["\n## Gauges of SPAC\n", "| gauge | over seeds |", "| --- | ---: |"]

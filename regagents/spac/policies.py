@@ -166,6 +166,9 @@ class SPACPolicy(BasePolicy):
         self.ndim, self.critic_on, self.candidates, self.sigma = len(shape), critic_on, candidates, sigma
         halvings = max(1, int(np.log2(min(shape) / COARSEST)))
         self.widths = (16,) + (32,) * (halvings - 1) if widths is None else tuple(widths)
+        if min(self.lattice) <= bspline.ORDER:
+            raise ValueError(f"SPACPolicy: widths are {self.widths}; halved so often, images of {tuple(shape)} leave a "
+                             f"lattice of {self.lattice}, and it needs {bspline.ORDER + 1} nodes an axis. Give fewer.")
         self.log_alpha = nn.Parameter(torch.tensor([math.log(ent_coef)]))
         bound, seen = float(action_space.high.flat[0]), 3 if critic_on == "state" else 5
         self.planner = Planner(self.ndim, channels, self.widths, sigma)
@@ -182,12 +185,17 @@ class SPACPolicy(BasePolicy):
         yield from zip(self.critics.parameters(), self.targets.parameters(), strict=True)
 
     @property
-    def plan_size(self) -> int:
-        """Numbers in a plan."""
+    def lattice(self) -> tuple[int, ...]:
+        """Nodes of a plan an axis."""
         _, *shape = self.observation_space.shape  # type: ignore[misc]
         for _ in self.widths:
             shape = [(n + 1) // 2 for n in shape]
-        return self.ndim * int(np.prod(shape))
+        return tuple(shape)
+
+    @property
+    def plan_size(self) -> int:
+        """Numbers in a plan."""
+        return self.ndim * int(np.prod(self.lattice))
 
     def act(self, image: Tensor, noise: bool) -> tuple[Tensor, Tensor, Tensor]:
         """Plan (B, D, *lattice), its log density (B,), and field (B, D, *shape), all with gradients.

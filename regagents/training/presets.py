@@ -141,7 +141,7 @@ PRESETS: dict[str, dict[str, Any]] = {
     **dense("liver3d", "RegDense3D-v0", 20_000, LUO_SIZE[3], {"lanes": 4, "batch_size": 4, "buffer_size": 800,
                                                                 "learning_starts": 160},
             source={"name": "livers"}),
-    **dense("liver32", "RegDense3D-v0", 8_000, {"widths": [16, 32, 32]}, {"lanes": 4, "batch_size": 4,
+    **dense("liver32", "RegDense3D-v0", 8_000, {"widths": [16, 32, 32], "sigma": 0.2}, {"lanes": 4, "batch_size": 4,
                                                                          "buffer_size": 800, "learning_starts": 160},
             source={"name": "livers"}, size=32, spacing=8.0),
     "liver3d-release": {  # as the released 3D code trains

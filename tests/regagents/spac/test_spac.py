@@ -275,6 +275,8 @@ def test_what_it_cannot_play_is_named() -> None:
         agent(policy_kwargs={"critic_on": "pose"})
     with pytest.raises(ValueError, match="nothing would be learnt"):
         agent(rl=False, reg_coef=0.0)
+    with pytest.raises(ValueError, match=r"widths are \(4, 4, 4, 4\); .* a lattice of \(2, 2\), and it needs 4 nodes"):
+        agent(policy_kwargs={"widths": (4, 4, 4, 4)})
     with pytest.raises(ValueError, match="ent_coef is 0"):
         agent(policy_kwargs={"ent_coef": 0.0})
     with pytest.raises(ValueError, match="lanes is 0"):
