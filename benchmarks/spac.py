@@ -4,10 +4,10 @@
     python benchmarks/spac.py --seeds 5 --steps 20000
     python benchmarks/spac.py --rows spac spac-norl
 
-Without reinforcement learning no plans are drawn while episodes are played either; where critics do not steer, they are:
-the difference of these two rows is what other states to learn from are worth, not what critics are worth. Every row is
-trained anew for the same number of steps and updates. A finished training is a line of spac.jsonl, which lets the same
-command go on; the page is made of all lines that are there.
+Without reinforcement learning no plans are drawn while episodes are played either; where critics do not steer, they
+are: the difference of these two rows is what other states to learn from are worth, not what critics are worth. Every
+row is trained anew for the same number of steps and updates. A finished training is a line of spac.jsonl, which lets
+the same command go on; the page is made of all lines that are there.
 """
 
 from __future__ import annotations
