@@ -42,14 +42,17 @@ class Gauges:
     q_plans_over_states: float
 
     @property
-    def alive(self) -> bool:
-        """Whether the plan carries weight and the critics tell plans apart."""
-        return (self.score - self.score_shuffled >= COSTS and self.q_return >= RANKS
-                and self.q_plans_over_states >= SPREAD)
+    def lacking(self) -> list[str]:
+        """What is less than it should be: the plan's weight, or what critics know of plans."""
+        asked = {f"a shuffled plan costs less than {COSTS}": self.score - self.score_shuffled >= COSTS,
+                 f"q_return is below {RANKS}": self.q_return >= RANKS,
+                 f"q_plans_over_states is below {SPREAD}": self.q_plans_over_states >= SPREAD}
+        return [text for text, met in asked.items() if not met]
 
     def __str__(self) -> str:
         told = ", ".join(f"{name} {value:.3f}" for name, value in asdict(self).items())
-        return f"reinforcement learning {'is alive' if self.alive else 'does nothing'}: {told}"
+        return (f"plan and critics {'work' if not self.lacking else 'do not work: ' + ' and '.join(self.lacking)} "
+                f"({told})")
 
 
 @dataclass(frozen=True)
