@@ -513,7 +513,7 @@ def test_the_shipped_agent_of_brains_goes_on_improving_and_never_falls_below_the
     with torch.inference_mode():
         dice = [core.info(each)["dice"].mean().item() for each in (start, *rollout(learner.policy, core, start, 20))]
     assert min(dice) == dice[0]
-    assert dice[20] >= dice[10] - 0.005 and dice[10] >= dice[1] > dice[0] + 0.03
+    assert dice[20] >= dice[10] - 0.005 and dice[10] >= dice[1] > dice[0] + 0.02
 
 
 def test_two_runs_of_a_seed_are_the_same() -> None:
