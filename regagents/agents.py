@@ -20,7 +20,7 @@ from regagents.common.curriculum import Curriculum
 from regagents.dsl import DSL
 from regagents.l2o import L2O
 from regagents.oneshot import DenseOneShot, OneShot
-from regagents.spac import SPAC, DDPGModified, PPOModified
+from regagents.spac import SPAC, DDPGModified, GRPOModified, PPOModified
 from regenv.data.banks.downloads import DatasetError
 from regenv.registry import build
 
@@ -59,6 +59,7 @@ ALGORITHMS: dict[str, Row] = {
     "SPAC": Row(SPAC, "CnnPolicy", "field", "gradient, reward", HYPERPARAMS / "spac.yml"),
     "PPOModified": Row(PPOModified, "CnnPolicy", "field", "gradient, reward"),
     "DDPGModified": Row(DDPGModified, "CnnPolicy", "field", "gradient, reward"),
+    "GRPOModified": Row(GRPOModified, "CnnPolicy", "field", "gradient, reward"),
     "DenseOneShot": Row(DenseOneShot, "CnnPolicy", "field", "gradient"),
     "L2O": Row(L2O, "MultiInputPolicy", "field", "truth", HYPERPARAMS / "l2o.yml"),
 }

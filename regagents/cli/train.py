@@ -29,6 +29,7 @@ def run(arguments: argparse.Namespace) -> int:
         raise ValueError("train: PRESET is missing; `regagents train --list` shows them.")
     if arguments.steps is not None and arguments.steps < 1:
         raise ValueError(f"train: steps is {arguments.steps}; it must be at least 1.")
+    from regagents.common.checkpoints import load_card
     from regagents.training.progress import HAS_TENSORBOARD
     from regagents.training.train import train
 
@@ -36,6 +37,9 @@ def run(arguments: argparse.Namespace) -> int:
                  arguments.device, arguments.init, arguments.resume, command=arguments.typed,
                  progress_bar=sys.stderr.isatty())
     print(path)
+    summary = load_card(path).get("summary")
+    if summary:
+        print(summary)
     if not HAS_TENSORBOARD:
         print('regagents: tensorboard is not installed: progress.csv alone was written; pip install "regenv[viz]".',
               file=sys.stderr)

@@ -112,6 +112,10 @@ class Algorithm(BaseAlgorithm):
         """Constructor arguments that are found once training has ended."""
         return {}
 
+    def summary(self) -> str:
+        """One line on whether what was trained works; empty where an algorithm has nothing to say."""
+        return ""
+
     def reset_options(self, progress: float) -> dict[str, float]:
         """Options of the training environment's ``reset`` at a share of training in [0, 1]."""
         return options_at(self.curriculum, progress)

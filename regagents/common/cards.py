@@ -55,6 +55,7 @@ class Card(TypedDict, total=False):
     updates: int
     seconds: int
     machine: str
+    summary: str
     licence: str
     sha256: str
 

@@ -1,7 +1,7 @@
 """Stochastic planner-actor-critic for dense deformable registration (Luo et al. 2022)."""
 
-from regagents.spac.modified import DDPGModified, PPOModified
+from regagents.spac.modified import DDPGModified, GRPOModified, PPOModified
 from regagents.spac.policies import SPACPolicy
 from regagents.spac.spac import SPAC
 
-__all__ = ["SPAC", "DDPGModified", "PPOModified", "SPACPolicy"]
+__all__ = ["SPAC", "DDPGModified", "GRPOModified", "PPOModified", "SPACPolicy"]

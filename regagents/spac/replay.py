@@ -1,4 +1,4 @@
-"""Replay of dense registration episodes: each pair is stored once, and each step's fields, plan and reward."""
+"""Replay of dense registration episodes: each pair is stored once, and each step's field, action, plan and reward."""
 
 from __future__ import annotations
 
@@ -8,22 +8,34 @@ from typing import Self
 import torch
 from torch import Tensor
 
+from regenv.ops.warp import compose, warp_dense
+
 
 @dataclass(frozen=True)
 class Batch:
     """Transitions from the replay, each (B, ...).
 
-    Attributes: fixed, moving (B, 1, *shape); before, after (B, D, *shape), the accumulated fields; plan; reward and
-    ended (B,) float.
+    Attributes: fixed, moving (B, 1, *shape); before (B, D, *shape), the accumulated field; action (B, D, *shape), what
+    the step added to it; plan (B, D, *lattice), what it was made of; reward and ended (B,) float.
     """
 
     fixed: Tensor
     moving: Tensor
     before: Tensor
-    after: Tensor
+    action: Tensor
     plan: Tensor
     reward: Tensor
     ended: Tensor
+
+    @property
+    def state(self) -> Tensor:
+        """Fixed and warped image before the step, (B, 2, *shape)."""
+        return torch.cat([self.fixed, warp_dense(self.moving, self.before)], 1)
+
+    @property
+    def next_state(self) -> Tensor:
+        """The same after it."""
+        return torch.cat([self.fixed, warp_dense(self.moving, compose(self.before, self.action))], 1)
 
     def rows(self, rows: Tensor) -> Self:
         """Some of the transitions."""
@@ -58,9 +70,9 @@ class FieldReplay:
             self._pairs[name][places] = image.to(self.device, torch.float16)
         return places
 
-    def add(self, pairs: Tensor, before: Tensor, after: Tensor, plan: Tensor, reward: Tensor, ended: Tensor) -> None:
+    def add(self, pairs: Tensor, before: Tensor, action: Tensor, plan: Tensor, reward: Tensor, ended: Tensor) -> None:
         """Store transitions (B, ...) of the pairs at places ``pairs`` (B,)."""
-        values = {"pair": pairs, "before": before.half(), "after": after.half(), "plan": plan.float(),
+        values = {"pair": pairs, "before": before.half(), "action": action.half(), "plan": plan.float(),
                   "reward": reward.float(), "ended": ended.float()}
         if not self._steps:
             self._steps = {name: torch.zeros(self.capacity, *value.shape[1:], dtype=value.dtype, device=self.device)
@@ -79,4 +91,4 @@ class FieldReplay:
         rows = fresh[torch.randint(len(fresh), (count,), generator=generator).to(self.device)]
         step = {name: value[rows] for name, value in self._steps.items()}
         return Batch(self._pairs["fixed"][step["pair"]].float(), self._pairs["moving"][step["pair"]].float(),
-                     step["before"].float(), step["after"].float(), step["plan"], step["reward"], step["ended"])
+                     step["before"].float(), step["action"].float(), step["plan"], step["reward"], step["ended"])

@@ -2,23 +2,29 @@
 
 from __future__ import annotations
 
+import math
 from collections import deque
-from collections.abc import Callable, Iterable, Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from dataclasses import asdict
 from pathlib import Path
 from typing import Any, ClassVar
 
 import gymnasium as gym
+import numpy as np
 import torch
 import torch.nn.functional as F
 from stable_baselines3.common.callbacks import BaseCallback
-from torch import Tensor
+from torch import Tensor, nn
 
 from regagents.common.algorithm import Algorithm, check_counts
 from regagents.common.curriculum import Curriculum
 from regagents.common.distributed import average, rank, world
 from regagents.common.precision import mixed
-from regagents.spac.policies import SPACPolicy, divergence
+from regagents.spac.gauges import Gauges, gauged
+from regagents.spac.plans import Proposal, squashed
+from regagents.spac.policies import SPACPolicy, look
 from regagents.spac.replay import Batch, FieldReplay
+from regenv.core import RegistrationCore
 from regenv.ops import regularity
 from regenv.ops.similarity import lncc
 from regenv.ops.warp import compose, warp_dense
@@ -26,75 +32,96 @@ from regenv.task import Task
 
 Losses = dict[str, Tensor]
 """What is logged of an update, by name."""
-MAX_GRAD_NORM = 10.0
+MAX_GRAD_NORM = 1.0
+SPREADS = 0.2       # of the temperature's rate: a deviation that moves faster runs away before the temperature falls
+GAUGED = 2          # times in a training
+GAUGE_SEED = 77
+SMALLEST = 1e-12    # length of a gradient
 
 
 class SPAC(Algorithm):
     """Planner, actor and critics trained together, on SB3's frame.
 
-    The planner draws a plan of few numbers, the actor turns it into a displacement of every voxel, the critics judge
-    the plan as in soft actor-critic (eq. 6 and 7), and planner and actor also follow the gradient of an unsupervised
-    registration loss through the accumulated field (eq. 8). Episodes come from a native batch of the environment; a
-    step of training is a step of one lane.
+    The planner draws a plan, a displacement of a coarse lattice; the actor turns it into a displacement of every voxel
+    and adds what is fine; the critics judge the plan as in soft actor-critic (eq. 6 and 7). Planner and actor follow
+    the gradient of an unsupervised registration loss through the accumulated field (eq. 8), on the mean plan. The
+    critics steer the planner late, once they know plans, and with a gradient of a fixed share of the registration
+    loss's: critics that steer from the start value what they have not seen too highly, and plans saturate. Episodes
+    come from a native batch of the environment; a step of training is a step of one lane. The temperature is learned
+    (Haarnoja et al. 2018); the target is the entropy of normal plans of the policy's ``sigma``.
 
     Args:
         policy: "CnnPolicy", or a SPACPolicy subclass.
         env: id or environment of dense registration (RegDense...).
-        learning_rate: of planner and actor; critic_lr: of the critics and the temperature.
+        learning_rate: of planner and actor; critic_lr: of the critics; temperature_lr: of the temperature, and by it
+            of the plans' deviation.
         batch_size: transitions of an update. lanes: episodes played side by side. updates: per step of all lanes.
         buffer_size: transitions kept. learning_starts: transitions before the first update.
-        gamma, tau: discount, and rate at which the target critics follow.
-        rl: False trains by the registration loss alone (the paper's "without RL").
-        reg_coef: weight of the registration loss; 0 is the paper's "without registration loss".
+        gamma, tau: discount, and rate at which the target critics follow. Steps repair what steps before them left, so
+            that a return over the whole episode hardly depends on a plan; a short one does.
+        reward_scale: times the environment's reward, for the critics.
+        rl: False trains by the registration loss alone, and plays mean plans (the paper's "without RL").
+        steer: norm of the gradient that reinforcement learning gives the planner, times the registration loss's;
+            steer_from: the share of training after which it does.
+        reg_coef: weight of the registration loss; 0 is the paper's "without registration loss": reinforcement learning
+            then steers throughout.
         smooth: lambda of eq. 4, on the mean squared gradient of the accumulated field, voxels.
         smooth_step: the same on the step's own field, as in the released code. Without it the actor, which does not see
             the accumulated field, never comes to rest, and the roughness that a step cannot take back adds up.
-        kl_coef: of the plan's divergence from a standard normal, mean over its numbers (the released 3D code: 0.01).
         window: of the local correlation.
-        noise: whether plans are drawn; False takes their means, as a one-shot network does.
-        curriculum: see Curriculum. decay: whether the learning rates fall linearly to zero. amp: bfloat16 networks,
-            where fast.
+        curriculum: see Curriculum. decay: whether the learning rates fall linearly to zero; the temperature's stays.
+        amp: bfloat16 networks, where fast.
         sb3: SB3's arguments, see Algorithm.
     """
 
     policy_aliases: ClassVar[dict[str, type]] = {"CnnPolicy": SPACPolicy}  # type: ignore[assignment]
     unsaved: ClassVar[tuple[str, ...]] = ("optimizer", "_replay")
-    draws: ClassVar[bool] = True
-    """Whether updates learn from drawn plans, or from their means."""
     policy: SPACPolicy
 
-    def __init__(self, policy: str | type[SPACPolicy] = "CnnPolicy", env: Any = None, learning_rate: float = 1e-3,
-                 critic_lr: float = 3e-4, batch_size: int = 32, lanes: int = 16, updates: int = 1,
-                 buffer_size: int = 8_000, learning_starts: int = 640, gamma: float = 0.99, tau: float = 0.005,
-                 rl: bool = True, reg_coef: float = 1.0, smooth: float = 0.03, smooth_step: float = 0.5,
-                 kl_coef: float = 0.0, window: int = 9, noise: bool = True,
-                 curriculum: Curriculum | None = None, decay: bool = True, amp: bool = False, **sb3: Any) -> None:
+    def __init__(self, policy: str | type[SPACPolicy] = "CnnPolicy", env: Any = None, learning_rate: float = 3e-3,
+                 critic_lr: float = 2e-3, temperature_lr: float = 1e-2, batch_size: int = 32, lanes: int = 16,
+                 updates: int = 1, buffer_size: int = 8_000, learning_starts: int = 640, gamma: float = 0.2,
+                 tau: float = 0.01, reward_scale: float = 10.0, rl: bool = True, steer: float = 0.3,
+                 steer_from: float = 0.5, reg_coef: float = 1.0, smooth: float = 0.03, smooth_step: float = 0.5,
+                 window: int = 9, curriculum: Curriculum | None = None, decay: bool = True, amp: bool = False,
+                 **sb3: Any) -> None:
         name = type(self).__name__
         check_counts(name, batch_size=batch_size, lanes=lanes, updates=updates, buffer_size=buffer_size)
         for argument, weight in (("reg_coef", reg_coef), ("smooth", smooth), ("smooth_step", smooth_step),
-                                 ("kl_coef", kl_coef)):
+                                 ("steer", steer)):
             if not weight >= 0:
                 raise ValueError(f"{name}: {argument} is {weight}; it must not be negative.")
+        if not reward_scale > 0:
+            raise ValueError(f"{name}: reward_scale is {reward_scale}; it must be positive.")
         if not rl and reg_coef == 0:
             raise ValueError(f"{name}: rl is False and reg_coef is 0; nothing would be learnt.")
-        self.critic_lr, self.batch_size, self.lanes, self.per_step = critic_lr, batch_size, lanes, updates
+        self.critic_lr, self.temperature_lr = critic_lr, temperature_lr
+        self.batch_size, self.lanes, self.per_step = batch_size, lanes, updates
         self.buffer_size, self.learning_starts, self.gamma, self.tau = buffer_size, learning_starts, gamma, tau
-        self.rl, self.reg_coef, self.window, self.noise = rl, reg_coef, window, noise
-        self.smooth, self.smooth_step, self.kl_coef = smooth, smooth_step, kl_coef
+        self.reward_scale, self.steer, self.steer_from = reward_scale, steer, steer_from
+        self.rl, self.reg_coef, self.window = rl, reg_coef, window
+        self.smooth, self.smooth_step = smooth, smooth_step
         self.curriculum, self.decay, self.amp = curriculum, decay, amp
         super().__init__(policy, env, learning_rate, **sb3)
 
     def _setup_model(self) -> None:
         super()._setup_model()
-        self.target_entropy = -float(self.policy.plan_size)
+        normal = math.log(self.policy.sigma) + 0.5 * math.log(2 * math.pi * math.e)
+        self.target_entropy = self.policy.plan_size * normal
         self._replay: FieldReplay | None = None
 
     def make_optimizer(self) -> torch.optim.Optimizer:
-        movers = [*self.policy.planner.parameters(), *self.policy.actor.parameters()]
-        groups: list[dict[str, Any]] = [{"params": movers, "lr": self.learning_rate},
-                                        {"params": list(self.policy.critics.parameters()), "lr": self.critic_lr},
-                                        {"params": [self.policy.log_alpha], "lr": self.critic_lr}]
+        groups: list[dict[str, Any]] = [
+            {"params": self._movers(), "lr": self.learning_rate},
+            {"params": list(self.policy.critics.parameters()), "lr": self.critic_lr},
+            {"params": [self.policy.planner.log_std], "lr": SPREADS * self.temperature_lr},
+            {"params": [self.policy.log_alpha], "lr": self.temperature_lr}]
         return torch.optim.Adam(groups)
+
+    def _movers(self) -> list[nn.Parameter]:
+        """What makes the mean plan and the field of it."""
+        return [p for part in (self.policy.planner, self.policy.actor) for p in part.parameters()
+                if p is not self.policy.planner.log_std]
 
     # ------------------------------------------------------------------------------------------------------- episodes
 
@@ -122,27 +149,39 @@ class SPAC(Algorithm):
                 if not going:
                     break
             returns.append(earned)
+            if self.rl and int(GAUGED * progress) < int(GAUGED * self.num_timesteps / total):
+                self.log_progress({f"gauge/{name}": value for name, value in asdict(self.gauges()).items()})
+
+    def gauges(self, pairs: int = 16) -> Gauges:
+        """Whether plans and critics do something, on pairs that no training episode has shown from their start."""
+        core = RegistrationCore(self.task(), self.device)
+        start = core.reset([np.random.default_rng([GAUGE_SEED, lane]) for lane in range(pairs)])
+        return gauged(self.policy, core, start, self.gamma)
+
+    def summary(self) -> str:
+        return str(self.gauges(pairs=32)) if self.rl else ""
 
     def _steps(self, env: gym.vector.VectorEnv[Any, Any, Any], task: Task,
                progress: float) -> Iterator[tuple[Batch, bool, bool]]:
         """Play an episode in every lane: the transitions of each step, and whether it is the first and the last."""
-        observation, _ = env.reset(seed=self._episode_seed(), options=self.reset_options(progress))
         played: Any = env.unwrapped
+        observation, _ = played.reset(seed=self._episode_seeds(), options=self.reset_options(progress))
         fixed, moving = played.state.pair.fixed, played.state.warped
         for step in range(task.max_episode_steps):
             with torch.no_grad(), self._mixed():
-                plan, _, field = self.policy.act(self.policy.scaled(observation), self.noise)
+                plan, _, field = self.policy.act(self.policy.scaled(observation), self.rl)
             before = played.state.displacement
             observation, reward, terminated, _, _ = env.step(field.float())
             last = step == task.max_episode_steps - 1 or (not task.endless and bool(terminated.any()))
-            yield Batch(fixed, moving, before, played.state.displacement, plan.float(), reward.float(),
+            yield Batch(fixed, moving, before, field.float(), plan.float(), self.reward_scale * reward.float(),
                         terminated.float()), step == 0, last
             if last:
                 return
 
-    def _episode_seed(self) -> int:
-        """Every batch of episodes has its own, so that a resumed run draws other pairs than the first did."""
-        return ((self.seed or 0) * 1_000_003 + self.num_timesteps + rank() * self.lanes) % (1 << 31)
+    def _episode_seeds(self) -> list[int]:
+        """Of the lanes. Every batch of episodes has its own, so that a resumed run draws other pairs than the first."""
+        first = ((self.seed or 0) * 1_000_003 + self.num_timesteps + rank() * self.lanes) % (1 << 31)
+        return [first + lane for lane in range(self.lanes)]
 
     def _learn_from(self, seen: Batch, first: bool, last: bool) -> Iterator[Losses]:
         """Updates after a step of all lanes: the losses of each. Args: first, last: whether it is the episodes' first
@@ -152,7 +191,7 @@ class SPAC(Algorithm):
             self._replay = FieldReplay(self.buffer_size, episodes, self.device)
         if first:
             self._places = self._replay.begin(seen.fixed, seen.moving)
-        self._replay.add(self._places, seen.before, seen.after, seen.plan, seen.reward, seen.ended)
+        self._replay.add(self._places, seen.before, seen.action, seen.plan, seen.reward, seen.ended)
         if self._replay.size >= self.learning_starts:
             for _ in range(self.per_step):
                 yield self._update(self._replay.sample(self.batch_size))
@@ -160,12 +199,13 @@ class SPAC(Algorithm):
     def _set_lr(self, progress: float) -> None:
         left = max(0.0, 1 - progress) if self.decay else 1.0
         assert isinstance(self.learning_rate, (int, float))
-        for group, lr in zip(self.optimizer.param_groups, (self.learning_rate, self.critic_lr, self.critic_lr),
-                             strict=True):
+        for group, lr in zip(self.optimizer.param_groups, (self.learning_rate, self.critic_lr), strict=False):
             group["lr"] = lr * left
+        self._share = self.steer if progress >= self.steer_from else 0.0
 
     def _log(self, losses: deque[Losses], returns: Iterable[Tensor]) -> None:
-        numbers = {f"train/{name}": torch.stack([each[name] for each in losses]).mean().item() for name in losses[-1]}
+        numbers = {f"train/{name}": torch.stack([each[name] for each in losses if name in each]).mean().item()
+                   for name in losses[-1]}
         earned = tuple(returns)
         if earned:
             numbers["rollout/ep_rew_mean"] = torch.stack(earned).mean().item()
@@ -175,21 +215,26 @@ class SPAC(Algorithm):
 
     def _update(self, batch: Batch) -> Losses:
         """One step of the optimizer, of all networks; its losses."""
-        state = torch.cat([batch.fixed, warp_dense(batch.moving, batch.before)], 1)
-        losses: Losses = {}
-        loss = torch.zeros((), device=self.device)
+        state = batch.state.contiguous(memory_format=self.policy.layout)
         with self._mixed():
-            plan, log_prob, field = self.policy.act(state, self.noise and self.draws)
-        if self.rl:
-            loss, losses = self._rl_loss(batch, state, plan, log_prob, field)
-        if self.reg_coef:
-            registration, parts = self._registration_loss(batch, field)
-            loss, losses = loss + self.reg_coef * registration, losses | parts
-        if self.kl_coef:
-            kl = divergence(plan, log_prob).mean() / self.policy.plan_size
-            loss, losses = loss + self.kl_coef * kl, losses | {"kl": kl}
+            proposal = self.policy.planner(state)
+        movers, losses = self._movers(), Losses()
         self.optimizer.zero_grad(set_to_none=True)
-        loss.backward()
+        steers = self._share > 0 or not self.reg_coef
+        if self.rl:
+            loss, losses = self._rl_loss(batch, state, proposal if steers else proposal.unsteered())
+            loss.backward(retain_graph=bool(self.reg_coef))
+        if self.reg_coef:
+            wanted = [p.grad for p in movers]
+            for parameter in movers:
+                parameter.grad = None
+            with self._mixed():
+                field = self.policy.actor(squashed(proposal.mean), state, proposal.features)
+            registration, parts = self._registration_loss(batch, field)
+            (self.reg_coef * registration).backward()
+            losses |= parts
+            if self.rl and steers:
+                losses |= self._steered(movers, wanted)
         average(p for group in self.optimizer.param_groups for p in group["params"])
         for group in self.optimizer.param_groups:
             torch.nn.utils.clip_grad_norm_(group["params"], MAX_GRAD_NORM)
@@ -200,6 +245,17 @@ class SPAC(Algorithm):
         self.updates += 1
         return {name: value.detach() for name, value in losses.items()}
 
+    def _steered(self, movers: Sequence[nn.Parameter], wanted: Sequence[Tensor | None]) -> Losses:
+        """Add what reinforcement learning wants to the registration loss's gradients, ``_share`` times as long; both
+        lengths, before that, are what to log."""
+        lengths = torch.stack([torch.stack([g.norm() for g in gradients if g is not None]).norm()
+                               for gradients in ([p.grad for p in movers], wanted)])
+        scale = self._share * lengths[0] / lengths[1].clamp(min=SMALLEST)
+        for parameter, gradient in zip(movers, wanted, strict=True):
+            if gradient is not None:
+                parameter.grad = gradient * scale if parameter.grad is None else parameter.grad + scale * gradient
+        return {"gradient_registration": lengths[0], "gradient_rl": lengths[1]}
+
     def _registration_loss(self, batch: Batch, field: Tensor) -> tuple[Tensor, Losses]:
         """Eq. 8, of the field that has accumulated after a step's ``field``, and what to log of it."""
         total = compose(batch.before, field.float())
@@ -207,45 +263,45 @@ class SPAC(Algorithm):
         rough, rough_step = regularity.diffusion(total).mean(), regularity.diffusion(field.float()).mean()
         return self.smooth * rough + self.smooth_step * rough_step - alike, {"lncc": alike, "roughness": rough}
 
-    def _rl_loss(self, batch: Batch, state: Tensor, plan: Tensor, log_prob: Tensor,
-                 field: Tensor) -> tuple[Tensor, Losses]:
+    def _rl_loss(self, batch: Batch, state: Tensor, proposal: Proposal) -> tuple[Tensor, Losses]:
         """Loss of critics, planner and temperature, and what to log of it: soft actor-critic on the plan."""
         policy, alpha = self.policy, self.policy.log_alpha.exp().detach()
-        judged = self._judged_of_stored(batch.plan, state)
         with torch.no_grad(), self._mixed():
-            after = torch.cat([batch.fixed, warp_dense(batch.moving, batch.after)], 1)
-            next_plan, next_log_prob, features = policy.drawn(after, noise=True)
-            next_judged = self._judged(next_plan, lambda: policy.actor(next_plan, after, features))
-            next_value = torch.stack([critic(after, next_judged) for critic in policy.targets])
-            target = batch.reward + self.gamma * (1 - batch.ended) * (next_value.amin(0) - alpha * next_log_prob)
-        critic_loss = self._critic_loss(state, judged, target)                                    # eq. 6
-        planner_loss = (alpha * log_prob - self._lowest_value(state, plan, field)).mean()         # eq. 7
+            after = batch.next_state.contiguous(memory_format=policy.layout)
+            ahead = policy.planner(after)
+            raw = ahead.drawn()
+            next_value = self._value(after, squashed(raw), ahead, targets=True)
+            target = soft_target(batch.reward, batch.ended, next_value.float(), ahead.log_prob(raw), alpha, self.gamma)
+        raw = proposal.drawn()
+        log_prob = proposal.log_prob(raw)
+        critic_loss = self._critic_loss(batch, state, target)                                     # eq. 6
+        planner_loss = (alpha * log_prob - self._frozen_value(state, squashed(raw), proposal)).mean()   # eq. 7
         temperature_loss = -(policy.log_alpha * (log_prob.detach() + self.target_entropy)).mean()
         return critic_loss + planner_loss + temperature_loss, {
-            "critic_loss": critic_loss, "planner_loss": planner_loss, "alpha": alpha}
+            "critic_loss": critic_loss, "planner_loss": planner_loss, "alpha": alpha, "entropy": -log_prob.mean(),
+            "entropy_target": torch.tensor(self.target_entropy), "sigma": proposal.log_std.exp().mean()}
 
-    def _critic_loss(self, state: Tensor, judged: Tensor, target: Tensor) -> Tensor:
+    def _critic_loss(self, batch: Batch, state: Tensor, target: Tensor) -> Tensor:
+        """Mean squared error of both critics on stored plans, or on the actions that were made of them."""
+        plans = self.policy.critic_on == "plan"
+        field = self.policy.actor.coarse(batch.plan, tuple(state.shape[2:])) if plans else batch.action
         with self._mixed():
-            values = [critic(state, judged) for critic in self.policy.critics]
+            seen = look(state, field)
+            values = [critic(seen) for critic in self.policy.critics]
         return torch.stack([F.mse_loss(value.float(), target.float()) for value in values]).mean()
 
-    def _lowest_value(self, state: Tensor, plan: Tensor, field: Tensor) -> Tensor:
-        """The lower of both critics' values (B,); the critics get no gradient from it."""
+    def _frozen_value(self, state: Tensor, plan: Tensor, proposal: Proposal) -> Tensor:
+        """As :meth:`_value`; the critics get no gradient from it."""
         self.policy.critics.requires_grad_(False)
         with self._mixed():
-            judged = self._judged(plan, lambda: field)
-            value = torch.stack([critic(state, judged) for critic in self.policy.critics]).amin(0)
+            value = self._value(state, plan, proposal)
         self.policy.critics.requires_grad_(True)
         return value
 
-    def _judged_of_stored(self, plan: Tensor, state: Tensor) -> Tensor:
-        """What the critics judge of stored plans."""
-        with torch.no_grad(), self._mixed():
-            return self._judged(plan, lambda: self.policy.actor(plan, state, self.policy.planner(state)[2]))
-
-    def _judged(self, plan: Tensor, field: Callable[[], Tensor]) -> Tensor:
-        """What the critics judge: the plan, or the field that the actor makes of it."""
-        return plan if self.policy.critic_on == "plan" else field()
+    def _value(self, state: Tensor, plan: Tensor, proposal: Proposal, targets: bool = False) -> Tensor:
+        """The lower of both critics' values (B,) of plans, or of what the actor makes of them."""
+        field = self.policy.actor(plan, state, proposal.features) if self.policy.critic_on == "action" else None
+        return self.policy.weighed(state, plan, field, targets)
 
     def _mixed(self) -> torch.autocast:
         return mixed(self.device, self.amp)
@@ -258,3 +314,9 @@ class SPAC(Algorithm):
                 followed = name.replace("targets.", "critics.", 1).replace("target_planner.", "planner.", 1)
                 whole |= {name: tensors[followed]} if followed in tensors else {}
         super().adopt(whole, path)
+
+
+def soft_target(reward: Tensor, ended: Tensor, next_value: Tensor, next_log_prob: Tensor, alpha: Tensor | float,
+                gamma: float) -> Tensor:
+    """What critics learn (B,): ``r + gamma (1 - d) (min Q(s', p') - alpha log kappa(p' | s'))``, eq. 6."""
+    return reward + gamma * (1 - ended) * (next_value - alpha * next_log_prob)

@@ -33,7 +33,7 @@ def organs(env: str, shrink: int | list[int], steps: int, turn: float = 0.0, **a
 
 
 LUO_SIZE: dict[int, dict[str, Any]] = {  # networks of Luo et al.'s size within 3 %: 107 K in 2D, 458 K in 3D
-    2: {"widths": [16, 32, 40, 32]}, 3: {"widths": [16, 32, 32, 32, 36]}}
+    2: {"widths": [16, 32, 35], "sigma": 0.2}, 3: {"widths": [16, 32, 32, 36, 32], "sigma": 0.2}}
 
 
 @dataclass(frozen=True)
@@ -48,13 +48,15 @@ class Variant:
 
 SPAC_VARIANTS = {
     "spac": Variant(),
-    "oneshot": Variant(algorithm={"rl": False, "noise": False}, env_kwargs={"max_episode_steps": 1}),
+    "oneshot": Variant(algorithm={"rl": False}, env_kwargs={"max_episode_steps": 1}),
     "spac-norl": Variant(algorithm={"rl": False}),
+    "spac-unsteered": Variant(algorithm={"steer": 0.0}),    # the same noise and critics, which only watch
     "spac-noreg": Variant(algorithm={"reg_coef": 0.0}, policy={"critic_on": "action"}),  # or the actor has no gradient
     "spac-action": Variant(policy={"critic_on": "action"}),
     "spac-ssim": Variant(env_kwargs={"reward": "ssim"}),
     "ppo": Variant("PPOModified"),
     "ddpg": Variant("DDPGModified"),
+    "grpo": Variant("GRPOModified"),
 }
 
 
@@ -135,14 +137,14 @@ PRESETS: dict[str, dict[str, Any]] = {
                                     **{**REFINED, "learning_rate": 3e-4}), "policy": "CnnPolicy"},
     "similarity-cnn-matrix": {**similarity("similarity-sl-matrix", 300_000, "matrix", limit=150,
                                            **{**REFINED, "learning_rate": 3e-4}), "policy": "CnnPolicy"},
-    **dense("digits", "RegDenseDigits-v0", 50_000),
-    **dense("brain2d", "RegDense2D-v0", 20_000, LUO_SIZE[2], {"lanes": 8, "batch_size": 8, "buffer_size": 2_000,
-                                                                "learning_starts": 320},
+    **dense("digits", "RegDenseDigits-v0", 20_000, None, {"batch_size": 16, "learning_starts": 320}),
+    **dense("brain2d", "RegDense2D-v0", 7_000, LUO_SIZE[2], {"lanes": 8, "batch_size": 8, "buffer_size": 2_000,
+                                                                "learning_starts": 160},
             source={"name": "brains"}, spacing=1.5),
     **dense("liver3d", "RegDense3D-v0", 20_000, LUO_SIZE[3], {"lanes": 4, "batch_size": 4, "buffer_size": 800,
                                                                 "learning_starts": 160},
             source={"name": "livers"}),
-    **dense("liver32", "RegDense3D-v0", 8_000, {"widths": [16, 32, 32]}, {"lanes": 4, "batch_size": 4,
+    **dense("liver32", "RegDense3D-v0", 8_000, {"widths": [16, 32, 32], "sigma": 0.2}, {"lanes": 4, "batch_size": 4,
                                                                          "buffer_size": 800, "learning_starts": 160},
             source={"name": "livers"}, size=32, spacing=8.0),
     "liver3d-release": {  # as the released 3D code trains
@@ -189,7 +191,7 @@ PRESETS: dict[str, dict[str, Any]] = {
         "agent": "SPAC", "env": "RegDense3D-v0", "steps": 6_000,
         "env_kwargs": {"size": 48, "spacing": 5.0, "source": {"name": "lungs"}, "max_episode_steps": 1},
         "policy_kwargs": {"widths": [16, 32, 32]},
-        "algorithm": {"rl": False, "noise": False, "lanes": 2, "batch_size": 2, "buffer_size": 400,
+        "algorithm": {"rl": False, "lanes": 2, "batch_size": 2, "buffer_size": 400,
                       "learning_starts": 20}},
     "organ2d": organs("RegSDM2D-v0", 2, 600_000),
     "organ3d-straight": organs("RegSDM3D-v0", [2, 3, 3], 300_000, poses_per_image=8),

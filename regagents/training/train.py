@@ -153,7 +153,9 @@ def _train(run: Run) -> Path:
         finally:
             agent.logger.close()
         found = agent.after_training()
+        summary = agent.summary()
         if first:
+            callback.card |= {"summary": summary} if summary else {}
             callback.write(found)
     return run.weights
 

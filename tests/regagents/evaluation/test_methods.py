@@ -190,7 +190,7 @@ def test_every_optimiser_of_register_is_measured_by_its_name() -> None:
 
 @pytest.mark.parametrize(("name", "env", "kind"), [
     ("similarity-rl", ID, ValueStop), ("similarity-rl+mc", ID, ValueStop), ("similarity-oneshot", ID, Policy),
-    ("digits-spac", "RegDenseDigits-v0", Policy), ("digits-ppo", "RegDenseDigits-v0", Policy),
+    ("digits-spac", "RegDenseDigits-v0", Policy),
     ("lung3d-l2o", "RegKeypoint3D-v0", Policy), ("organ2d", "RegSDM2D-v0", Policy)])
 def test_every_algorithm_has_its_way_to_register(name: str, env: str, kind: type) -> None:
     method = method_named(name, build(env))

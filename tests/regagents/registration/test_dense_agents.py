@@ -40,7 +40,7 @@ def test_steps_are_bounded_and_composed_and_the_moving_image_warped_once() -> No
     assert not u[:, 0].any()
 
 
-@pytest.mark.parametrize("name", ["brain2d-spac", "brain2d-oneshot"])
+@pytest.mark.parametrize("name", ["brain2d-spac"])
 @pytest.mark.parametrize("shape", [(96, 120), (63, 77)])
 def test_an_agent_of_one_size_plays_on_others(name: str, shape: tuple[int, ...]) -> None:
     u = stage(name, 2).solver.solve(*torch.rand(2, 1, 1, *shape))
