@@ -36,8 +36,8 @@ AGENTS = {"rigid2d": ["rigid2d"], "rigid-head": ["head", "head-geometric", "head
           "similarity-e2": ["similarity-oneshot", "similarity-sl", "similarity-rl", "similarity-value+mc",
                             "similarity-value+mc+fine"],
           "organ2d": ["organ2d"], "organ3d": ["organ3d"],
-          "digits": ["digits-oneshot", "digits-spac-norl", "digits-spac"],
-          "brain2d": ["brain2d-oneshot", "brain2d-spac-norl", "brain2d-spac"], "brain3d": [],
+          "digits": ["digits-spac"],
+          "brain2d": ["brain2d-spac"], "brain3d": [],
           "lung": ["lung3d-l2o"]}
 """Agents that suit a suite, of those that are shipped."""
 SLOW = {name: ["syn", "bspline"] for name in ("brain3d", "lung", "organ3d")}       # minutes a pair

@@ -124,11 +124,11 @@ def test_the_measures_of_displacements_can_be_chosen() -> None:
 
 @pytest.mark.parametrize(("env_id", "arguments", "told"), [
     (DIGITS, {"refine": True}, "refine is for poses"),
-    (DIGITS, {"methods": ["mi"]}, "baseline is 'mi'; for these pairs it must be one of initial, demons"),
+    (DIGITS, {"methods": ["mi"]}, "baseline is 'mi'; for these pairs it must be one of initial, random, de"),
     (DIGITS, {"methods": ["mi-multistart"]}, "baseline is 'mi-multistart'"),
     (DIGITS, {"methods": ["rigid2d"]}, "rigid2d: it finds a pose, but the pairs need a Dense"),
-    (DIGITS, {"methods": []}, "no method was given; give an agent or one of initial, demons"),
-    (ENV, {"methods": ["demons"]}, "baseline is 'demons'; for these pairs it must be one of initial, mi"),
+    (DIGITS, {"methods": []}, "no method was given; give an agent or one of initial, random, demons"),
+    (ENV, {"methods": ["demons"]}, "baseline is 'demons'; for these pairs it must be one of initial, random"),
     (ENV, {"methods": ["digits-spac"]}, r"digits-spac: it sees \(28, 28\) voxels"),
     (ENV, {"methods": ["initial", "initial"]}, "each may stand there once"),
     (ENV, {"methods": ["initial", "mi-multistart"]}, "no agent was given"),
@@ -143,7 +143,7 @@ def test_baselines_are_those_of_the_family() -> None:
     assert chosen_baselines("whole-head", {}, None) == chosen_baselines(ENV, KWARGS, None) == ("initial", "mi")
     assert chosen_baselines(DIGITS, {}, None)[:5] == ("initial", "demons", "bspline", "adam", "convexadam")
     assert chosen_baselines(ENV, {}, ["mi-multistart"]) == ("mi-multistart",)
-    with pytest.raises(ValueError, match="baseline is 'mi'; it must be one of initial, demons"):
+    with pytest.raises(ValueError, match="baseline is 'mi'; it must be one of initial, random, demons"):
         chosen_baselines("RegSDM2D-v0", {}, ["mi"])
 
 
