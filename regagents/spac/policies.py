@@ -75,7 +75,7 @@ class Actor(nn.Module):
 
     def __init__(self, ndim: int, channels: int, widths: tuple[int, ...], bound: float) -> None:
         super().__init__()
-        self.fine = min(FINE, bound / 2)
+        self.bound, self.fine = bound, min(FINE, bound / 2)
         self.reach, width = bound - self.fine, widths[-1]
         self.begin = CONV[ndim](ndim, width, 3, 1, 1)
         self.stages = nn.ModuleList(CONV[ndim](width + skip, width, 3, 1, 1) for skip in reversed(widths))
@@ -99,7 +99,8 @@ class Actor(nn.Module):
         hidden = F.interpolate(hidden, image.shape[2:], mode="nearest")
         hidden = torch.cat([hidden, image, through(image, coarse)], 1)
         hidden = F.leaky_relu(self.smooth(F.leaky_relu(self.refine(hidden), SLOPE)), SLOPE)
-        return coarse + self.fine * torch.tanh(self.field(hidden))
+        field = coarse + self.fine * torch.tanh(self.field(hidden))
+        return field.clamp(-self.bound, self.bound)     # which rounding may pass
 
 
 def through(image: Tensor, field: Tensor) -> Tensor:

@@ -88,7 +88,7 @@ def folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Path]:
     (tmp_path / "toy.yml").write_text(textwrap.dedent(SETTINGS))
     monkeypatch.syspath_prepend(str(tmp_path))
     toy = importlib.import_module("toy_agent")
-    monkeypatch.setitem(agents.ALGORITHMS, "Toy", Row(toy.Toy, "LinearPolicy", "pose", tmp_path / "toy.yml"))
+    monkeypatch.setitem(agents.ALGORITHMS, "Toy", Row(toy.Toy, "LinearPolicy", "pose", "truth", tmp_path / "toy.yml"))
     monkeypatch.setitem(presets.PRESETS, "toy", PRESET)
     yield tmp_path
     del sys.modules["toy_agent"]

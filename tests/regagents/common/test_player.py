@@ -57,6 +57,7 @@ def begun(name: str, lanes: int = 3) -> tuple[RegistrationCore, EpisodeState]:
 
 
 @pytest.mark.parametrize("name", GAMES)
+@torch.inference_mode()
 def test_a_policy_plays_what_it_predicts(name: str) -> None:
     """Bit for bit, over several steps: SB3's ``predict`` with its state, and ``play`` with its memory."""
     model, (core, state) = agent(name), begun(name)

@@ -85,6 +85,7 @@ def images_of(game: gym.Env, count: int) -> torch.Tensor:
 @NDIM
 @pytest.mark.parametrize("critic_on", ["plan", "action"])
 def test_fields_fit_the_action_space_and_gradients_reach_planner_and_actor(ndim: int, critic_on: str) -> None:
+    torch.manual_seed(0)
     game = env(ndim, max_displacement=2.0)
     policy = policy_of(game, critic_on=critic_on)
     torch.nn.init.normal_(policy.actor.field.weight, std=10.0)
