@@ -20,6 +20,7 @@ from typing import Any
 import gymnasium as gym
 import numpy as np
 import torch
+from llvmlite.binding import get_host_cpu_name
 
 from regagents.agents import load, shipped
 from regagents.classical.deformable import BSpline, Demons
@@ -49,7 +50,7 @@ def machine() -> dict[str, str]:
     models = [line.split(":", 1)[1].strip() for line in cpus.read_text().splitlines() if line.startswith("model name")
               ] if cpus.is_file() else []
     processor = f"{models[0]}, {len(models)} cores" if models else platform.processor() or platform.machine()
-    return {"processor": processor, **{package: version(package) for package in PACKAGES}}
+    return {"processor": processor, "compiled for": get_host_cpu_name(), **{package: version(package) for package in PACKAGES}}
 
 
 def digest(arrays: Iterable[np.ndarray]) -> str:
