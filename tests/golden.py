@@ -1,7 +1,8 @@
 """Golden numbers: what environments show, where shipped agents end, what the evaluator measures.
 
-``tests/golden.json`` was written by the code before its rooms were rebuilt; ``tests/test_golden.py`` holds today's code
-to it. Where a change of numbers is wanted, say why in the commit and write the file anew:
+``tests/test_golden.py`` holds today's code to ``tests/golden.json``. That was written anew when a step became compiled
+calls, SPAC's agents were trained anew and the machine changed; what had stood there agrees to the test's tolerances.
+Where a change of numbers is wanted, say why in the commit and write the file anew:
 
     python -m tests.golden tests/golden.json
 """
@@ -50,7 +51,8 @@ def machine() -> dict[str, str]:
     models = [line.split(":", 1)[1].strip() for line in cpus.read_text().splitlines() if line.startswith("model name")
               ] if cpus.is_file() else []
     processor = f"{models[0]}, {len(models)} cores" if models else platform.processor() or platform.machine()
-    return {"processor": processor, "compiled for": get_host_cpu_name(), **{package: version(package) for package in PACKAGES}}
+    return {"processor": processor, "compiled for": get_host_cpu_name(),
+            **{package: version(package) for package in PACKAGES}}
 
 
 def digest(arrays: Iterable[np.ndarray]) -> str:
