@@ -11,6 +11,7 @@ from regagents.classical.greedy import SETTINGS, ByDimension
 from regagents.classical.syn import SyN
 from regenv.data.pairs import PairSource
 from regenv.data.sources.brains import Brains
+from regenv.data.sources.brains3d import Brains3D
 from regenv.data.sources.clustered import Clustered
 from regenv.data.sources.digits import Digits
 from regenv.data.sources.livers import Livers
@@ -41,6 +42,7 @@ class Tuned:
 FIELDS: dict[tuple[type[PairSource], int], Tuned] = {
     (Digits, 2): Tuned(Demons(smoothing=0.5, iterations=200, levels=2), BSpline(control=3.5), SYN[2]),
     (Brains, 2): Tuned(Demons(smoothing=0.7), BSpline(control=6.0, levels=1), SYN[2], greedy=SETTINGS["brain"]),
+    (Brains3D, 3): Tuned(Demons(smoothing=0.7, levels=2), BSpline(control=4.0), SYN[3], greedy=SETTINGS["brain"]),
     (Livers, 3): Tuned(Demons(smoothing=0.7, levels=2), BSpline(control=4.0), SYN[3], greedy=SETTINGS["organ"]),
     (OrganPairs, 2): Tuned(Demons(smoothing=1.0), BSpline(8.0), SYN[2]),
     (OrganPairs, 3): Tuned(Demons(smoothing=1.0, iterations=40), BSpline((4.0, 8.0, 8.0)), SYN[3]),
