@@ -24,7 +24,7 @@ import gymnasium as gym
 import matplotlib.pyplot as plt
 import numpy as np
 import torch
-from common import keep, made_by, write
+from common import keep, made_by, mean_interval, write
 from stable_baselines3 import PPO, SAC
 from torch import Tensor
 
@@ -42,7 +42,6 @@ from regenv.wrappers.sb3 import SB3VecEnv
 RESULTS = Path(__file__).parent / "results"
 STEPS, BEYOND = 20, 30      # of an episode, and how far figure 5 goes
 SHOWN = (1, 2, 4, 7, 10, 20)    # steps in figure 6
-CONFIDENCE, DRAWS = 95, 2000
 MEASURES = ("dice", "hausdorff_mm", "folding", "sd_log_jacobian")
 CLASSICAL = {"initial": "initial", "demons": "demons", "bspline": "B-spline FFD", "syn": "SyN"}
 
@@ -114,13 +113,6 @@ def off_the_shelf(data: Data, budget: int) -> list[Policy]:
     return found
 
 
-def interval(dice: np.ndarray) -> tuple[float, float]:
-    """95 % bootstrap interval of the mean."""
-    means = np.random.default_rng(0).choice(dice, (DRAWS, len(dice))).mean(1)
-    low, high = np.percentile(means, [50 - CONFIDENCE / 2, 50 + CONFIDENCE / 2])
-    return float(low), float(high)
-
-
 def numbers(line: Line) -> list[Any]:
     """Method, steps, mean and deviation of Dice, means of the other measures, seconds a pair, parameters."""
     title, steps, row, parameters = line
@@ -133,7 +125,7 @@ def table(lines: Sequence[Line]) -> str:
             "| --- | ---: | ---: | ---: | ---: | ---: | ---: | ---: | ---: |"]
     for line in lines:
         title, steps, mean, deviation, far, folding, spread, seconds, parameters = numbers(line)
-        low, high = interval(line[2].values("dice"))
+        _, low, high = mean_interval(line[2].values("dice"))
         told.append(f"| {title} | {steps or ''} | {mean:.2%} ± {deviation:.2%} | {low:.2%} to {high:.2%} | {far:.1f} | "
                     f"{folding:.2%} | {spread:.3f} | {seconds:.3f} | {parameters or ''} |")
     return "\n".join(told).replace("%", " %").replace("  %", " %") + "\n"

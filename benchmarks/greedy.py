@@ -122,16 +122,16 @@ def started(pairs: Sequence[Pair]) -> list[float]:
 def table(lines: Sequence[Line], start: Sequence[float], score: str) -> str:
     told = [f"| method | {score} | worst | CPU s | memory, MB | folded | NDV | SDlogJ |",
             "| --- | ---: | ---: | ---: | ---: | ---: | ---: | ---: |",
-            f"| start | {interval(start)} | {worst(start, score):.3f} | | | | | |"]
+            f"| start | {spread(start)} | {worst(start, score):.3f} | | | | | |"]
     for line in lines:
         found = line.values["score"]
-        told.append(f"| {line.method.name} | {interval(found)} | {worst(found, score):.3f} | "
+        told.append(f"| {line.method.name} | {spread(found)} | {worst(found, score):.3f} | "
                     f"{line.mean('seconds'):.1f} | {max(line.values['memory']) / 1e6:.0f} | "
                     f"{line.mean('folding'):.4%} | {line.mean('ndv'):.4%} | {line.mean('sd_log_jacobian'):.3f} |")
     return "\n".join(told) + "\n"
 
 
-def interval(values: Sequence[float]) -> str:
+def spread(values: Sequence[float]) -> str:
     """Mean and deviation over the pairs."""
     return f"{np.mean(values):.3f} ± {np.std(values):.3f}"
 
