@@ -267,7 +267,7 @@ def _plane(m, field, moved, bent, width, first, last, sizes, points, places, kep
                 u = np.float32(np.int32(i))
                 ys[i], xs[i] = sy + my[2] * u, sx + mx[2] * u
     n = (last - first) * width
-    kept[:n] = np.float32(1)
+    points[0, :n], kept[:n] = np.float32(0), np.float32(1)     # images of one column are fetched as volumes
     places[:n] = np.uint32(0)
     return _settle(points, n, sizes, places, kept)
 

@@ -9,6 +9,7 @@ from pathlib import Path
 from time import process_time
 from types import ModuleType
 
+import numba
 import numpy as np
 import pytest
 import torch
@@ -80,6 +81,22 @@ def test_views_in_bytes_are_the_float_views_rounded(case: Problem, view: str) ->
     image, moments = cpu.fused_warp(3 * case.fixed - 1, case.image, *case.map, view)
     whole, same = cpu.fused_warp(3 * case.fixed - 1, case.image, *case.map, view + QUANTIZED)
     assert torch.equal(whole, quantized(image, view)) and torch.equal(moments, same)
+
+
+@numba.njit
+def soiled(n: int) -> float:
+    """Fills memory where the kernel's own buffers are likely to lie next, and gives it back."""
+    worst = np.full((8, 3, n), np.nan, np.float32)
+    return worst[0, 0, 0] + sum([np.full((3, n), np.nan, np.float32)[0, 0] for _ in range(8)])
+
+
+@pytest.mark.parametrize("shape", [(1, 1), (5, 1), (1, 5), (7, 6)])
+@pytest.mark.parametrize("view", ["difference", "pair", "warped"])
+def test_memory_that_was_used_before_does_not_show(shape: tuple[int, ...], view: str) -> None:
+    for seed in range(20):
+        case = Problem(shape, shape, seed=seed)
+        soiled(case.fixed.numel())
+        agree(cpu, case, False, view)
 
 
 def agree(backend, case: Problem, border: bool, view: str) -> None:
