@@ -15,7 +15,7 @@ import SimpleITK as sitk
 from regagents.classical import MattesMI, Refinement, downsampled, evaluate_metric
 from regagents.classical.common import shift
 from regagents.registration.pipeline import centered
-from regenv.data.banks import downloads
+from regenv.data.banks import brains, downloads
 from regenv.data.io.images import Image, ImageError, read_image
 from regenv.data.io.resampling import foreground_center, framed, to_sitk
 from regenv.grid import Grid
@@ -30,12 +30,14 @@ SHIFT_MM = 100.0         # of the starts, an axis
 
 @dataclass(frozen=True)
 class Spec:
-    """A case by its files, so that a process can be told of it. Args: gold: file of the gold standard, or ""."""
+    """A case by its files, so that a process can be told of it. Args: gold: file of the gold standard, or "";
+    people: names of both subjects in :mod:`regenv.data.banks.brains`, or ()."""
 
     name: str
     fixed: str
     moving: str
     gold: str = ""
+    people: tuple[str, ...] = ()
 
 
 @dataclass(eq=False)
@@ -44,12 +46,14 @@ class Case:
 
     Attributes:
         gold: (8, 6) corners, fixed world then moving world, mm, if there is a gold standard.
+        people: names of both subjects in :mod:`regenv.data.banks.brains`, or ().
     """
 
     name: str
     fixed: Image
     moving: Image
     gold: np.ndarray | None = None
+    people: tuple[str, ...] = ()
 
     @cached_property
     def center(self) -> np.ndarray:
@@ -87,6 +91,14 @@ class Case:
             searched = MattesMI().register(*search, start, self.center).pull_back
             found += [Refinement().register(*fine, pose).pull_back for pose in (start, searched)]
         return min(found, key=lambda pose: evaluate_metric(*search, pose))
+
+    def truth(self, reference: np.ndarray) -> np.ndarray:
+        """The pose that ends are measured from: of two people whose brains lie in MNI space, the rigid map nearest to
+        the affine one that leads through it; else the reference."""
+        if not self.people:
+            return reference
+        fixed, moving = (brains.subject(name)["pull_back"].numpy() for name in self.people)
+        return fitted(self.landmarks, moved((moving @ np.linalg.inv(fixed))[None], self.landmarks)[0])
 
     def displaced(self, reference: np.ndarray, motion: np.ndarray) -> tuple[Image, np.ndarray]:
         """The moving image moved in its header so that a rigid ``motion`` (4, 4) about the fixed foreground's centre
@@ -146,6 +158,8 @@ def head_files() -> dict[str, Path]:
             **{f"CSI{i}": people[f"csi{i}"] for i in (1, 2, 3)}}
 
 
+PEOPLE = {"MNI152 (brain only)": "mni152", "MNI 2009c": "mni2009c", "MNI 2009c T2": "mni2009c", "Colin27": "colin27",
+          **{f"CSI{i}": f"csi{i}" for i in (1, 2, 3)}}
 PAIRS = (("MNI152 (brain only)", "CSI1"), ("MNI 2009c", "Colin27"), ("Colin27", "CSI3"), ("CSI1", "CSI2"),
          ("CSI2", "MNI 2009c T2"), ("CSI3", "CSI1"))
 
@@ -154,7 +168,7 @@ def specs(rire: Sequence[Path] = ()) -> list[Spec]:
     """Two heads each; with folders of RIRE's layout also CT and MR of the first beside other heads, and CT beside MR of
     all of them."""
     files = {name: str(path) for name, path in head_files().items()}
-    found = [Spec(f"{a} ← {b}", files[a], files[b]) for a, b in PAIRS]
+    found = [Spec(f"{a} ← {b}", files[a], files[b], people=(PEOPLE[a], PEOPLE[b])) for a, b in PAIRS]
     gold = [spec for folder in rire for spec in rire_specs(folder)]
     if gold:
         found += [Spec("RIRE CT ← Colin27", gold[0].fixed, files["Colin27"]),
@@ -201,7 +215,7 @@ def load(spec: Spec) -> Case:
     images = [read_image(path) for path in (spec.fixed, spec.moving)]
     if spec.gold:
         return Case(spec.name, images[0], images[1], read_gold(spec.gold))
-    return Case(spec.name, *(coarser(image) for image in images))
+    return Case(spec.name, *(coarser(image) for image in images), people=spec.people)
 
 
 def coarser(image: Image, spacing: float = WORKING_MM) -> Image:
@@ -254,7 +268,7 @@ def share(found: Iterable[bool]) -> list[float]:
 
 def measure(case: Case, reference: np.ndarray, ends: np.ndarray, seconds: Sequence[float]) -> dict[str, Any]:
     """One row of the table, of a method's ends (K, 4, 4)."""
-    points, right = moved(ends, case.landmarks), moved(reference[None], case.landmarks)[0]
+    points, right = moved(ends, case.landmarks), moved(case.truth(reference)[None], case.landmarks)[0]
     common = common_points(points)
     spread = gaps(points, common)
     near = spread <= NEAR_MM
